@@ -1,0 +1,1 @@
+"""Batch jobs: Ray Data and Ray Train around library calls, one module per stage (DESIGN §1)."""

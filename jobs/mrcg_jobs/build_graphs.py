@@ -1,0 +1,72 @@
+"""Build the query graphs: batches of queries over actors that hold the index."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+
+from mrcg import schemas
+from mrcg.corpus import Split
+from mrcg.graph.neighbours import neighbour_lists
+from mrcg.graph.table import graph_table
+from mrcg.index.sharded import ShardedIndex
+from mrcg.store import Store
+from mrcg_jobs.job import Job, Outcome, entries, write_output
+
+QUERIES_PER_FILE = 512
+
+
+class _GraphBlock:
+    """Finds the neighbours of a block of queries among the training part."""
+
+    def __init__(self, store: str, inputs: dict[str, str], output: str, neighbours: int) -> None:
+        self._store = Store(store)
+        self._index = ShardedIndex.open(self._store.artefact("indexes", inputs["indexes"]))
+        self._split = Split(self._store.artefact("splits", inputs["splits"]))
+        self._output = output
+        self._neighbours = neighbours
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        queries = np.asarray(row["queries"], dtype=np.int64)
+        tables = []
+        for part, members in _parts(self._split).items():
+            own = queries[members[queries]]
+            # A test query may find its own near-duplicates: the protocol decides what is in the gallery.
+            near = neighbour_lists(self._index, own, self._split.train, self._neighbours, part != "test")
+            tables.append(graph_table(own, part, near, self._index.labels))
+        table = pa.concat_tables(tables)
+        name = f"graphs/{int(row['number']):05d}.parquet"
+        entry = write_output(self._store, self._output, name, schemas.to_parquet(table))
+        counts = {part: tables[i].num_rows for i, part in enumerate(("train", "validation", "test"))}
+        return {**entry, **counts}
+
+
+def _parts(split: Split) -> dict[str, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
+    return {"train": split.fit, "validation": split.validation, "test": split.test}
+
+
+def run(job: Job) -> Outcome:
+    """Make the neighbour lists of all labelled queries."""
+    split = Split(job.inputs["splits"])
+    queries = np.flatnonzero(split.train | split.test)
+    blocks = [
+        {"number": number, "queries": queries[start : start + QUERIES_PER_FILE].tolist()}
+        for number, start in enumerate(range(0, len(queries), QUERIES_PER_FILE))
+    ]
+    job.progress(0, 0, "loading the index")
+    dataset = ray.data.from_items(blocks, override_num_blocks=len(blocks)).map(
+        _GraphBlock,
+        fn_constructor_args=(job.store.url, dict(job.step.inputs), job.attempt.output, job.config.graph.neighbours),
+        compute=ray.data.ActorPoolStrategy(size=1),
+        num_cpus=1,
+    )
+    rows, done = [], 0
+    for row in dataset.iter_rows():
+        rows.append(row)
+        done += row["train"] + row["validation"] + row["test"]
+        job.progress(done, len(queries), "queries")
+    counts = {part: int(sum(row[part] for row in rows)) for part in ("train", "validation", "test")}
+    return Outcome(counts, entries(rows))

@@ -1,0 +1,129 @@
+"""The commands of the batch side. Ray is imported when a stage has to run, not before."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mrcg import console
+from mrcg.config import load_config
+from mrcg.console import JsonOption, RecipeOption, SetOption, StoreOption
+from mrcg.release import Promotion, promote
+from mrcg.store import Store
+from mrcg_jobs.pipeline import StageResult, plan_steps, run_stages, step_named
+from mrcg_jobs.progress import Progress
+
+SourceOption = Annotated[str, typer.Option("--source", help="Folder of scans: SRC/<class>/… or SRC/<split>/<class>/….")]
+RayOption = Annotated[str | None, typer.Option("--ray", help="Address of a Ray cluster; without it one is started here.")]
+
+
+class PromoteWhen(enum.StrEnum):
+    """When a finished run becomes the current release."""
+
+    gate = "gate"
+    always = "always"
+    never = "never"
+
+
+def run(
+    source: SourceOption,
+    store: StoreOption,
+    recipe: RecipeOption = None,
+    settings: SetOption = None,
+    ray: RayOption = None,
+    promote_when: Annotated[PromoteWhen, typer.Option("--promote", help="When the result becomes the release.")] = PromoteWhen.gate,
+    as_json: JsonOption = False,
+) -> None:
+    """Run all stages from a folder of scans to a release; what is there already is skipped."""
+    results, report = _run(source, store, recipe, settings, ray, None, as_json)
+    opened, config = Store(store), load_config(recipe, settings or ())
+    outcome = None
+    if promote_when != PromoteWhen.never:
+        drop = config.release.max_map_drop if promote_when == PromoteWhen.gate else None
+        outcome = promote(opened, results[-1].version, drop)
+    _show(results, report, outcome, as_json)
+
+
+def _stage_command(name: str, summary: str) -> Callable[..., None]:
+    def command(
+        source: SourceOption,
+        store: StoreOption,
+        recipe: RecipeOption = None,
+        settings: SetOption = None,
+        ray: RayOption = None,
+        as_json: JsonOption = False,
+    ) -> None:
+        results, report = _run(source, store, recipe, settings, ray, name, as_json)
+        _show(results, report, None, as_json)
+
+    command.__doc__ = f"{summary} One stage of `mrcg run`; the stages before it must be there."
+    return command
+
+
+ingest = _stage_command("ingest", "Read, check, hash and group scans into a corpus.")
+split = _stage_command("split", "Say who is gallery and who is query.")
+train_encoder = _stage_command("train-encoder", "Train the triplet CNN.")
+embed = _stage_command("embed", "Embed every scan of the corpus.")
+build_index = _stage_command("build-index", "Build the sharded FAISS index.")
+build_graphs = _stage_command("build-graphs", "Find the neighbours of every query.")
+train_reranker = _stage_command("train-reranker", "Train the GNN that reranks.")
+evaluate = _stage_command("evaluate", "Measure ANN order and reranked on the test part.")
+
+
+def _run(
+    source: str, store: str, recipe: str | None, settings: list[str] | None, ray: str | None, only: str | None, as_json: bool
+) -> tuple[list[StageResult], Path | str]:
+    config, opened = load_config(recipe, settings or ()), Store(store)
+    steps = plan_steps(config, source)
+    chosen = steps if only is None else (step_named(steps, only),)
+    results: list[StageResult] = []
+    try:
+        with console.StageBars(quiet=as_json) as bars:
+            started: dict[str, console.StageBar] = {}
+
+            def progress_of(name: str) -> Progress:
+                started[name] = bars.stage(name)
+                return started[name]
+
+            for result in run_stages(opened, config, source, chosen, ray, progress_of):
+                if result.stage in started:
+                    started[result.stage].finish()
+                results.append(result)
+    finally:
+        _stop_ray()
+    last = results[-1]
+    return results, f"{opened.url}/{opened.manifest(last.kind, last.version).folder}"
+
+
+def _stop_ray() -> None:
+    import sys
+
+    # Only where a stage ran: stopping must not be what imports Ray.
+    runtime = sys.modules.get("mrcg_jobs.runtime")
+    if runtime is not None:
+        runtime.stop()
+
+
+def _show(results: list[StageResult], folder: Path | str, outcome: Promotion | None, as_json: bool) -> None:
+    if as_json:
+        stages = [
+            {"stage": r.stage, "version": r.version, "ran": r.ran, "seconds": round(r.seconds, 3), "counts": dict(r.counts)}
+            for r in results
+        ]
+        value: dict[str, Any] = {"stages": stages, "folder": str(folder)}
+        if outcome is not None:
+            value["promotion"] = outcome.model_dump(mode="json")
+        console.emit_json(value)
+        return
+    rows = [
+        [r.stage, "ran" if r.ran else "skipped", f"{r.seconds:.1f}", f"{r.kind}/{r.version}", console.short_counts(r.counts)]
+        for r in results
+    ]
+    console.show_table("Stages", ["stage", "", "seconds", "artefact", "counts"], rows, ["seconds"])
+    console.say(f"files of {results[-1].stage}: {folder}")
+    if outcome is not None:
+        console.say(outcome.why)

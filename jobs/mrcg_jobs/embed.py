@@ -1,0 +1,76 @@
+"""Embed the corpus: Ray Data over its files, with actors that hold the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+
+from mrcg import schemas
+from mrcg.corpus import grey_of
+from mrcg.encoder.embedder import Embedder, use_threads
+from mrcg.imaging.decode import resize
+from mrcg.store import Store
+from mrcg_jobs.job import Job, Outcome, entries, write_output
+from mrcg_jobs.runtime import cpus
+
+#: Images resized and embedded at a time: bounds the memory of an actor whatever the size of a file.
+SLICE = 256
+
+
+class _EmbedFile:
+    """Embeds one file of the corpus. Batches are cut within a file, so its bytes never depend on the others."""
+
+    def __init__(self, store: str, corpus: str, encoder: str, output: str, batch_size: int, threads: int, gpu: bool) -> None:
+        use_threads(threads)
+        self._store = Store(store)
+        self._corpus = self._store.artefact("corpus", corpus)
+        self._embedder = Embedder.open(self._store.artefact("encoders", encoder), "cuda" if gpu else "cpu")
+        self._output = output
+        self._batch_size = batch_size
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        images = schemas.from_parquet(self._corpus.read_bytes(row["file"]))
+        side, parts = self._embedder.input_size, []
+        for start in range(0, images.num_rows, SLICE):
+            some = range(start, min(start + SLICE, images.num_rows))
+            pixels = np.stack([resize(grey_of(images, i), side) for i in some])
+            parts.append(self._embedder.embed(pixels, self._batch_size).astype(np.float16))
+        vectors = np.concatenate(parts)
+        column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+        table = pa.table({"image_id": images["image_id"], "embedding": column}, schema=schemas.embeddings(vectors.shape[1]))
+        name = row["file"].replace("images/", "embeddings/").replace(".parquet", ".arrow")
+        entry = write_output(self._store, self._output, name, schemas.to_ipc(table))
+        return {**entry, "images": len(vectors), "dim": vectors.shape[1]}
+
+
+def run(job: Job) -> Outcome:
+    """Make the embeddings: one Arrow file for each file of the corpus, in its order."""
+    compute = job.config.compute
+    files = [{"file": name} for name in job.inputs["corpus"].names("images/")]
+    share = max(1.0, cpus() // compute.embed_actors)
+    job.progress(0, 0, "loading the encoder")
+    dataset = ray.data.from_items(files, override_num_blocks=len(files)).map(
+        _EmbedFile,
+        fn_constructor_args=(
+            job.store.url,
+            job.step.inputs["corpus"],
+            job.step.inputs["encoders"],
+            job.attempt.output,
+            job.config.embed.batch_size,
+            int(share),
+            compute.use_gpu,
+        ),
+        compute=ray.data.ActorPoolStrategy(size=compute.embed_actors),
+        num_cpus=share,
+        num_gpus=1 if compute.use_gpu else None,
+    )
+    total, rows, done = int(job.inputs["corpus"].manifest.counts["images"]), [], 0
+    for row in dataset.iter_rows():
+        rows.append(row)
+        done += row["images"]
+        job.progress(done, total, "images embedded")
+    fingerprint = job.inputs["encoders"].manifest.counts["fingerprint"]
+    return Outcome({"images": done, "dim": int(rows[0]["dim"]), "fingerprint": fingerprint}, entries(rows))

@@ -1,0 +1,48 @@
+"""Evaluate: one Ray task, so that the driver holds neither model nor vectors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+
+from mrcg.config import EvaluateSettings
+from mrcg.evaluation.evaluate import REPORT, evaluate
+from mrcg.evaluation.report import Report
+from mrcg.store import Store
+from mrcg_jobs.job import Job, Outcome, entries, write_output
+from mrcg_jobs.runtime import own_errors
+
+
+@ray.remote(num_cpus=1)
+def _evaluate(
+    store_url: str, inputs: dict[str, str], output: str, settings: EvaluateSettings, facts: dict[str, float]
+) -> list[dict[str, Any]]:
+    store = Store(store_url)
+    artefacts = {kind: store.artefact(kind, version) for kind, version in inputs.items()}
+    files = evaluate(artefacts, settings, facts)
+    return [write_output(store, output, name, data) for name, data in files.items()]
+
+
+def run(job: Job) -> Outcome:
+    """Make the report."""
+    embeddings, graphs = job.inputs["embeddings"].manifest, job.inputs["graphs"].manifest
+    facts = {
+        "recall": float(job.store.manifest("indexes", graphs.inputs["indexes"]).counts["recall_at_50"]),
+        "epochs": float(job.store.manifest("encoders", embeddings.inputs["encoders"]).counts["epochs"]),
+    }
+    job.progress(0, 1, "scoring the test queries")
+    with own_errors():
+        task = _evaluate.remote(
+            job.store.url, dict(job.step.inputs), job.attempt.output, job.config.evaluate, facts
+        )
+        rows = ray.get(task)
+    job.progress(1, 1)
+    report = Report.model_validate_json(job.store.read_bytes(f"{job.attempt.output}/{REPORT}"))
+    counts = {
+        "protocol": report.protocol,
+        "queries": report.queries,
+        "ann_map": report.ann.map,
+        "reranked_map": report.reranked.map,
+    }
+    return Outcome(counts, entries(rows))

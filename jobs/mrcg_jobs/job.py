@@ -1,0 +1,46 @@
+"""What every stage's job is given and gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mrcg.attempt import Attempt
+from mrcg.config import Config
+from mrcg.manifest import FileEntry
+from mrcg.stages import Step
+from mrcg.store import Artefact, Store
+from mrcg_jobs.progress import Progress
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage to be run."""
+
+    store: Store
+    config: Config
+    source: str
+    step: Step
+    inputs: Mapping[str, Artefact]
+    attempt: Attempt
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage made: its files below the attempt's output, and counts for the manifest."""
+
+    counts: Mapping[str, Any]
+    files: Sequence[FileEntry]
+
+
+def write_output(store: Store, output: str, name: str, data: bytes) -> dict[str, Any]:
+    """Write an output file from a worker; the row names it with size and hash."""
+    store.write_bytes(f"{output}/{name}", data)
+    return FileEntry.of(name, data).model_dump()
+
+
+def entries(rows: Sequence[Mapping[str, Any]]) -> list[FileEntry]:
+    """The rows of ``write_output`` as entries of a manifest."""
+    return [FileEntry(name=row["name"], size=row["size"], sha256=row["sha256"]) for row in rows]

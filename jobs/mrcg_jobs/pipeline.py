@@ -1,0 +1,109 @@
+"""All stages in order: skip what is there, go on with what was begun, publish what is finished."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mrcg import rayenv
+from mrcg.attempt import begin
+from mrcg.config import Config
+from mrcg.encoder.weights import resolve_weights
+from mrcg.errors import SettingsError
+from mrcg.manifest import Manifest, make_manifest
+from mrcg.source import list_source
+from mrcg.stages import STAGES, Step, open_inputs, plan
+from mrcg.store import Store
+from mrcg_jobs.job import Job
+from mrcg_jobs.progress import Progress
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """One line of the table of stages."""
+
+    stage: str
+    kind: str
+    version: str
+    ran: bool
+    seconds: float
+    counts: Mapping[str, Any]
+
+
+def plan_steps(config: Config, source: str) -> tuple[Step, ...]:
+    """The versions that settings and source give; what cannot work fails here, before any work.
+
+    Raises:
+        SourceError: no such source, or an empty one.
+        WeightsError: the initial weights cannot be had.
+    """
+    listed, _ = list_source(source)
+    return plan(config, listed, resolve_weights(config.encoder).digest)
+
+
+def run_stages(
+    store: Store,
+    config: Config,
+    source: str,
+    steps: Iterable[Step],
+    ray_address: str | None,
+    progress_of: Callable[[str], Progress],
+) -> Iterator[StageResult]:
+    """Run steps in order, each only where its version is not there yet; Ray starts when first needed.
+
+    Args:
+        store: where artefacts go.
+        config: settings.
+        source: where the scans are.
+        steps: of ``plan_steps``, all or some.
+        ray_address: of a cluster; None starts one on this machine.
+        progress_of: gives a stage the progress it reports to.
+
+    Yields:
+        A result after each stage.
+    """
+    store.check_writable()
+    for step in steps:
+        start = time.monotonic()
+        if store.has(step.stage.kind, step.version):
+            manifest, ran = store.manifest(step.stage.kind, step.version), False
+        else:
+            manifest, ran = _run_step(store, config, source, step, ray_address, progress_of(step.stage.name)), True
+        seconds = time.monotonic() - start
+        yield StageResult(step.stage.name, step.stage.kind, step.version, ran, seconds, manifest.counts)
+
+
+def _run_step(
+    store: Store, config: Config, source: str, step: Step, ray_address: str | None, progress: Progress
+) -> Manifest:
+    inputs = open_inputs(store, step)
+    progress(0, 0, "starting Ray")
+    # Ray is imported here: a run in which every stage is skipped does without it.
+    rayenv.prepare()
+    from mrcg_jobs import runtime
+
+    runtime.start(ray_address)
+    started = time.time()
+    module = importlib.import_module(f"mrcg_jobs.{step.stage.name.replace('-', '_')}")
+    with begin(store, step.stage.kind, step.version) as attempt, runtime.own_errors():
+        outcome = module.run(Job(store, config, source, step, inputs, attempt, progress))
+        manifest = make_manifest(
+            step.stage.kind, step.version, step.settings, step.inputs, outcome.counts, outcome.files
+        )
+        published = attempt.publish(manifest)
+    store.record_run(published, {"started": started, "seconds": time.time() - started})
+    return published
+
+
+def step_named(steps: Iterable[Step], name: str) -> Step:
+    """The step of one stage."""
+    for step in steps:
+        if step.stage.name == name:
+            return step
+    raise SettingsError(f"no stage {name}: the stages are {', '.join(stage.name for stage in STAGES)}")

@@ -1,0 +1,87 @@
+"""Ray for a job: one of its own on this machine, or a given cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+import ray
+import ray.data
+from ray.exceptions import RayError, RayTaskError
+from ray.train import TrainingFailedError
+
+from mrcg.errors import MrcgError, UsageError
+
+log = logging.getLogger(__name__)
+
+LOCAL_OBJECT_STORE = 1 * 2**30
+
+
+def start(address: str | None) -> None:
+    """Connect to a cluster, or start one on this machine that dies with this process.
+
+    Args:
+        address: of a Ray cluster; None starts a local one.
+
+    Raises:
+        UsageError: the cluster does not answer.
+    """
+    if ray.is_initialized():
+        return
+    try:
+        if address is None:
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=LOCAL_OBJECT_STORE,
+            )
+        else:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RayError, ValueError) as error:
+        raise UsageError(f"--ray {address}: {' '.join(str(error).split())[:200]}") from error
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def stop() -> None:
+    """Disconnect; ends a cluster that ``start`` started."""
+    if ray.is_initialized():
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def own_errors() -> Iterator[None]:
+    """Let our own errors come out of Ray as they were raised in a worker."""
+    try:
+        yield
+    except (RayTaskError, TrainingFailedError) as error:
+        cause = _cause(error)
+        if cause is None:
+            raise
+        raise cause from error
+
+
+def _cause(error: BaseException | None) -> MrcgError | None:
+    """The first of our errors in what Ray wrapped around it."""
+    seen: set[int] = set()
+    waiting = [error]
+    while waiting:
+        one = waiting.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, MrcgError) and not isinstance(one, RayTaskError):
+            return one
+        waiting += [getattr(one, "cause", None), getattr(one, "controller_failure", None), one.__cause__]
+        waiting += list(getattr(one, "worker_failures", {}).values())
+    return None
+
+
+def cpus() -> float:
+    """CPUs of the cluster."""
+    return float(ray.cluster_resources().get("CPU", 1.0))

@@ -1,0 +1,60 @@
+"""Train the reranker with Ray Train on finished embeddings and graphs."""
+
+from __future__ import annotations
+
+import json
+
+from mrcg.config import Config
+from mrcg.corpus import embeddings_of
+from mrcg.encoder.train import Worker
+from mrcg.graph.table import read_graphs
+from mrcg.reranker import scorer
+from mrcg.reranker.train import RerankerTrainer, new_reranker
+from mrcg_jobs.job import Job, Outcome
+from mrcg_jobs.training import Trainer, TrainTask, Wrap, train
+
+
+def run(job: Job) -> Outcome:
+    """Make the reranker."""
+    task = TrainTask(
+        store=job.store.url,
+        attempt=job.attempt.folder,
+        inputs=dict(job.step.inputs),
+        config=job.config,
+        epochs=job.config.reranker.epochs,
+        threads=1,
+        build=_build,
+        save=_save,
+    )
+    names = train(job, task, job.config.compute.reranker_workers)
+    history = json.loads(job.store.read_bytes(f"{job.attempt.output}/{scorer.HISTORY}"))
+    best = history["epochs"][history["best_epoch"]]["validation_map"] if history["epochs"] else None
+    counts = {"epochs": len(history["epochs"]), "best_epoch": history["best_epoch"], "validation_map": best}
+    return Outcome(counts, [job.attempt.entry(name) for name in names])
+
+
+def _build(task: TrainTask, worker: Worker, wrap: Wrap) -> RerankerTrainer:
+    config: Config = task.config
+    vectors = embeddings_of(task.artefact("embeddings"))
+    graphs = task.artefact("graphs")
+    reranker = new_reranker(config.reranker, vectors.shape[1], config.seed).to(worker.device)
+    return RerankerTrainer(
+        reranker,
+        config.reranker,
+        config.seed,
+        read_graphs(graphs, "train"),
+        read_graphs(graphs, "validation"),
+        vectors,
+        worker,
+        wrap,
+    )
+
+
+def _save(trainer: Trainer) -> dict[str, bytes]:
+    assert isinstance(trainer, RerankerTrainer)
+    history = {"best_epoch": trainer.state.best_epoch, "epochs": trainer.state.history}
+    return {
+        scorer.WEIGHTS: trainer.state.best_weights(),
+        scorer.SPEC: trainer.reranker.spec.model_dump_json(indent=1).encode(),
+        scorer.HISTORY: json.dumps(history, indent=1).encode(),
+    }

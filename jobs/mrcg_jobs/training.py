@@ -1,0 +1,169 @@
+"""Ray Train around a trainer of the library: data parallel, a checkpoint each epoch, resumed after a loss."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import pyarrow.fs
+import ray
+import ray.train
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, get_device, prepare_model
+from torch import nn
+
+from mrcg.checkpoint import TrainingState
+from mrcg.config import ComputeSettings
+from mrcg.encoder.train import Worker
+from mrcg.store import Artefact, Store
+from mrcg_jobs.job import Job
+from mrcg_jobs.runtime import cpus, own_errors
+from mrcg_jobs.watch import Watch, reporter
+
+log = logging.getLogger(__name__)
+
+
+class Trainer(Protocol):
+    """A trainer of the library: trains one epoch after the other."""
+
+    state: TrainingState
+
+    @property
+    def finished(self) -> bool:
+        """Whether no epoch is left."""
+        ...
+
+    def run_epoch(self, on_batch: Callable[[int, int], None]) -> dict[str, float]:
+        """Train one epoch; returns its row of the history."""
+        ...
+
+
+Wrap = Callable[[nn.Module], nn.Module]
+
+
+@dataclass(frozen=True)
+class TrainTask:
+    """What a worker needs to train: it is sent to each of them.
+
+    ``build`` makes the trainer on the worker; ``save`` turns the finished one into files by name.
+    """
+
+    store: str
+    attempt: str
+    inputs: dict[str, str]
+    config: Any
+    epochs: int
+    threads: int
+    build: Callable[[TrainTask, Worker, Wrap], Trainer]
+    save: Callable[[Trainer], dict[str, bytes]]
+    board: Any = None
+
+    def artefact(self, kind: str) -> Artefact:
+        """An input, opened on this worker."""
+        return Store(self.store).artefact(kind, self.inputs[kind])
+
+
+def train(job: Job, task: TrainTask, workers: int) -> list[str]:
+    """Run a task on Ray Train until it is finished.
+
+    Returns:
+        Names of the files that it wrote below the attempt's output.
+    """
+    compute = job.config.compute
+    per_worker = compute.cpus_per_trainer or max(1.0, cpus() // workers)
+    job.progress(0, 0, "starting workers")
+    with Watch(job.progress) as watch, own_errors():
+        sent = replace(task, board=watch.board, threads=max(1, int(per_worker)))
+        trainer = TorchTrainer(
+            _train_loop,
+            train_loop_config={"task": sent},
+            scaling_config=ScalingConfig(
+                num_workers=workers, use_gpu=compute.use_gpu, resources_per_worker=_resources(compute, per_worker)
+            ),
+            run_config=_run_config(job),
+        )
+        trainer.fit()
+    return job.store.files(job.attempt.output)
+
+
+def _resources(compute: ComputeSettings, per_worker: float) -> dict[str, float]:
+    return {"CPU": per_worker, **({"GPU": 1.0} if compute.use_gpu else {})}
+
+
+def _run_config(job: Job) -> RunConfig:
+    # Ray keeps its own notes of the run here; the weights are in our checkpoints. A name is used
+    # once: Ray would take a second run of the same name for a continuation.
+    where = job.store.path(f"{job.attempt.folder}/ray")
+    filesystem = None if job.store.local else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(job.store.fs))
+    return RunConfig(
+        name=uuid.uuid4().hex,
+        storage_path=where,
+        storage_filesystem=filesystem,
+        failure_config=FailureConfig(max_failures=job.config.compute.max_failures),
+    )
+
+
+def _train_loop(config: dict[str, Any]) -> None:
+    task: TrainTask = config["task"]
+    context = ray.train.get_context()
+    torch.set_num_threads(task.threads)
+    worker = Worker(context.get_world_rank(), context.get_world_size(), str(get_device()))
+    store = Store(task.store)
+    trainer = task.build(task, worker, _wrapper(worker))
+    _resume(store, task.attempt, trainer)
+    report = reporter(task.board if worker.rank == 0 else None)
+    while not trainer.finished:
+        _one_epoch(task, trainer, report, worker, store)
+    if worker.rank == 0:
+        for name, data in task.save(trainer).items():
+            store.write_bytes(f"{task.attempt}/output/{name}", data)
+
+
+def _one_epoch(
+    task: TrainTask, trainer: Trainer, report: Callable[[float, float, str], None], worker: Worker, store: Store
+) -> None:
+    epoch = len(trainer.state.history)
+    last = [0.0]
+
+    def on_batch(done: int, total: int) -> None:
+        if time.monotonic() - last[0] > 0.3 or done == total:
+            last[0] = time.monotonic()
+            report(epoch + done / total, task.epochs, _note(epoch, task.epochs, trainer))
+
+    row = trainer.run_epoch(on_batch)
+    if worker.rank == 0:
+        name = f"{task.attempt}/checkpoints/{epoch:06d}.safetensors"
+        store.write_bytes(name, trainer.state.to_bytes())
+        store.remove(f"{task.attempt}/checkpoints/{epoch - 1:06d}.safetensors")
+    # All workers meet here: nobody starts an epoch whose predecessor is not saved.
+    ray.train.report(dict(row))
+
+
+def _note(epoch: int, epochs: int, trainer: Trainer) -> str:
+    note = f"epoch {epoch + 1}/{epochs}"
+    if trainer.state.history:
+        last = trainer.state.history[-1]
+        note += f", loss {last['loss']:.3f}, validation MAP {100 * last['validation_map']:.1f}"
+    return note
+
+
+def _wrapper(worker: Worker) -> Wrap:
+    def wrap(model: nn.Module) -> nn.Module:
+        # A term of weight 0 leaves a branch without gradients; DDP has to be told.
+        options = {"find_unused_parameters": True} if worker.world > 1 else None
+        prepared: nn.Module = prepare_model(model, parallel_strategy_kwargs=options)
+        return prepared
+
+    return wrap
+
+
+def _resume(store: Store, attempt: str, trainer: Trainer) -> None:
+    names = [name for name in store.list(f"{attempt}/checkpoints") if name.endswith(".safetensors") and name[0] != "."]
+    if names:
+        trainer.state.restore(store.read_bytes(f"{attempt}/checkpoints/{names[-1]}"))
+        log.info("going on after epoch %d", len(trainer.state.history))

@@ -1,0 +1,194 @@
+"""Attempts: where a version is made before anybody sees it, held by a lease (DESIGN §2)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from mrcg.errors import AlreadyExistsError, NotFoundError, StoreError
+from mrcg.manifest import KINDS, FileEntry, Manifest
+from mrcg.store import Store
+
+log = logging.getLogger(__name__)
+
+LEASE_SECONDS = 120.0
+
+
+class Attempt:
+    """One try at making a version. A context manager: its lease is renewed while it is open.
+
+    ``output`` is the folder whose files become the version; anything beside it (checkpoints) helps a
+    later attempt to go on and is removed once the version is published.
+    """
+
+    def __init__(self, store: Store, kind: str, version: str, ident: str, lease: int) -> None:
+        self.store = store
+        self.kind = kind
+        self.version = version
+        self.folder = f"{kind}/_attempts/{ident}"
+        self.output = f"{self.folder}/output"
+        self._lease = f"{self.folder}/lease-{lease:04d}.json"
+        self._stop = threading.Event()
+        self._renewer = threading.Thread(target=self._renew, name=f"lease-{ident[:8]}", daemon=True)
+
+    def __enter__(self) -> Attempt:
+        self._renewer.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._release_lease()
+        if error is not None and self.store.exists(self._lease):
+            # Let go at once: the next run may take this attempt over without waiting for the lease.
+            self.store.write_bytes(self._lease, _lease_bytes(expires=0.0))
+
+    def _release_lease(self) -> None:
+        # Joined, not only told: a late renewal would bring the removed folder back.
+        self._stop.set()
+        if self._renewer.is_alive():
+            self._renewer.join()
+
+    def _renew(self) -> None:
+        while not self._stop.wait(LEASE_SECONDS / 4):
+            try:
+                self.store.write_bytes(self._lease, _lease_bytes())
+            except StoreError:
+                log.warning("lease %s could not be renewed, trying again", self._lease, exc_info=True)
+
+    def write(self, name: str, data: bytes) -> FileEntry:
+        """Write one output file."""
+        self.store.write_bytes(f"{self.output}/{name}", data)
+        return FileEntry.of(name, data)
+
+    def entry(self, name: str) -> FileEntry:
+        """Size and hash of an output file that a worker wrote, read as a stream."""
+        size, state = 0, hashlib.sha256()
+        with self.store.fs.open(self.store.path(f"{self.output}/{name}"), "rb") as file:
+            while block := file.read(2**22):
+                size += len(block)
+                state.update(block)
+        return FileEntry(name=name, size=size, sha256=state.hexdigest())
+
+    def publish(self, manifest: Manifest) -> Manifest:
+        """Make the version visible, or stand back where another attempt was first.
+
+        Returns:
+            The manifest that counts: this one, or the earlier one.
+        """
+        assert manifest.kind == self.kind and manifest.version == self.version
+        self._release_lease()
+        for entry in manifest.files:
+            self.store.move(f"{self.output}/{entry.name}", f"{manifest.folder}/{entry.name}")
+        try:
+            self.store.create(f"{self.kind}/{self.version}/manifest.json", manifest.to_bytes())
+        except AlreadyExistsError:
+            winner = self.store.manifest(self.kind, self.version)
+            if winner.folder != manifest.folder:
+                self.store.remove(manifest.folder)
+            log.info("%s/%s was published by another run first", self.kind, self.version)
+            manifest = winner
+        self.store.remove(self.folder)
+        return manifest
+
+
+def begin(store: Store, kind: str, version: str) -> Attempt:
+    """Take over an attempt at this version that nobody holds any more, or start one."""
+    for ident in store.list(f"{kind}/_attempts"):
+        folder = f"{kind}/_attempts/{ident}"
+        if _version_of(store, folder) != version or is_live(store, folder):
+            continue
+        number = len(_leases(store, folder))
+        try:
+            store.create(f"{folder}/lease-{number:04d}.json", _lease_bytes())
+        except AlreadyExistsError:
+            continue  # Another run took it over between the look and the claim.
+        log.info("going on with an unfinished attempt at %s/%s", kind, version)
+        return Attempt(store, kind, version, ident, number)
+    ident = uuid.uuid4().hex
+    # The lease comes first: an attempt without one would look abandoned.
+    store.create(f"{kind}/_attempts/{ident}/lease-0000.json", _lease_bytes())
+    store.create(f"{kind}/_attempts/{ident}/attempt.json", json.dumps({"version": version}).encode())
+    return Attempt(store, kind, version, ident, 0)
+
+
+def is_live(store: Store, folder: str) -> bool:
+    """Whether somebody still holds an attempt: its newest lease has time left and its process lives."""
+    leases = _leases(store, folder)
+    if not leases:
+        return False
+    try:
+        lease = store.read_json(f"{folder}/{leases[-1]}")
+    except NotFoundError:
+        return False
+    if lease["expires"] < time.time():
+        return False
+    # On the same host a dead process needs no waiting.
+    return lease["host"] != socket.gethostname() or _started(lease["pid"]) == lease["started"]
+
+
+def collect_garbage(store: Store) -> list[str]:
+    """Remove attempts that no live lease holds and files that no manifest names.
+
+    Returns:
+        The folders that were removed, relative to the store.
+    """
+    removed: list[str] = []
+    for kind in KINDS:
+        attempts = [f"{kind}/_attempts/{ident}" for ident in store.list(f"{kind}/_attempts")]
+        live = [folder for folder in attempts if is_live(store, folder)]
+        removed += [folder for folder in attempts if folder not in live]
+        # A live attempt may be moving its files in right now: leave its version alone.
+        busy = {_version_of(store, folder) for folder in live}
+        for version in store.list(kind):
+            if version.startswith("_") or version in busy:
+                continue
+            keep = store.manifest(kind, version).folder if store.has(kind, version) else None
+            folders = [f"{kind}/{version}/{name}" for name in store.list(f"{kind}/{version}")]
+            removed += [f for f in folders if f != keep and not f.endswith(".json")]
+    for folder in removed:
+        store.remove(folder)
+        parent = folder.rsplit("/", 1)[0]
+        if not store.list(parent):
+            store.remove(parent)
+    return removed
+
+
+def _version_of(store: Store, folder: str) -> str | None:
+    try:
+        return str(store.read_json(f"{folder}/attempt.json")["version"])
+    except NotFoundError:
+        return None
+
+
+def _leases(store: Store, folder: str) -> Sequence[str]:
+    return [name for name in store.list(folder) if name.startswith("lease-") and name.endswith(".json")]
+
+
+def _lease_bytes(expires: float | None = None) -> bytes:
+    until = time.time() + LEASE_SECONDS if expires is None else expires
+    pid = os.getpid()
+    return json.dumps(
+        {"host": socket.gethostname(), "pid": pid, "started": _started(pid), "expires": until}
+    ).encode()
+
+
+def _started(pid: int) -> int | None:
+    """Start time of a process in clock ticks since boot, None where there is none or no /proc.
+
+    The pid alone does not do: it is given out again.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return None
+    return int(fields[19])

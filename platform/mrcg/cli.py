@@ -1,0 +1,280 @@
+"""The command ``mrcg``. Commands of the shells join through entry points and are loaded when called."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from mrcg import __version__, console
+from mrcg.console import JsonOption, StoreOption
+from mrcg.errors import MrcgError, UsageError
+
+#: Order in which help lists the commands.
+ORDER = (
+    "sample", "run", "ingest", "split", "train-encoder", "embed", "build-index", "build-graphs", "train-reranker",
+    "evaluate", "serve", "query", "releases", "store", "gc",
+)  # fmt: skip
+
+
+def _shell_commands() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group="mrcg.commands")}
+
+
+class _LazyGroup(TyperGroup):
+    """Adds the commands that other packages name in the entry-point group ``mrcg.commands``."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        names = {*super().list_commands(ctx), *_shell_commands()}
+        return sorted(names, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        own = super().get_command(ctx, cmd_name)
+        point = _shell_commands().get(cmd_name)
+        if own is not None or point is None:
+            return own
+        wrapper = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        wrapper.command(cmd_name)(point.load())
+        return typer.main.get_command(wrapper)
+
+
+app = typer.Typer(cls=_LazyGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+releases_app = typer.Typer(no_args_is_help=True, help="Which release serves: list, show, promote, roll back.")
+store_app = typer.Typer(no_args_is_help=True, help="What is in a store, and why a version exists.")
+app.add_typer(releases_app, name="releases")
+app.add_typer(store_app, name="store")
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug logs; may stand anywhere.")] = False,
+) -> None:
+    """Retrieval of similar MRI scans: a triplet CNN, a sharded index and a graph reranker on Ray."""
+    if version:
+        console.say(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def sample(
+    folder: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    images: Annotated[int, typer.Option("--images", min=1, help="How many images.")] = 400,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a phantom corpus: PNG files by class, several slices a patient."""
+    from mrcg.imaging.samples import write_samples
+
+    written = write_samples(folder, images, seed)
+    if as_json:
+        console.emit_json({"folder": str(folder), "images": images, "written": written})
+    else:
+        console.say(f"{images} phantoms in {folder} ({written} written, {images - written} were there)")
+
+
+@app.command()
+def query(
+    image: Annotated[Path, typer.Argument(help="Image file to search for.")],
+    url: Annotated[str | None, typer.Option("--url", help="Ask a running service.")] = None,
+    store: Annotated[str | None, typer.Option("--store", envvar="MRCG_STORE", help="Search a store in this process.")] = None,
+    k: Annotated[int, typer.Option("-k", help="Hits wanted.")] = 10,
+    rerank: Annotated[bool, typer.Option(help="Let the reranker order the hits.")] = True,
+    out: Annotated[Path | None, typer.Option("--out", help="Write a picture of the hits (PNG).")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the images most similar to one image, best first."""
+    from mrcg.asking import ask_service, ask_store, picture_of
+
+    try:
+        data = image.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{image} cannot be read: {error.strerror}") from error
+    if (url is None) == (store is None):
+        if url is None:
+            raise UsageError("say where to search: --url of a running service, or --store")
+        store = None  # --url was typed, MRCG_STORE is only the habit
+    asked = ask_service(url, data, k, rerank) if url else ask_store(str(store), data, k, rerank)
+    if out is not None:
+        out.write_bytes(picture_of(data, asked))
+    if as_json:
+        console.emit_json(asked.answer.model_dump(mode="json"))
+        return
+    rows = [
+        [str(n), hit.label or "", "" if hit.score is None else f"{hit.score:.4f}", f"{hit.distance:.2f}", str(hit.ann_rank), hit.image_id]
+        for n, hit in enumerate(asked.answer.hits, 1)
+    ]
+    title = f"Release {asked.answer.release}, {'reranked' if asked.answer.reranked else 'ANN order'}"
+    console.show_table(title, ["rank", "label", "score", "distance", "ANN rank", "image"], rows, ["rank", "score", "distance", "ANN rank"])
+    if asked.answer.out_of_distribution:
+        console.say("out of distribution: nothing in the gallery is near this image; do not rely on the hits")
+    console.say(", ".join(f"{stage} {ms:.1f} ms" for stage, ms in asked.answer.milliseconds.items()))
+    if out is not None:
+        console.say(f"picture: {out}")
+
+
+@releases_app.command("list")
+def releases_list(store: StoreOption, as_json: JsonOption = False) -> None:
+    """All releases, the current one last."""
+    from mrcg.release import read_release, release_numbers
+    from mrcg.store import Store
+
+    opened = Store(store)
+    releases = [read_release(opened, number) for number in release_numbers(opened)]
+    if as_json:
+        console.emit_json([release.model_dump(mode="json") for release in releases])
+        return
+    if not releases:
+        console.say(f"{opened.url} has no release yet: `mrcg run` makes and promotes one")
+        return
+    rows = [
+        [str(r.number), r.created, r.protocol, f"{100 * r.reranked_map:.1f}", r.encoder, r.index, r.reranker, r.reason] for r in releases
+    ]
+    console.show_table("Releases", ["release", "created", "protocol", "MAP", "encoder", "index", "reranker", "why"], rows, ["release", "MAP"])
+
+
+@releases_app.command("show")
+def releases_show(
+    store: StoreOption,
+    number: Annotated[int | None, typer.Argument(help="Of the release; the current one by default.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """One release and what it pins."""
+    from mrcg.release import read_release
+    from mrcg.store import Store
+
+    release = read_release(Store(store), number).model_dump(mode="json")
+    if as_json:
+        console.emit_json(release)
+    else:
+        console.show_table(f"Release {release['number']}", ["what", "value"], [[k, str(v)] for k, v in release.items()])
+
+
+@releases_app.command("promote")
+def releases_promote(
+    store: StoreOption,
+    report: Annotated[str, typer.Argument(help="Version of the report that speaks for the release.")],
+    gate: Annotated[bool, typer.Option(help="Refuse where the MAP falls below the current release's.")] = True,
+    max_map_drop: Annotated[float, typer.Option(min=0.0, max=1.0, help="How far the MAP may fall.")] = 0.01,
+    as_json: JsonOption = False,
+) -> None:
+    """Make the models that a report measured the current release."""
+    from mrcg.release import promote
+    from mrcg.store import Store
+
+    opened = Store(store)
+    outcome = promote(opened, opened.find(f"reports/{report}").version, max_map_drop if gate else None)
+    if as_json:
+        console.emit_json(outcome.model_dump(mode="json"))
+    else:
+        console.say(outcome.why)
+
+
+@releases_app.command("rollback")
+def releases_rollback(
+    store: StoreOption,
+    number: Annotated[int | None, typer.Argument(help="Release to go back to; the one before by default.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make an earlier release current again."""
+    from mrcg.release import rollback
+    from mrcg.store import Store
+
+    release = rollback(Store(store), number)
+    if as_json:
+        console.emit_json(release.model_dump(mode="json"))
+    else:
+        console.say(f"release {release.number} is current: {release.reason}")
+
+
+@store_app.command("ls")
+def store_ls(store: StoreOption, as_json: JsonOption = False) -> None:
+    """All complete versions in a store."""
+    from mrcg.manifest import KINDS
+    from mrcg.store import Store
+
+    opened = Store(store)
+    manifests = [opened.manifest(kind, version) for kind in KINDS for version in opened.versions(kind)]
+    if as_json:
+        console.emit_json([{"kind": m.kind, "version": m.version, "counts": m.counts} for m in manifests])
+        return
+    rows = [[m.kind, m.version, f"{sum(f.size for f in m.files) / 1e6:.1f}", console.short_counts(m.counts)] for m in manifests]
+    console.show_table(opened.url, ["kind", "version", "MB", "counts"], rows, ["MB"])
+
+
+@store_app.command("show")
+def store_show(
+    store: StoreOption,
+    artefact: Annotated[str, typer.Argument(help="A version, its first letters, or kind/version.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Why a version exists: settings, inputs, counts, files."""
+    from mrcg.store import Store
+
+    manifest = Store(store).find(artefact)
+    if as_json:
+        console.emit_json(json.loads(manifest.to_bytes()))
+        return
+    rows = [
+        ["made by", f"mrcg {manifest.code_version}, schema {manifest.schema_number}"],
+        *[[f"from {kind}", version] for kind, version in manifest.inputs.items()],
+        *[[f"setting {key}", json.dumps(value)] for key, value in manifest.settings.items()],
+        *[[f"count {key}", json.dumps(value)] for key, value in manifest.counts.items()],
+        ["content", manifest.content],
+        *[[f"file {f.name}", f"{f.size:,} bytes, SHA-256 {f.sha256[:16]}…"] for f in manifest.files],
+    ]
+    console.show_table(f"{manifest.kind}/{manifest.version}, files in {manifest.folder}", ["what", "value"], rows)
+
+
+@app.command()
+def gc(store: StoreOption, as_json: JsonOption = False) -> None:
+    """Remove unfinished work that nobody holds any more."""
+    from mrcg.attempt import collect_garbage
+    from mrcg.store import Store
+
+    removed = collect_garbage(Store(store))
+    if as_json:
+        console.emit_json({"removed": removed})
+        return
+    for folder in removed:
+        console.say(f"removed {folder}")
+    console.say(f"{len(removed)} unfinished folders removed")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; exit 0 ok, 1 failed, 2 wrong usage or settings, 130 stopped."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        code = app(words, prog_name="mrcg", standalone_mode=False)
+    except KeyboardInterrupt:
+        code = _fail("stopped; the same command goes on where it stopped", 130)
+    except MrcgError as error:
+        if debug:
+            raise
+        code = _fail(str(error), error.exit_code)
+    except Exception as error:
+        if debug:
+            raise
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # the argument parser's own
+            error.show()
+            code = int(error.exit_code)
+        elif type(error).__name__ == "Abort":
+            code = _fail("stopped; the same command goes on where it stopped", 130)
+        else:
+            code = _fail(f"unexpected {type(error).__name__}: {error} (--debug shows where)", 1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(line: str, code: int) -> int:
+    console.err.print(f"mrcg: {' '.join(line.split())}", highlight=False, markup=False, soft_wrap=True, style="red")
+    return code

@@ -1,0 +1,273 @@
+"""One frozen tree of settings, read from a recipe and overridden key by key (DESIGN §1, §3).
+
+A recipe is a YAML file that names only what differs from the defaults below; the defaults are the
+paper's settings. Unknown keys are refused and the nearest known key is named.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.resources
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mrcg.errors import SettingsError
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseModel):
+    """Base of every node of the tree: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class IngestSettings(Settings):
+    """Reading and checking scans (DESIGN §2)."""
+
+    max_file_bytes: Count = 256 * 2**20
+    max_pixels: Count = Field(64_000_000, description="images with more pixels are quarantined unread")
+    min_side: Count = Field(16, description="pixels; smaller images are quarantined")
+    max_side: Count = Field(512, description="pixels; larger images are shrunk to this longest side")
+    near_duplicate_bits: int = Field(12, ge=0, le=64, description="distance of two 256-bit difference hashes")
+    images_per_file: Count = Field(1024, description="rows of one Parquet file of the corpus")
+    images_per_row_group: Count = 16
+
+
+class SplitSettings(Settings):
+    """Who is gallery and who is query (DESIGN §3, protocols)."""
+
+    protocol: Literal["paper", "dedup", "given", "folds"] = "paper"
+    train_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.7
+    validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.1, description="of the training groups")
+    test_fold: int = Field(0, ge=0, description="protocol folds: the fold that is the test part")
+
+
+class EncoderSettings(Settings):
+    """The triplet CNN (paper §III, DESIGN §3)."""
+
+    backbone: str = Field("vgg16", description="name of a torchvision classification model")
+    weights: str = Field("imagenet", description="imagenet, none, a .safetensors file or a URL of one")
+    head: Literal["paper", "pooled"] = "paper"
+    embedding_dim: Count = 1000
+    input_size: int = Field(224, ge=32)
+    freeze: Literal["convolutions", "none"] = "convolutions"
+    mining: Literal["explicit", "batch_all"] = "explicit"
+    margin: Positive = Field(50.0, description="on squared L2")
+    divide_by_margin: bool = Field(True, description="bring the triplet term to the size of the cross-entropy")
+    classification_weight: float = Field(1.0, ge=0.0, description="λ of the joint loss")
+    learning_rate: Positive = 1e-4
+    schedule: Literal["constant", "cosine"] = "constant"
+    batch_size: int = Field(32, ge=2)
+    epochs: int = Field(100, ge=0, description="0 keeps the initial weights")
+    patience: int = Field(0, ge=0, description="epochs without a better validation MAP before stopping; 0 never stops")
+    augment: bool = False
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.5, description="of the paper's head")
+
+
+class EmbedSettings(Settings):
+    """Embedding the corpus."""
+
+    batch_size: Count = 32
+
+
+class IndexSettings(Settings):
+    """The sharded FAISS index."""
+
+    kind: Literal["flat", "ivf_flat"] = "flat"
+    shards: int = Field(2, ge=2)
+    lists: Count = Field(64, description="ivf_flat: coarse cells of one shard, at most its rows / 39")
+    probes: Count = Field(16, description="ivf_flat: cells searched per query")
+    recall_sample: Count = Field(256, description="queries for recall@50 against exact search")
+    min_recall: Fraction = 0.95
+
+
+class GraphSettings(Settings):
+    """The query graph (DESIGN §3)."""
+
+    neighbours: int = Field(50, ge=2, le=1024)
+
+
+class RerankerSettings(Settings):
+    """The GNN with skip connections, DropEdge and focal loss (DESIGN §3)."""
+
+    hidden: Count = 256
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    drop_edge: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    focal_alpha: Fraction = 0.25
+    focal_gamma: float = Field(2.0, ge=0.0)
+    learning_rate: Positive = 5e-4
+    batch_size: Count = 64
+    epochs: int = Field(100, ge=0)
+
+
+class EvaluateSettings(Settings):
+    """The report."""
+
+    picture_queries: int = Field(6, ge=1, le=32, description="rows of the retrieval picture")
+    ood_quantile: Annotated[float, Field(gt=0.5, lt=1.0)] = Field(
+        0.99, description="of validation queries' distance to the gallery: farther is out of distribution"
+    )
+
+
+class ReleaseSettings(Settings):
+    """The gate of a promotion."""
+
+    max_map_drop: Fraction = Field(0.01, description="reranked MAP may fall by this much below the current release")
+
+
+class Autoscale(Settings):
+    """One Serve deployment: replicas, batching and its share of a machine."""
+
+    min_replicas: int = Field(1, ge=0)
+    max_replicas: Count = 2
+    target_ongoing_requests: Positive = 8.0
+    max_ongoing_requests: Count = 32
+    max_queued_requests: int = Field(256, ge=-1)
+    cpus: float = Field(0.2, ge=0.0, description="CPUs a replica asks for")
+    gpus: float = Field(0.0, ge=0.0)
+    threads: Count = Field(2, description="compute threads of a replica")
+    max_batch_size: Count = 16
+    batch_wait_s: float = Field(0.0, ge=0.0, description="how long a batch waits to fill; 0 is right when idle")
+
+
+class ServeSettings(Settings):
+    """The online chain (DESIGN §4)."""
+
+    gateway: Autoscale = Autoscale(max_ongoing_requests=64, target_ongoing_requests=32.0)
+    embedder: Autoscale = Autoscale()
+    searcher: Autoscale = Autoscale(threads=1)
+    reranker: Autoscale = Autoscale(threads=1)
+    max_upload_bytes: Count = 50 * 2**20
+    deadline_ms: Count = Field(30_000, description="time a request may take before it is given up")
+    rerank_reserve_ms: int = Field(50, ge=0, description="with less than this left the ANN order is returned")
+
+
+class ComputeSettings(Settings):
+    """Where and how wide the jobs run. Not part of any version: more workers, same artefacts."""
+
+    encoder_workers: Count = 1
+    reranker_workers: Count = 1
+    embed_actors: Count = 1
+    use_gpu: bool = False
+    cpus_per_trainer: float = Field(0.0, ge=0.0, description="0: all CPUs of the cluster shared out among the workers")
+    max_failures: int = Field(2, ge=0, description="times a training worker may die before the run fails")
+
+
+class Config(Settings):
+    """All settings of a pipeline and its service."""
+
+    seed: int = Field(1, ge=0)
+    ingest: IngestSettings = IngestSettings()
+    split: SplitSettings = SplitSettings()
+    encoder: EncoderSettings = EncoderSettings()
+    embed: EmbedSettings = EmbedSettings()
+    index: IndexSettings = IndexSettings()
+    graph: GraphSettings = GraphSettings()
+    reranker: RerankerSettings = RerankerSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    release: ReleaseSettings = ReleaseSettings()
+    serve: ServeSettings = ServeSettings()
+    compute: ComputeSettings = ComputeSettings()
+
+
+def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """All dotted keys of the tree, e.g. ``encoder.epochs``."""
+    keys: list[str] = []
+    for name, field in model.model_fields.items():
+        annotation = field.annotation
+        keys.append(prefix + name)
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            keys += known_keys(annotation, f"{prefix}{name}.")
+    return keys
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that are shipped."""
+    return sorted(path.stem for path in recipe_folder().glob("*.yaml"))
+
+
+def recipe_folder() -> Path:
+    """``deploy/recipes`` of a checkout, or its copy in an installed wheel."""
+    packaged = Path(str(importlib.resources.files("mrcg"))) / "recipes"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "deploy" / "recipes"
+
+
+def load_config(recipe: str | None = None, overrides: Iterable[str] = ()) -> Config:
+    """The settings of a recipe with overrides on top.
+
+    Args:
+        recipe: name of a shipped recipe or a path of a YAML file; None takes the defaults.
+        overrides: ``a.b=value`` each; the value is read as YAML.
+
+    Raises:
+        SettingsError: unknown recipe or key, or a value that is not allowed.
+    """
+    tree = _read_recipe(recipe) if recipe else {}
+    where = f"recipe {recipe}" if recipe else "defaults"
+    for override in overrides:
+        key, sign, text = override.partition("=")
+        if not sign:
+            raise SettingsError(f"--set {override}: write it as key=value, e.g. encoder.epochs=3")
+        _assign(tree, key.strip(), text)
+        where = f"{where} with --set {override}"
+    return parse_config(tree, where)
+
+
+def parse_config(tree: Mapping[str, Any], where: str = "settings") -> Config:
+    """Validate a plain tree; the first problem becomes one line.
+
+    Raises:
+        SettingsError: unknown key or a value that is not allowed.
+    """
+    try:
+        return Config.model_validate(dict(tree))
+    except ValidationError as error:
+        raise SettingsError(f"{where}: {_explain(error)}") from error
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.0)
+        return f"unknown key {key}; the nearest known key is {near[0]}"
+    return f"{key} = {first['input']!r} is not allowed: {first['msg'][:1].lower()}{first['msg'][1:]}"
+
+
+def _read_recipe(recipe: str) -> dict[str, Any]:
+    path = Path(recipe)
+    if not path.suffix:
+        path = recipe_folder() / f"{recipe}.yaml"
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        names = ", ".join(recipe_names())
+        raise SettingsError(f"no recipe {recipe}: shipped are {names}; or name a .yaml file") from error
+    except yaml.YAMLError as error:
+        raise SettingsError(f"recipe {recipe} is not YAML: {' '.join(str(error).split())}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise SettingsError(f"recipe {recipe}: expected keys and values at the top, found {type(tree).__name__}")
+    return tree
+
+
+def _assign(tree: dict[str, Any], key: str, text: str) -> None:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"--set {key}: {text!r} is not a YAML value") from error
+    node: Any = tree
+    *parents, leaf = key.split(".")
+    for part in parents:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise SettingsError(f"--set {key}: {part} is a value, not a group of keys")
+    node[leaf] = value

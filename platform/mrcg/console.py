@@ -1,0 +1,98 @@
+"""What the commands show: tables and lines on stdout, progress on stderr, JSON for machines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+StoreOption = Annotated[str, typer.Option("--store", envvar="MRCG_STORE", help="Store: a folder or s3://bucket/prefix.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+RecipeOption = Annotated[str | None, typer.Option("--recipe", help="Name of a shipped recipe, or a YAML file.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: a.b=value. Repeatable.")]
+
+out = Console()
+err = Console(stderr=True)
+
+
+def emit_json(value: Any) -> None:
+    """One JSON value on stdout."""
+    out.print_json(json.dumps(value, ensure_ascii=False)) if out.is_terminal else out.out(json.dumps(value, ensure_ascii=False))
+
+
+def say(line: str) -> None:
+    """One line on stdout."""
+    out.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:
+    """A table on stdout; columns named in ``right`` are aligned to the right."""
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    out.print(table, markup=False)
+
+
+def short_counts(counts: Mapping[str, Any]) -> str:
+    """Counts on one line; nested ones by their number of entries."""
+    return ", ".join(f"{key} {_short(value)}" for key, value in counts.items() if value is not None)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    if isinstance(value, dict):
+        return str(len(value))
+    if isinstance(value, list):
+        return "/".join(map(str, value))
+    return str(value)
+
+
+class StageBars:
+    """A progress bar for each stage, on stderr; where that is no terminal, a line at each stage's start."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._live = err.is_terminal and not quiet
+        self._bars = Progress(
+            SpinnerColumn(), TextColumn("{task.description:<15}"), BarColumn(30), TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(), TextColumn("{task.fields[note]}", style="dim"), console=err, disable=not self._live,
+        )  # fmt: skip
+
+    def __enter__(self) -> StageBars:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def stage(self, name: str) -> StageBar:
+        """The bar of a stage that starts now."""
+        if not self._live and not self._quiet:
+            err.print(f"{name} …", highlight=False)
+        return StageBar(self._bars, self._bars.add_task(name, total=None, note=""))
+
+
+class StageBar:
+    """Progress of one stage; called with units done, their total and a note."""
+
+    def __init__(self, bars: Progress, task: TaskID) -> None:
+        self._bars = bars
+        self._task = task
+
+    def __call__(self, done: float, total: float, note: str = "") -> None:
+        self._bars.update(self._task, completed=done, total=total or None, note=note)
+
+    def finish(self) -> None:
+        """Fill the bar."""
+        self._bars.update(self._task, completed=1, total=1, note="done")

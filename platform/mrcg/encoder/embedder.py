@@ -1,0 +1,59 @@
+"""A trained encoder, ready to embed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.torch
+import torch
+
+from mrcg.encoder.model import Encoder, EncoderSpec, fingerprint
+from mrcg.encoder.train import embed_pixels
+from mrcg.errors import IntegrityError
+from mrcg.imaging.decode import Grey
+from mrcg.store import Artefact
+
+WEIGHTS, SPEC, HISTORY = "model.safetensors", "encoder.json", "history.json"
+
+
+class Embedder:
+    """Embeds resized grey images. One instance belongs to one thread at a time."""
+
+    def __init__(self, encoder: Encoder, encoder_fingerprint: str, device: str = "cpu") -> None:
+        self.encoder = encoder.to(device).eval()
+        self.fingerprint = encoder_fingerprint
+        self.device = device
+
+    @property
+    def input_size(self) -> int:
+        """Side of the images it takes, pixels."""
+        return self.encoder.spec.input_size
+
+    @classmethod
+    def open(cls, artefact: Artefact, device: str = "cpu") -> Embedder:
+        """Load a version of kind ``encoders``; every file is hashed as it is read.
+
+        Raises:
+            IntegrityError: a file is not the one that was published.
+        """
+        weights = artefact.read_bytes(WEIGHTS)
+        facts: dict[str, Any] = json.loads(artefact.read_bytes(SPEC))
+        spec = EncoderSpec.model_validate(facts["spec"])
+        if fingerprint(spec, weights) != facts["fingerprint"]:
+            raise IntegrityError(f"encoder {artefact.manifest.version}: fingerprint and weights differ, train it again")
+        encoder = Encoder(spec)
+        encoder.load_state_dict(safetensors.torch.load(weights))
+        return cls(encoder, facts["fingerprint"], device)
+
+    def embed(self, pixels_nss: Grey, batch_size: int = 32) -> npt.NDArray[np.float32]:
+        """(n, s, s) grey levels -> (n, d) embeddings, as they are: not normalised."""
+        assert pixels_nss.shape[1:] == (self.input_size, self.input_size), pixels_nss.shape
+        return embed_pixels(self.encoder, pixels_nss, batch_size, self.device)
+
+
+def use_threads(count: int) -> None:
+    """Compute threads of torch in this process."""
+    torch.set_num_threads(count)

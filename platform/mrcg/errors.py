@@ -1,0 +1,113 @@
+"""Every error that a user of MRCG can meet, on one page.
+
+::
+
+    MrcgError                    exit 1
+    ├── UsageError               exit 2: the call or a setting is wrong
+    │   ├── SettingsError        unknown key, bad value, unknown recipe
+    │   └── MissingExtraError    a package of an extra is not installed
+    ├── SourceError              the source is absent, empty or has nothing usable
+    ├── WeightsError             weights cannot be had or belong to another architecture
+    ├── ImageError               one image cannot be used; carries a machine-readable reason
+    ├── StoreError               the store cannot be read or written
+    │   ├── NotFoundError        no such version, release or file
+    │   ├── AlreadyExistsError   a create-only write came second
+    │   └── IntegrityError       stored bytes are not those the manifest names
+    ├── TrainingError            training cannot go on
+    ├── ReleaseError             a release cannot be promoted or rolled back
+    └── ServiceError             a service could not be reached or refused the call
+
+A message is one line: it names the thing (file, key, value) and the way out. A broken invariant is
+an ``assert``, not one of these.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+class MrcgError(Exception):
+    """Base of all errors whose message is meant for the user."""
+
+    exit_code = 1
+
+
+class UsageError(MrcgError):
+    """The call is wrong: arguments, settings or the installation."""
+
+    exit_code = 2
+
+
+class SettingsError(UsageError):
+    """A recipe or an override names an unknown key or a value that is not allowed."""
+
+
+class MissingExtraError(UsageError):
+    """A package that an optional extra brings is not installed."""
+
+
+class SourceError(MrcgError):
+    """The source of scans is absent, empty or holds nothing usable."""
+
+
+class WeightsError(MrcgError):
+    """Weights cannot be fetched, or do not fit the architecture."""
+
+
+class ImageError(MrcgError):
+    """One image cannot be used.
+
+    Attributes:
+        reason: stable snake_case code, e.g. ``truncated``; a quarantine row and an HTTP error carry it.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[ImageError], tuple[str, str]]:
+        # Exceptions cross processes; the default rebuilds them from the message alone.
+        return type(self), (self.reason, str(self))
+
+
+class StoreError(MrcgError):
+    """The store cannot be read or written."""
+
+
+class NotFoundError(StoreError):
+    """No such version, release or file in the store."""
+
+
+class AlreadyExistsError(StoreError):
+    """A create-only write found that another writer was first."""
+
+
+class IntegrityError(StoreError):
+    """Bytes in the store are not those that a manifest names."""
+
+
+class TrainingError(MrcgError):
+    """Training cannot start or go on."""
+
+
+class ReleaseError(MrcgError):
+    """A release cannot be promoted or rolled back."""
+
+
+class ServiceError(MrcgError):
+    """A service could not be reached or refused the call."""
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import ``module`` or say which extra brings it.
+
+    Raises:
+        MissingExtraError: the module's package is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
+            raise
+        raise MissingExtraError(f"{error.name} is not installed: install mrcg[{extra}]") from error

@@ -1,0 +1,75 @@
+"""Pictures of retrieval like the paper's Fig. 6: the query on the left, its hits, wrong ones framed red."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont
+
+from mrcg.imaging.decode import Grey
+
+TILE, GAP, CAPTION, FRAME = 112, 8, 34, 3
+INK, PAPER, FAINT = "#1b2733", "#ffffff", "#66757f"
+RIGHT, WRONG, NEUTRAL = "#2e8b57", "#d62728", "#8aa0b2"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture with its caption; ``relevant`` None draws a neutral frame."""
+
+    pixels: Grey | None
+    caption: str
+    note: str = ""
+    relevant: bool | None = None
+
+
+@dataclass(frozen=True)
+class PanelRow:
+    """A query and its hits, best first."""
+
+    query: Panel
+    hits: Sequence[Panel]
+
+
+def retrieval_picture(rows: Sequence[PanelRow], title: str) -> bytes:
+    """PNG bytes of the rows below a title."""
+    columns = max(len(row.hits) for row in rows)
+    step = TILE + GAP
+    width = 2 * GAP + step + 2 * GAP + columns * step
+    header = 40
+    canvas = Image.new("RGB", (width, header + len(rows) * (TILE + CAPTION + GAP) + GAP), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    draw.text((2 * GAP, 10), title, INK, font=ImageFont.load_default(16))
+    line_x = 2 * GAP + step + GAP // 2
+    draw.line((line_x, header, line_x, canvas.height - GAP), FAINT)
+    for number, row in enumerate(rows):
+        top = header + number * (TILE + CAPTION + GAP)
+        _draw_panel(canvas, draw, 2 * GAP, top, row.query)
+        for place, hit in enumerate(row.hits):
+            _draw_panel(canvas, draw, 4 * GAP + step + place * step, top, hit)
+    out = io.BytesIO()
+    canvas.save(out, "PNG", optimize=True)
+    return out.getvalue()
+
+
+def _draw_panel(canvas: Image.Image, draw: ImageDraw.ImageDraw, left: int, top: int, panel: Panel) -> None:
+    colour = NEUTRAL if panel.relevant is None else RIGHT if panel.relevant else WRONG
+    draw.rectangle((left - FRAME, top - FRAME, left + TILE + FRAME - 1, top + TILE + FRAME - 1), colour)
+    draw.rectangle((left, top, left + TILE - 1, top + TILE - 1), "black")
+    if panel.pixels is not None:
+        image = Image.fromarray(panel.pixels)
+        image.thumbnail((TILE, TILE), Image.Resampling.LANCZOS)
+        canvas.paste(image, (left + (TILE - image.width) // 2, top + (TILE - image.height) // 2))
+    draw.text((left, top + TILE + FRAME + 1), _fit(draw, panel.caption, 12), INK, font=ImageFont.load_default(12))
+    draw.text((left, top + TILE + FRAME + 16), _fit(draw, panel.note, 10), FAINT, font=ImageFont.load_default(10))
+
+
+def _fit(draw: ImageDraw.ImageDraw, text: str, size: int) -> str:
+    font = ImageFont.load_default(size)
+    if draw.textlength(text, font) <= TILE:
+        return text
+    while text and draw.textlength(text + "…", font) > TILE:
+        text = text[:-1]
+    return text + "…"

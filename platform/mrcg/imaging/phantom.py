@@ -1,0 +1,134 @@
+"""Phantom brain slices: what demos and tests search where no scan may be shown.
+
+Four classes that differ as the real ones do: a glioma lies inside the tissue, irregular, with a bright
+rim; a meningioma sits on the skull, round and even; a pituitary tumour is small, low on the midline;
+the fourth class has none. Patients differ in head, ventricles and contrast; slices of a patient in
+height, lesion size and noise. The lesion covers a few per cent of the pixels and everything else varies
+more, so a network has to learn where to look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mrcg.hashing import seed_of
+from mrcg.imaging.decode import Grey
+
+CLASSES = ("glioma_tumor", "meningioma_tumor", "no_tumor", "pituitary_tumor")
+SIDE = 128
+SLICES_PER_PATIENT = 4
+
+Plane = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """One slice and what is known about it."""
+
+    label: str
+    patient: int
+    slice_number: int
+    pixels: Grey
+
+
+def phantoms(images: int, seed: int) -> Iterator[Phantom]:
+    """``images`` slices, classes in turn, four slices a patient; equal for equal seeds."""
+    per_class = [len(range(c, images, len(CLASSES))) for c in range(len(CLASSES))]
+    for label, count in zip(CLASSES, per_class, strict=True):
+        for number in range(count):
+            patient, slice_number = divmod(number, SLICES_PER_PATIENT)
+            yield Phantom(label, patient, slice_number, draw_slice(label, seed, patient, slice_number))
+
+
+def draw_slice(label: str, seed: int, patient: int, slice_number: int) -> Grey:
+    """One slice, (128, 128) grey levels."""
+    body = np.random.default_rng(seed_of(seed, label, patient))
+    detail = np.random.default_rng(seed_of(seed, label, patient, slice_number))
+    y, x = _turned_grid(body.uniform(-0.2, 0.2) + detail.uniform(-0.05, 0.05), body.uniform(-0.06, 0.06, size=2))
+    height = body.uniform(0.74, 0.88) * detail.uniform(0.97, 1.0)
+    width = height * body.uniform(0.74, 0.88)
+    tissue, bone = body.uniform(0.35, 0.6), body.uniform(0.6, 1.0)
+    radius = np.hypot(y / height, x / width)
+    angle = np.arctan2(y / height, x / width)
+
+    image = np.where(radius < 1.0, bone, 0.02)
+    image = np.where(radius < 0.93, 0.08, image)
+    folds = 0.08 * np.sin(angle * body.integers(14, 24) + body.uniform(0, 6)) * (radius > 0.7)
+    inside = radius < 0.88 + 0.2 * folds
+    image = np.where(inside, tissue * (1 + folds + 0.25 * _smooth_noise(body, 10) + 0.2 * _smooth_noise(detail, 16)), image)
+    ventricle = body.uniform(0.08, 0.16) * detail.uniform(0.8, 1.2)
+    for side in (-1.0, 1.0):
+        image = np.where(_ellipse(y + 0.05, x - side * 0.13, ventricle * 2.0, ventricle * 0.8) < 1, tissue * 0.35, image)
+    image = _add_distractors(image, y, x, tissue, body)
+    image = _add_lesion(image, label, (y, x), (height, width), tissue, body, detail)
+
+    bias = 1 + 0.25 * (body.uniform(-1, 1) * y + body.uniform(-1, 1) * x)
+    image = image * bias * body.uniform(0.8, 1.2) + detail.normal(0, body.uniform(0.02, 0.05), image.shape)
+    return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
+
+
+def _turned_grid(angle: float, shift: npt.NDArray[np.float64]) -> tuple[Plane, Plane]:
+    line = np.linspace(-1, 1, SIDE)
+    y, x = np.meshgrid(line - shift[0], line - shift[1], indexing="ij")
+    return y * np.cos(angle) - x * np.sin(angle), y * np.sin(angle) + x * np.cos(angle)
+
+
+def _ellipse(y: Plane, x: Plane, height: float, width: float) -> Plane:
+    distance: Plane = np.hypot(y / height, x / width)
+    return distance
+
+
+def _smooth_noise(rng: np.random.Generator, cells: int) -> Plane:
+    """Noise in about -1..1, interpolated linearly from a grid of cells."""
+    grid = rng.uniform(-1, 1, (cells + 1, cells + 1))
+    place = np.linspace(0, cells - 1e-9, SIDE)
+    low = place.astype(int)
+    part = place - low
+    rows = grid[low] * (1 - part)[:, None] + grid[low + 1] * part[:, None]
+    noise: Plane = rows[:, low] * (1 - part) + rows[:, low + 1] * part
+    return noise
+
+
+def _add_distractors(image: Plane, y: Plane, x: Plane, tissue: float, rng: np.random.Generator) -> Plane:
+    """Bright vessels in every class, so that a bright spot alone means nothing."""
+    for _ in range(rng.integers(2, 6)):
+        angle, reach = rng.uniform(0, 2 * np.pi), rng.uniform(0.1, 0.6)
+        spot = _ellipse(y - reach * np.sin(angle), x - reach * np.cos(angle) * 0.8, *rng.uniform(0.02, 0.05, 2))
+        image = np.where(spot < 1, tissue * rng.uniform(1.2, 1.7), image)
+    return image
+
+
+def _add_lesion(
+    image: Plane,
+    label: str,
+    grid: tuple[Plane, Plane],
+    head: tuple[float, float],
+    tissue: float,
+    body: np.random.Generator,
+    detail: np.random.Generator,
+) -> Plane:
+    (y, x), (height, width) = grid, head
+    angle = body.uniform(0, 2 * np.pi)
+    growth = detail.uniform(0.85, 1.15)
+    bright = tissue * body.uniform(1.35, 1.8)
+    if label == "glioma_tumor":
+        reach, size = body.uniform(0.3, 0.5), body.uniform(0.15, 0.23) * growth
+        cy, cx = reach * np.sin(angle) * height, reach * np.cos(angle) * width
+        rough = 1 + 0.3 * _smooth_noise(body, 6)
+        blob = _ellipse(y - cy, x - cx, size, size * body.uniform(0.8, 1.2)) / rough
+        image = np.where(blob < 1, bright, image)
+        return np.where(blob < 0.65, tissue * body.uniform(0.4, 0.75), image)
+    if label == "meningioma_tumor":
+        size = body.uniform(0.12, 0.19) * growth
+        cy, cx = 0.8 * np.sin(angle) * height, 0.8 * np.cos(angle) * width
+        return np.where(_ellipse(y - cy, x - cx, size, size) < 1, bright, image)
+    if label == "pituitary_tumor":
+        size = body.uniform(0.08, 0.13) * growth
+        cy, cx = height * body.uniform(0.45, 0.55), body.uniform(-0.03, 0.03)
+        return np.where(_ellipse(y - cy, x - cx, size, size * 1.2) < 1, bright, image)
+    assert label == "no_tumor", label
+    return image

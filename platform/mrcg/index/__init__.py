@@ -1,0 +1,1 @@
+"""The sharded FAISS index: build, search, merge (DESIGN §2, §4)."""

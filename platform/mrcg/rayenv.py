@@ -1,0 +1,15 @@
+"""What Ray reads from the environment, set before it is imported. This module does not import it."""
+
+from __future__ import annotations
+
+import os
+
+
+def prepare() -> None:
+    """Set what Ray reads at its import, where the user has not.
+
+    Scans are private: nobody joins a cluster without its token (all nodes need the same mode), and
+    nothing is reported home.
+    """
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -1,0 +1,49 @@
+"""A trained reranker, ready to score query graphs."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.torch
+import torch
+
+from mrcg.graph.adjacency import query_graphs
+from mrcg.reranker.model import Reranker, RerankerSpec
+from mrcg.store import Artefact
+
+WEIGHTS, SPEC, HISTORY = "model.safetensors", "reranker.json", "history.json"
+
+
+class Scorer:
+    """Scores query graphs. One instance belongs to one thread at a time."""
+
+    def __init__(self, reranker: Reranker, device: str = "cpu") -> None:
+        self.reranker = reranker.to(device).eval()
+        self.device = device
+
+    @classmethod
+    def open(cls, artefact: Artefact, device: str = "cpu") -> Scorer:
+        """Load a version of kind ``rerankers``; every file is hashed as it is read.
+
+        Raises:
+            IntegrityError: a file is not the one that was published.
+        """
+        spec = RerankerSpec.model_validate(json.loads(artefact.read_bytes(SPEC)))
+        reranker = Reranker(spec)
+        reranker.load_state_dict(safetensors.torch.load(artefact.read_bytes(WEIGHTS)))
+        return cls(reranker, device)
+
+    def score(
+        self, queries_bd: npt.NDArray[np.float32], neighbours_bnd: npt.NDArray[np.float16], mask_bn: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[np.float32]:
+        """Scores in [0, 1] of the neighbours of each query, -1 where there is none: (b, n)."""
+        with torch.inference_mode():
+            mask = torch.from_numpy(mask_bn).to(self.device)
+            graph = query_graphs(
+                torch.from_numpy(queries_bd).to(self.device), torch.from_numpy(neighbours_bnd).to(self.device), mask
+            )
+            scores = torch.where(mask, torch.sigmoid(self.reranker(graph)), -1.0)
+        out: npt.NDArray[np.float32] = scores.cpu().numpy()
+        return out

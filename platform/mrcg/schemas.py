@@ -1,0 +1,110 @@
+"""Arrow schemas of every table on disk (DESIGN §2). A change here raises a number in ``manifest.KINDS``."""
+
+from __future__ import annotations
+
+import io
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+#: corpus/images/*.parquet: pixels, row-major grey bytes of height x width.
+IMAGES = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("pixels", pa.binary(), nullable=False),
+    ]
+)
+
+#: corpus/scans.parquet: one row per image, in the order of images/*.parquet.
+SCANS = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("file", pa.string(), nullable=False),
+        pa.field("label", pa.string()),
+        pa.field("group_id", pa.string(), nullable=False),
+        pa.field("source_key", pa.string(), nullable=False),
+        pa.field("source_split", pa.string()),
+        pa.field("fold", pa.int32()),
+        pa.field("site", pa.string()),
+        pa.field("pixel_hash", pa.string(), nullable=False),
+        pa.field("difference_hash", pa.binary(32), nullable=False),
+    ]
+)
+
+#: corpus/quarantine/*.parquet: what could not be used, and why.
+QUARANTINE = pa.schema(
+    [
+        pa.field("source_key", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("detail", pa.string(), nullable=False),
+    ]
+)
+
+#: splits/splits.parquet: the side table of one protocol, in the order of scans.parquet.
+SPLITS = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),  # train, test or none
+        pa.field("validation", pa.bool_(), nullable=False),  # part of train
+    ]
+)
+
+#: indexes/shards/*.rows.parquet: FAISS row number -> scan.
+ROWS = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("row", pa.int64(), nullable=False),  # row of scans.parquet and of the embeddings
+        pa.field("label", pa.string()),
+        pa.field("group_id", pa.string(), nullable=False),
+    ]
+)
+
+
+def embeddings(dim: int) -> pa.Schema:
+    """embeddings/*.arrow: fp16 vectors with ids, one file per file of the corpus."""
+    return pa.schema(
+        [
+            pa.field("image_id", pa.string(), nullable=False),
+            pa.field("embedding", pa.list_(pa.float16(), dim), nullable=False),
+        ]
+    )
+
+
+def graphs(neighbours: int) -> pa.Schema:
+    """graphs/*.parquet: neighbour rows (-1 pads), squared L2 distances and labels of each query."""
+    return pa.schema(
+        [
+            pa.field("query", pa.int64(), nullable=False),
+            pa.field("part", pa.string(), nullable=False),  # train, validation or test
+            pa.field("neighbours", pa.list_(pa.int32(), neighbours), nullable=False),
+            pa.field("distances", pa.list_(pa.float32(), neighbours), nullable=False),
+            pa.field("relevant", pa.list_(pa.bool_(), neighbours), nullable=False),
+        ]
+    )
+
+
+def to_parquet(table: pa.Table, row_group_size: int = 65_536) -> bytes:
+    """Parquet bytes, zstd; equal tables give equal bytes."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd", row_group_size=row_group_size)
+    return sink.getvalue()
+
+
+def from_parquet(data: bytes, columns: list[str] | None = None) -> pa.Table:
+    """The table in Parquet bytes."""
+    return pq.read_table(pa.BufferReader(data), columns=columns)
+
+
+def to_ipc(table: pa.Table) -> bytes:
+    """Arrow IPC file bytes, uncompressed so that the file can be memory-mapped."""
+    sink = io.BytesIO()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def from_ipc(data: bytes) -> pa.Table:
+    """The table in Arrow IPC file bytes."""
+    return pa.ipc.open_file(pa.BufferReader(data)).read_all()

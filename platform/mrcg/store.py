@@ -1,0 +1,276 @@
+"""A store: one fsspec URL that holds every artefact as a version (DESIGN §2).
+
+::
+
+    <kind>/_attempts/<uuid>/...        work in progress, read by nobody but a resuming stage
+    <kind>/<version>/manifest.json     created last and only once: what makes the version visible
+    <kind>/<version>/<content>/...     the files, in a folder named by what they hold
+    <kind>/<version>/run.json          timings, outside every hash
+
+Two writers of one version therefore never mix their files: equal content meets in one folder, other
+content gets another, and the one manifest names the folder that counts.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from mrcg.errors import AlreadyExistsError, IntegrityError, NotFoundError, StoreError
+from mrcg.hashing import sha256
+from mrcg.manifest import KINDS, FileEntry, Manifest
+
+log = logging.getLogger(__name__)
+
+
+class Store:
+    """Files below one URL. Paths are relative to it, with ``/``.
+
+    Raises (every method):
+        StoreError: the file system refused; NotFoundError where something is absent.
+    """
+
+    def __init__(self, url: str) -> None:
+        fs, root = fsspec.core.url_to_fs(url)
+        self.fs: fsspec.AbstractFileSystem = fs
+        self.root = str(root).rstrip("/")
+        self.local = isinstance(fs, LocalFileSystem)
+        self.url = self.root if self.local else url.rstrip("/")
+
+    def path(self, relative: str) -> str:
+        """Full path of a relative one, as the file system wants it."""
+        assert not relative.startswith("/") and ".." not in relative.split("/"), relative
+        return f"{self.root}/{relative}"
+
+    def check_writable(self) -> None:
+        """Write and remove a small file, so that a job fails before its work and not after.
+
+        Raises:
+            StoreError: the store cannot be written.
+        """
+        probe = f"log/.probe-{uuid.uuid4().hex}"
+        self.write_bytes(probe, b"")
+        self.remove(probe)
+
+    def exists(self, relative: str) -> bool:
+        """Whether there is a file or folder."""
+        return bool(self.fs.exists(self.path(relative)))
+
+    def read_bytes(self, relative: str) -> bytes:
+        """Whole content of a file."""
+        try:
+            data = self.fs.cat_file(self.path(relative))
+        except FileNotFoundError as error:
+            raise NotFoundError(f"{self.url} has no {relative}: `mrcg store ls` shows what is there") from error
+        except OSError as error:
+            raise StoreError(f"store {self.url} cannot be read at {relative}: {error.strerror or error}") from error
+        assert isinstance(data, bytes)
+        return data
+
+    def read_json(self, relative: str) -> Any:
+        """Content of a JSON file.
+
+        Raises:
+            IntegrityError: the file is not JSON.
+        """
+        try:
+            return json.loads(self.read_bytes(relative))
+        except ValueError as error:
+            raise IntegrityError(f"{self.url}/{relative} is not JSON: restore it or run `mrcg gc`") from error
+
+    def write_bytes(self, relative: str, data: bytes) -> None:
+        """Write a file so that a reader sees the old bytes or the new, never a part."""
+        path = self.path(relative)
+        try:
+            if self.local:
+                temporary = _write_beside(Path(path), data)
+                os.replace(temporary, path)
+            else:
+                self.fs.pipe_file(path, data)
+        except OSError as error:
+            raise self._not_writable(error) from error
+
+    def create(self, relative: str, data: bytes) -> None:
+        """Write a file that must not exist; of many writers one wins, whole.
+
+        Raises:
+            AlreadyExistsError: somebody else was first.
+        """
+        path = self.path(relative)
+        try:
+            if self.local:
+                # A link fails where the name is taken, and the name never shows half a file.
+                temporary = _write_beside(Path(path), data)
+                try:
+                    os.link(temporary, path)
+                finally:
+                    temporary.unlink()
+            else:
+                self.fs.pipe_file(path, data, mode="create")
+        except FileExistsError as error:
+            raise AlreadyExistsError(f"{self.url}/{relative} exists already") from error
+        except OSError as error:
+            raise self._not_writable(error) from error
+
+    def list(self, relative: str) -> list[str]:
+        """Names of the entries of a folder, sorted; empty where there is none."""
+        try:
+            # Listings are cached by object stores' file systems; another process may have written since.
+            self.fs.invalidate_cache(self.path(relative))
+            return sorted(str(p).rstrip("/").rsplit("/", 1)[-1] for p in self.fs.ls(self.path(relative), detail=False))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise StoreError(f"store {self.url} cannot be listed: {error.strerror or error}") from error
+
+    def files(self, relative: str) -> list[str]:
+        """All files below a folder, relative to that folder, sorted."""
+        base = self.path(relative)
+        self.fs.invalidate_cache(base)
+        return sorted(str(p)[len(base) + 1 :] for p in self.fs.find(base))
+
+    def move(self, source: str, target: str) -> None:
+        """Move one file; whatever was at the target is replaced."""
+        try:
+            if self.local:
+                Path(self.path(target)).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(self.path(source), self.path(target))
+            else:
+                self.fs.mv(self.path(source), self.path(target))
+        except OSError as error:
+            raise self._not_writable(error) from error
+
+    def remove(self, relative: str) -> None:
+        """Remove a file or a folder with all below it; absent is fine."""
+        path = self.path(relative)
+        try:
+            if self.local:
+                if os.path.isdir(path):
+                    shutil.rmtree(path, ignore_errors=False)
+                else:
+                    os.remove(path)
+            else:
+                self.fs.rm(path, recursive=True)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise self._not_writable(error) from error
+
+    def make_folder(self, relative: str) -> None:
+        """Make a folder where folders exist (object stores have none)."""
+        try:
+            self.fs.makedirs(self.path(relative), exist_ok=True)
+        except OSError as error:
+            raise self._not_writable(error) from error
+
+    def _not_writable(self, error: OSError) -> StoreError:
+        reason = error.strerror or str(error)
+        return StoreError(f"store {self.url} cannot be written ({reason}): name another --store or mend its permissions")
+
+    # Versions ---------------------------------------------------------------------------------
+
+    def has(self, kind: str, version: str) -> bool:
+        """Whether a version is complete."""
+        return self.exists(f"{kind}/{version}/manifest.json")
+
+    def versions(self, kind: str) -> list[str]:
+        """Complete versions of a kind."""
+        return [name for name in self.list(kind) if not name.startswith("_") and self.has(kind, name)]
+
+    def manifest(self, kind: str, version: str) -> Manifest:
+        """The manifest of a version, checked against its own digest.
+
+        Raises:
+            NotFoundError: no such version.
+            IntegrityError: the manifest was changed after it was written.
+        """
+        where = f"{kind}/{version}/manifest.json"
+        return Manifest.parse(self.read_bytes(where), f"{self.url}/{where}")
+
+    def find(self, artefact: str) -> Manifest:
+        """The manifest that a (shortened) version or ``kind/version`` names.
+
+        Raises:
+            NotFoundError: no version or more than one fits.
+        """
+        kind, _, prefix = artefact.rpartition("/")
+        kinds = [kind] if kind else list(KINDS)
+        hits = [(k, v) for k in kinds for v in self.versions(k) if v.startswith(prefix)]
+        if len(hits) != 1:
+            what = "no version" if not hits else f"{len(hits)} versions"
+            raise NotFoundError(f"{what} in {self.url} named {artefact}: `mrcg store ls` lists them")
+        return self.manifest(*hits[0])
+
+    def artefact(self, kind: str, version: str) -> Artefact:
+        """A complete version, ready to be read."""
+        return Artefact(self, self.manifest(kind, version))
+
+    def record_run(self, manifest: Manifest, timings: dict[str, Any]) -> None:
+        """Write ``run.json`` beside a manifest: times are outside every hash."""
+        self.write_bytes(f"{manifest.kind}/{manifest.version}/run.json", json.dumps(timings, indent=1).encode())
+
+
+class Artefact:
+    """The files of one complete version."""
+
+    def __init__(self, store: Store, manifest: Manifest) -> None:
+        self.store = store
+        self.manifest = manifest
+
+    def names(self, prefix: str = "") -> list[str]:
+        """Names of the files below a prefix, sorted."""
+        return sorted(f.name for f in self.manifest.files if f.name.startswith(prefix))
+
+    def entry(self, name: str) -> FileEntry:
+        """Size and hash of a file.
+
+        Raises:
+            NotFoundError: the version has no such file.
+        """
+        for entry in self.manifest.files:
+            if entry.name == name:
+                return entry
+        raise NotFoundError(f"{self.manifest.kind}/{self.manifest.version} has no file {name}")
+
+    def relative(self, name: str) -> str:
+        """Path of a file, relative to the store."""
+        return f"{self.manifest.folder}/{self.entry(name).name}"
+
+    def read_bytes(self, name: str) -> bytes:
+        """Content of a file, checked against the manifest's hash.
+
+        Raises:
+            IntegrityError: the bytes are not those that were published.
+        """
+        entry = self.entry(name)
+        data = self.store.read_bytes(self.relative(name))
+        if len(data) != entry.size or sha256(data) != entry.sha256:
+            raise IntegrityError(
+                f"{self.store.url}/{self.relative(name)} does not match its manifest (SHA-256): "
+                f"restore the file, or remove {self.manifest.kind}/{self.manifest.version} and run again"
+            )
+        return data
+
+    def each(self, prefix: str) -> Iterator[tuple[str, bytes]]:
+        """Names and checked contents of the files below a prefix."""
+        for name in self.names(prefix):
+            yield name, self.read_bytes(name)
+
+
+def _write_beside(path: Path, data: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return temporary

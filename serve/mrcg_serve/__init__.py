@@ -1,0 +1,1 @@
+"""The online service: Ray Serve adapters around library classes (DESIGN §4)."""
