@@ -8,9 +8,8 @@ import numpy as np
 
 from mrcg.config import Config
 from mrcg.corpus import Corpus, Split
-from mrcg.encoder import embedder
-from mrcg.encoder.model import fingerprint
-from mrcg.encoder.train import EncoderTrainer, LabelledImages, Worker, load_weights, new_encoder, spec_bytes
+from mrcg.encoder.spec import HISTORY, SPEC, WEIGHTS, fingerprint, spec_bytes
+from mrcg.encoder.train import EncoderTrainer, LabelledImages, Worker, load_weights, new_encoder
 from mrcg.encoder.weights import resolve_weights
 from mrcg.errors import TrainingError
 from mrcg_jobs.job import Job, Outcome
@@ -41,8 +40,8 @@ def run(job: Job) -> Outcome:
         save=_save,
     )
     names = train(job, task, job.config.compute.encoder_workers)
-    history = json.loads(job.store.read_bytes(f"{job.attempt.output}/{embedder.HISTORY}"))
-    facts = json.loads(job.store.read_bytes(f"{job.attempt.output}/{embedder.SPEC}"))
+    history = json.loads(job.store.read_bytes(f"{job.attempt.output}/{HISTORY}"))
+    facts = json.loads(job.store.read_bytes(f"{job.attempt.output}/{SPEC}"))
     counts = {
         "epochs": len(history["epochs"]),
         "best_epoch": history["best_epoch"],
@@ -80,7 +79,7 @@ def _save(trainer: Trainer) -> dict[str, bytes]:
     weights, spec = trainer.state.best_weights(), trainer.encoder.spec
     history = {"best_epoch": trainer.state.best_epoch, "epochs": trainer.state.history}
     return {
-        embedder.WEIGHTS: weights,
-        embedder.SPEC: spec_bytes(spec, fingerprint(spec, weights)),
-        embedder.HISTORY: json.dumps(history, indent=1).encode(),
+        WEIGHTS: weights,
+        SPEC: spec_bytes(spec, fingerprint(spec, weights)),
+        HISTORY: json.dumps(history, indent=1).encode(),
     }

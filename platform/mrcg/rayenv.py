@@ -13,3 +13,7 @@ def prepare() -> None:
     """
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's own errors come as exceptions; what its C++ side writes between our lines helps nobody.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # Train asks its workers this often (seconds) for reports, and an epoch's report waits for it.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")

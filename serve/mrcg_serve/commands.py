@@ -1,1 +1,52 @@
-def serve() -> None: ...
+"""The command ``mrcg serve``. Ray is imported when it is called."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from typing import Annotated
+
+import typer
+
+from mrcg import console, rayenv
+from mrcg.console import JsonOption, RecipeOption, SetOption, StoreOption
+from mrcg.errors import UsageError
+
+
+def serve(
+    store: StoreOption,
+    host: Annotated[str, typer.Option("--host", help="Loopback address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8000,
+    recipe: RecipeOption = None,
+    settings: SetOption = None,
+    ray: Annotated[str | None, typer.Option("--ray", help="Address of a Ray cluster; without it one is started here.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Serve the current release over HTTP until Ctrl-C or SIGTERM, which drain."""
+    rayenv.prepare()
+    from mrcg_serve.access import is_loopback
+    from mrcg_serve.app import ServeArgs, build
+    from mrcg_serve.running import Service
+
+    if not is_loopback(host):
+        raise UsageError(f"--host {host}: without authentication only loopback is served; take 127.0.0.1 and a proxy that authenticates")
+    _check_port(host, port)
+    application = build(ServeArgs(store=store, recipe=recipe, settings=settings or []))
+    try:
+        with Service(application, host, port, ray) as service:
+            if as_json:
+                console.emit_json({"url": service.url, "release": service.release})
+            else:
+                console.say(f"serving release {service.release} on {service.url} (API at {service.url}/docs); Ctrl-C stops")
+            threading.Event().wait()
+    except KeyboardInterrupt:
+        console.err.print("stopped", highlight=False)
+
+
+def _check_port(host: str, port: int) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UsageError(f"--port {port} on {host} cannot be taken ({error.strerror}): name another") from error

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import safetensors.torch
 import torch
 
-from mrcg.encoder.model import Encoder, EncoderSpec, fingerprint
+from mrcg.encoder.model import Encoder
+from mrcg.encoder.spec import WEIGHTS, fingerprint, read_spec
 from mrcg.encoder.train import embed_pixels
 from mrcg.errors import IntegrityError
 from mrcg.imaging.decode import Grey
 from mrcg.store import Artefact
-
-WEIGHTS, SPEC, HISTORY = "model.safetensors", "encoder.json", "history.json"
 
 
 class Embedder:
@@ -40,13 +36,12 @@ class Embedder:
             IntegrityError: a file is not the one that was published.
         """
         weights = artefact.read_bytes(WEIGHTS)
-        facts: dict[str, Any] = json.loads(artefact.read_bytes(SPEC))
-        spec = EncoderSpec.model_validate(facts["spec"])
-        if fingerprint(spec, weights) != facts["fingerprint"]:
+        spec, stated = read_spec(artefact)
+        if fingerprint(spec, weights) != stated:
             raise IntegrityError(f"encoder {artefact.manifest.version}: fingerprint and weights differ, train it again")
         encoder = Encoder(spec)
         encoder.load_state_dict(safetensors.torch.load(weights))
-        return cls(encoder, facts["fingerprint"], device)
+        return cls(encoder, stated, device)
 
     def embed(self, pixels_nss: Grey, batch_size: int = 32) -> npt.NDArray[np.float32]:
         """(n, s, s) grey levels -> (n, d) embeddings, as they are: not normalised."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 
 import torch
 import torchvision
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from mrcg.config import EncoderSettings
+from mrcg.encoder.spec import EncoderSpec
 from mrcg.errors import SettingsError, WeightsError
 
 # ImageNet statistics, what torchvision's weights were trained with.
@@ -19,31 +17,6 @@ STD = (0.229, 0.224, 0.225)
 PAPER_HEAD_WIDTH = 4096
 #: Prefixes of torchvision's own classifiers, which are replaced by the two branches.
 HEAD = ("classifier.", "fc.")
-
-
-class EncoderSpec(BaseModel):
-    """What it takes to build an encoder again, apart from its weights."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    backbone: str
-    head: str
-    embedding_dim: int
-    input_size: int
-    dropout: float
-    classes: tuple[str, ...]
-
-    @classmethod
-    def of(cls, settings: EncoderSettings, classes: tuple[str, ...]) -> EncoderSpec:
-        """The architecture that settings ask for."""
-        return cls(
-            backbone=settings.backbone,
-            head=settings.head,
-            embedding_dim=settings.embedding_dim,
-            input_size=settings.input_size,
-            dropout=settings.dropout,
-            classes=classes,
-        )
 
 
 class Encoder(nn.Module):
@@ -139,10 +112,3 @@ def to_input(grey_bss: Tensor) -> Tensor:
     mean = torch.tensor(MEAN, device=grey.device).view(1, 3, 1, 1)
     std = torch.tensor(STD, device=grey.device).view(1, 3, 1, 1)
     return (grey[:, None] - mean) / std
-
-
-def fingerprint(spec: EncoderSpec, weights: bytes) -> str:
-    """Names an encoder: equal only for equal architecture and weights."""
-    state = hashlib.blake2b(spec.model_dump_json().encode(), digest_size=8)
-    state.update(weights)
-    return state.hexdigest()

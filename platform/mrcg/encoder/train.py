@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,7 +13,8 @@ from mrcg.checkpoint import TrainingState
 from mrcg.config import EncoderSettings
 from mrcg.encoder.batches import Indices, augment, learning_rate, shuffled_batches, triplet_batches
 from mrcg.encoder.losses import batch_all_triplet_loss, joint_loss, triplet_loss
-from mrcg.encoder.model import Encoder, EncoderSpec, load_pretrained, to_input
+from mrcg.encoder.model import Encoder, load_pretrained, to_input
+from mrcg.encoder.spec import EncoderSpec
 from mrcg.errors import TrainingError
 from mrcg.evaluation.metrics import mean_average_precision
 from mrcg.hashing import seed_of
@@ -165,7 +165,7 @@ def embed_pixels(encoder: Encoder, pixels_nss: Grey, batch_size: int, device: st
     out: list[Tensor] = []
     with torch.inference_mode():
         for start in range(0, len(pixels_nss), batch_size):
-            grey = torch.from_numpy(np.ascontiguousarray(pixels_nss[start : start + batch_size])).to(device)
+            grey = torch.tensor(pixels_nss[start : start + batch_size], device=device)  # a copy: Ray's arrays are read-only
             out.append(encoder(to_input(grey))[0].float().cpu())
     if not out:
         return np.empty((0, encoder.spec.embedding_dim), dtype=np.float32)
@@ -191,8 +191,3 @@ def load_weights(data: bytes | None) -> dict[str, Tensor] | None:
     import safetensors.torch
 
     return safetensors.torch.load(data)
-
-
-def spec_bytes(spec: EncoderSpec, fingerprint: str) -> bytes:
-    """``encoder.json``: the architecture and the fingerprint of the weights beside it."""
-    return json.dumps({"fingerprint": fingerprint, "spec": spec.model_dump()}, indent=1, sort_keys=True).encode()

@@ -47,3 +47,23 @@ class Scorer:
             scores = torch.where(mask, torch.sigmoid(self.reranker(graph)), -1.0)
         out: npt.NDArray[np.float32] = scores.cpu().numpy()
         return out
+
+
+class Reranking:
+    """Scores the neighbours of several queries at once, padded to one length."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer = scorer
+
+    def rerank(
+        self, embeddings_bd: npt.NDArray[np.float32], neighbours: list[npt.NDArray[np.float16]]
+    ) -> list[npt.NDArray[np.float32]]:
+        """(b, d) queries and b arrays (n_i, d) -> b arrays (n_i,) of scores in [0, 1]."""
+        longest = max(len(vectors) for vectors in neighbours)
+        padded = np.zeros((len(neighbours), longest, embeddings_bd.shape[1]), dtype=np.float16)
+        mask = np.zeros((len(neighbours), longest), dtype=bool)
+        for place, vectors in enumerate(neighbours):
+            padded[place, : len(vectors)] = vectors
+            mask[place, : len(vectors)] = True
+        scores = self.scorer.score(embeddings_bd, padded, mask)
+        return [row[: len(vectors)] for row, vectors in zip(scores, neighbours, strict=True)]

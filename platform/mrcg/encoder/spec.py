@@ -1,0 +1,56 @@
+"""What an encoder on disk says of itself. Free of torch: the gateway reads it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from pydantic import BaseModel, ConfigDict
+
+from mrcg.config import EncoderSettings
+from mrcg.store import Artefact
+
+WEIGHTS, SPEC, HISTORY = "model.safetensors", "encoder.json", "history.json"
+
+
+class EncoderSpec(BaseModel):
+    """What it takes to build an encoder again, apart from its weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    backbone: str
+    head: str
+    embedding_dim: int
+    input_size: int
+    dropout: float
+    classes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, settings: EncoderSettings, classes: tuple[str, ...]) -> EncoderSpec:
+        """The architecture that settings ask for."""
+        return cls(
+            backbone=settings.backbone,
+            head=settings.head,
+            embedding_dim=settings.embedding_dim,
+            input_size=settings.input_size,
+            dropout=settings.dropout,
+            classes=classes,
+        )
+
+
+def fingerprint(spec: EncoderSpec, weights: bytes) -> str:
+    """Names an encoder: equal only for equal architecture and weights."""
+    state = hashlib.blake2b(spec.model_dump_json().encode(), digest_size=8)
+    state.update(weights)
+    return state.hexdigest()
+
+
+def spec_bytes(spec: EncoderSpec, encoder_fingerprint: str) -> bytes:
+    """``encoder.json``: the architecture and the fingerprint of the weights beside it."""
+    return json.dumps({"fingerprint": encoder_fingerprint, "spec": spec.model_dump()}, indent=1, sort_keys=True).encode()
+
+
+def read_spec(artefact: Artefact) -> tuple[EncoderSpec, str]:
+    """Architecture and fingerprint of a version of kind ``encoders``."""
+    facts = json.loads(artefact.read_bytes(SPEC))
+    return EncoderSpec.model_validate(facts["spec"]), str(facts["fingerprint"])

@@ -1,0 +1,113 @@
+"""The routes of the gateway. They are functions: the gateway itself comes in as a dependency."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, File, Form, Request, UploadFile
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
+from ray import serve
+from starlette.responses import Response
+
+from mrcg import __version__
+from mrcg.search import Answer
+from mrcg_serve.gateway import Gateway
+from mrcg_serve.problems import BodyLimit, install
+
+api = FastAPI(
+    title="MRCG",
+    version=__version__,
+    summary="Finds the MRI scans most similar to one scan.",
+    description="Every error is problem+json with a stable `code`.",
+)
+install(api)
+
+
+class Problem(BaseModel):
+    """An error (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+
+
+class Health(BaseModel):
+    """State of the service."""
+
+    status: str
+    release: int
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "description": text}
+    for status, text in {
+        403: "the caller is not allowed here",
+        413: "the upload or the image is too large",
+        422: "the request or the image cannot be used",
+        503: "no stage can answer now; try again after Retry-After seconds",
+    }.items()
+}
+
+
+def current_gateway() -> Gateway:
+    """The gateway of this replica."""
+    gateway = serve.get_replica_context().servable_object
+    assert isinstance(gateway, Gateway)
+    return gateway
+
+
+api.add_middleware(BodyLimit, limit=lambda: current_gateway().max_upload_bytes)
+
+
+def caller(request: Request, gateway: Annotated[Gateway, Depends(current_gateway)]) -> str:
+    """Who calls; refuses who may not."""
+    return gateway.authenticator.principal(request)
+
+
+ThisGateway = Annotated[Gateway, Depends(current_gateway)]
+Caller = Annotated[str, Depends(caller)]
+
+
+@api.post("/v1/search", summary="Search by image", responses=ERRORS, tags=["search"])
+async def search(
+    gateway: ThisGateway,
+    principal: Caller,
+    image: Annotated[UploadFile, File(description="PNG, JPEG, TIFF, WebP or BMP of one slice.")],
+    k: Annotated[int, Form(description="Hits wanted: 1 to the release's N, 50 by default.")] = 10,
+    rerank: Annotated[bool, Form(description="False answers in the index's order.")] = True,
+) -> Answer:
+    """The k most similar images of the gallery, best first, with the release that answered."""
+    return await gateway.search(principal, await image.read(), k, rerank)
+
+
+@api.get(
+    "/v1/images/{image_id}/preview",
+    summary="A small PNG of a gallery image",
+    responses={200: {"content": {"image/png": {}}}, 403: ERRORS[403], 404: {"model": Problem, "description": "no such image"}},
+    response_class=Response,
+    tags=["images"],
+)
+async def preview(gateway: ThisGateway, principal: Caller, image_id: str) -> Response:
+    """At most 256 pixels on the longer side."""
+    return Response(await gateway.preview(image_id), media_type="image/png")
+
+
+@api.get("/healthz", summary="Alive", tags=["operation"])
+async def healthz(gateway: ThisGateway) -> Health:
+    """The gateway's process answers."""
+    return Health(status="ok", release=gateway.rules.release)
+
+
+@api.get("/readyz", summary="Ready", tags=["operation"])
+async def readyz(gateway: ThisGateway) -> Health:
+    """The release is loaded and searches are taken."""
+    return Health(status="ready", release=gateway.rules.release)
+
+
+@api.get("/metrics", summary="Prometheus metrics", response_class=Response, tags=["operation"])
+async def metrics(gateway: ThisGateway) -> Response:
+    """Counters of this gateway in Prometheus' text format."""
+    return Response(gateway.metrics.text(), media_type=CONTENT_TYPE_LATEST)

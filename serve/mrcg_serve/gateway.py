@@ -1,0 +1,111 @@
+"""The gateway's work: checked pixels on, answers out. Its routes are in ``mrcg_serve.api``."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from PIL import Image
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from ray.serve.handle import DeploymentHandle
+
+from mrcg.config import ServeSettings
+from mrcg.corpus import Corpus
+from mrcg.release import read_release
+from mrcg.search import AllowAll, Answer, Policy, answer
+from mrcg.serving import QueryRules
+from mrcg.store import Store
+from mrcg_serve.access import Authenticator, LoopbackOnly
+from mrcg_serve.stages import RemoteStages
+
+PREVIEW_SIDE = 256
+
+
+class Metrics:
+    """Counters of one gateway replica."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter("mrcg_requests", "Searches by outcome.", ["outcome"], registry=self.registry)
+        self.seconds = Histogram(
+            "mrcg_stage_seconds", "Time of each stage of a search.", ["stage"], registry=self.registry,
+            buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
+        )  # fmt: skip
+
+    def text(self) -> bytes:
+        """All of them in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def refused(self, code: str) -> None:
+        """Count a search that was refused, by the code of its problem."""
+        self.requests.labels(code).inc()
+
+    def count(self, result: Answer) -> None:
+        """Count an answered search."""
+        self.requests.labels("reranked" if result.reranked else "ann_order").inc()
+        for stage, milliseconds in result.milliseconds.items():
+            self.seconds.labels(stage).observe(milliseconds / 1000)
+
+
+class Gateway:
+    """Takes searches in under one release. Collaborators are injected: who may come, what they may find."""
+
+    def __init__(
+        self,
+        store: str,
+        release: int,
+        settings: ServeSettings,
+        stages: tuple[DeploymentHandle, DeploymentHandle, DeploymentHandle],
+        policy: Policy = AllowAll(),
+        authenticator: Authenticator = LoopbackOnly(),
+    ) -> None:
+        opened = Store(store)
+        pinned = read_release(opened, release)
+        self.rules = QueryRules.of(opened, pinned, settings)
+        self._corpus = Corpus(opened.artefact("corpus", pinned.corpus))
+        self._stages = RemoteStages(*stages)
+        self._policy = policy
+        self.authenticator = authenticator
+        self._pool = ThreadPoolExecutor(settings.gateway.threads)
+        self.metrics = Metrics()
+        self.max_upload_bytes = settings.max_upload_bytes
+
+    async def search(self, principal: str, image: bytes, k: int, rerank: bool) -> Answer:
+        """The k most similar images of the gallery, best first.
+
+        Raises:
+            UsageError: k is out of range.
+            ImageError: the image cannot be used.
+            StageUnavailable: the embedder or the searcher cannot answer.
+        """
+        start = time.perf_counter()
+        self.rules.check_k(k)
+        pixels = await asyncio.get_running_loop().run_in_executor(self._pool, self.rules.prepare, image)
+        decode = _milliseconds_since(start)
+        context = self.rules.context(principal, self._policy)
+        result = await answer(self._stages, self.rules.search, context, pixels, k, rerank)
+        laps = {"decode": decode, **result.milliseconds, "total": _milliseconds_since(start)}
+        result = result.model_copy(update={"milliseconds": laps})
+        self.metrics.count(result)
+        return result
+
+    async def preview(self, image_id: str) -> bytes:
+        """PNG of a gallery image, at most 256 pixels on the longer side.
+
+        Raises:
+            NotFoundError: there is no such image.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._preview, image_id)
+
+    def _preview(self, image_id: str) -> bytes:
+        image = Image.fromarray(self._corpus.image(image_id))
+        image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE), Image.Resampling.LANCZOS)
+        out = io.BytesIO()
+        image.save(out, "PNG")
+        return out.getvalue()
+
+
+def _milliseconds_since(start: float) -> float:
+    return round((time.perf_counter() - start) * 1000, 3)

@@ -1,0 +1,108 @@
+"""Errors as problem+json (RFC 9457) with a stable ``code``, and the bound on a request's body."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mrcg.errors import ImageError, MrcgError, NotFoundError, UsageError
+from mrcg.search import StageUnavailable
+
+log = logging.getLogger(__name__)
+
+RETRY_AFTER_S = 1
+#: Room for the multipart envelope around an upload.
+ENVELOPE_BYTES = 64 * 1024
+#: A client that is still sending may not read an answer: take this much more before answering.
+DRAIN_BYTES = 256 * 2**20
+
+
+def problem(status: int, code: str, detail: str) -> Response:
+    """A problem+json answer."""
+    body = {"type": "about:blank", "title": code.replace("_", " "), "status": status, "code": code, "detail": detail}
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else None
+    return Response(json.dumps(body), status, headers, "application/problem+json")
+
+
+def install(api: FastAPI) -> None:
+    """Answer every error of ours, and the framework's own, as a problem."""
+    api.add_exception_handler(MrcgError, _own)
+    api.add_exception_handler(RequestValidationError, _invalid)
+    api.add_exception_handler(HTTPException, _http)
+
+
+async def _own(request: Request, error: Exception) -> Response:
+    if isinstance(error, ImageError):
+        status = 413 if error.reason in {"too_many_bytes", "too_many_pixels"} else 422
+        return problem(status, f"image_{error.reason}", str(error))
+    if isinstance(error, StageUnavailable):
+        return problem(503, "unavailable", str(error))
+    if isinstance(error, NotFoundError):
+        return problem(404, "not_found", str(error))
+    if isinstance(error, UsageError):
+        return problem(422, "invalid_request", str(error))
+    log.error("request failed", exc_info=error)
+    return problem(500, "internal", "the service failed; its log says why")
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"][1:]) or "request"
+    # The rejected value stays out of the answer: it may be the upload.
+    return problem(422, "invalid_request", f"{where}: {first['msg']}")
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return problem(error.status_code, "http_error", str(error.detail))
+
+
+class BodyLimit:
+    """Refuses bodies over the limit while they come in, whether or not they state a length."""
+
+    def __init__(self, app: ASGIApp, limit: Callable[[], int]) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        limit = self._limit()
+        body = bytearray()
+        seen, more = 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            chunk: bytes = message.get("body", b"")
+            seen += len(chunk)
+            more = message.get("more_body", False)
+            if seen <= limit + ENVELOPE_BYTES:
+                body += chunk
+            elif seen > DRAIN_BYTES:
+                break
+        if seen > limit + ENVELOPE_BYTES:
+            refusal = problem(413, "too_many_bytes", f"the upload is larger than the limit of {limit:,} bytes")
+            await refusal(scope, receive, send)
+            return
+        await self._app(scope, _replay(bytes(body), receive), send)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A receive that gives the body that was read already, then whatever comes."""
+    waiting: list[dict[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return replay

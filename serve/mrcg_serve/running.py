@@ -1,0 +1,88 @@
+"""A running service: Ray, Serve and the application, started and stopped together."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from types import FrameType, TracebackType
+
+import httpx
+import ray
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import HTTPOptions, ProxyLocation
+from ray.serve.schema import LoggingConfig
+
+from mrcg.errors import ServiceError
+from mrcg_serve.app import APP_NAME
+
+READY_SECONDS = 180.0
+LOCAL_OBJECT_STORE = 512 * 2**20
+
+
+class Service:
+    """The application behind HTTP while its block runs; leaving it drains the replicas.
+
+    Raises:
+        ServiceError: it did not become ready in time.
+    """
+
+    def __init__(self, application: Application, host: str, port: int, ray_address: str | None) -> None:
+        self._application = application
+        self._host = host
+        self._port = port
+        self._ray_address = ray_address
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        self.release = 0
+
+    def __enter__(self) -> Service:
+        if self._ray_address is None:
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=LOCAL_OBJECT_STORE,
+            )
+        else:
+            ray.init(address=self._ray_address, log_to_driver=False, logging_level=logging.ERROR)
+        # Only now: Ray puts a handler of its own in place. Both signals end the block, which drains.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _interrupt)
+        try:
+            serve.start(
+                proxy_location=ProxyLocation.HeadOnly,
+                http_options=HTTPOptions(host=self._host, port=self._port),
+                logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
+            )
+            serve.run(self._application, name=APP_NAME, route_prefix="/")
+            self.release = self._wait_ready()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # Deleting the application lets replicas finish what they have begun; shutting down would not.
+        serve.delete(APP_NAME)
+        serve.shutdown()
+        ray.shutdown()
+
+    def _wait_ready(self) -> int:
+        until = time.monotonic() + READY_SECONDS
+        while time.monotonic() < until:
+            try:
+                answer = httpx.get(f"{self.url}/readyz", timeout=5.0)
+                if answer.is_success:
+                    return int(answer.json()["release"])
+            except httpx.HTTPError:
+                pass  # not listening yet
+            time.sleep(0.2)
+        raise ServiceError(f"the service on {self.url} did not become ready in {READY_SECONDS:.0f} s: see Ray's logs")
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

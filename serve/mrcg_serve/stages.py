@@ -1,0 +1,52 @@
+"""The stages of a search as calls to other deployments."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from mrcg.imaging.decode import Grey
+from mrcg.search import Found, RequestContext, StageUnavailable
+
+log = logging.getLogger(__name__)
+
+
+class RemoteStages:
+    """Embedder, searcher and reranker behind Serve handles. Nobody waits past a request's deadline."""
+
+    def __init__(self, embedder: DeploymentHandle, searcher: DeploymentHandle, reranker: DeploymentHandle) -> None:
+        self._embedder = embedder
+        self._searcher = searcher
+        self._reranker = reranker
+
+    async def embed(self, context: RequestContext, pixels_ss: Grey) -> npt.NDArray[np.float32]:
+        vector: npt.NDArray[np.float32] = await _ask("embedder", self._embedder.embed, context, pixels_ss)
+        return vector
+
+    async def search(self, context: RequestContext, embedding_d: npt.NDArray[np.float32], n: int) -> Found:
+        found: Found = await _ask("searcher", self._searcher.search, context, embedding_d, n)
+        return found
+
+    async def rerank(
+        self, context: RequestContext, embedding_d: npt.NDArray[np.float32], vectors_nd: npt.NDArray[np.float16]
+    ) -> npt.NDArray[np.float32]:
+        scores: npt.NDArray[np.float32] = await _ask("reranker", self._reranker.rerank, context, embedding_d, vectors_nd)
+        return scores
+
+
+async def _ask(stage: str, method: Any, context: RequestContext, *values: object) -> Any:
+    try:
+        async with asyncio.timeout(max(0.0, context.remaining())):
+            return await method.remote(context, *values)
+    except TimeoutError as error:
+        raise StageUnavailable(f"the {stage} did not answer before the deadline") from error
+    except (RayError, RayServeException) as error:
+        log.warning("request %s: %s failed", context.trace, stage, exc_info=True)
+        raise StageUnavailable(f"the {stage} is overloaded or down ({type(error).__name__})") from error
