@@ -30,7 +30,9 @@ def _build_shard(
     store = Store(store_url)
     corpus = Corpus(store.artefact("corpus", inputs["corpus"]))
     ids, sites = corpus.scans["image_id"].to_pylist(), corpus.scans["site"].to_pylist()
-    mine = np.array([r for r in range(len(ids)) if shard_of(sites[r], ids[r], settings.shards) == number], dtype=np.int64)
+    mine = np.array(
+        [r for r in range(len(ids)) if shard_of(sites[r], ids[r], settings.shards) == number], dtype=np.int64
+    )
     vectors = embeddings_of(store.artefact("embeddings", inputs["embeddings"]))[mine]
     rows = pa.table(
         {
@@ -85,7 +87,8 @@ def run(job: Job) -> Outcome:
         )
     if recall < settings.min_recall:
         raise TrainingError(
-            f"recall@50 is {recall:.3f}, index.min_recall asks for {settings.min_recall}: raise index.probes or take index.kind=flat"
+            f"recall@50 is {recall:.3f}, index.min_recall asks for {settings.min_recall}: "
+            "raise index.probes or take index.kind=flat"
         )
     facts = {"shards": settings.shards, "probes": settings.probes, "kind": settings.kind}
     files = [*entries(rows), job.attempt.write("index.json", json.dumps(facts, sort_keys=True).encode())]

@@ -18,7 +18,9 @@ from mrcg_jobs.pipeline import StageResult, plan_steps, run_stages, step_named
 from mrcg_jobs.progress import Progress
 
 SourceOption = Annotated[str, typer.Option("--source", help="Folder of scans: SRC/<class>/… or SRC/<split>/<class>/….")]
-RayOption = Annotated[str | None, typer.Option("--ray", help="Address of a Ray cluster; without it one is started here.")]
+RayOption = Annotated[
+    str | None, typer.Option("--ray", help="Address of a Ray cluster; without it one is started here.")
+]
 
 
 class PromoteWhen(enum.StrEnum):
@@ -35,7 +37,9 @@ def run(
     recipe: RecipeOption = None,
     settings: SetOption = None,
     ray: RayOption = None,
-    promote_when: Annotated[PromoteWhen, typer.Option("--promote", help="When the result becomes the release.")] = PromoteWhen.gate,
+    promote_when: Annotated[
+        PromoteWhen, typer.Option("--promote", help="When the result becomes the release.")
+    ] = PromoteWhen.gate,
     as_json: JsonOption = False,
 ) -> None:
     """Run all stages from a folder of scans to a release; what is there already is skipped."""
@@ -75,7 +79,13 @@ evaluate = _stage_command("evaluate", "Measure ANN order and reranked on the tes
 
 
 def _run(
-    source: str, store: str, recipe: str | None, settings: list[str] | None, ray: str | None, only: str | None, as_json: bool
+    source: str,
+    store: str,
+    recipe: str | None,
+    settings: list[str] | None,
+    ray: str | None,
+    only: str | None,
+    as_json: bool,
 ) -> tuple[list[StageResult], Path | str]:
     config, opened = load_config(recipe, settings or ()), Store(store)
     steps = plan_steps(config, source)
@@ -111,7 +121,13 @@ def _stop_ray() -> None:
 def _show(results: list[StageResult], folder: Path | str, outcome: Promotion | None, as_json: bool) -> None:
     if as_json:
         stages = [
-            {"stage": r.stage, "version": r.version, "ran": r.ran, "seconds": round(r.seconds, 3), "counts": dict(r.counts)}
+            {
+                "stage": r.stage,
+                "version": r.version,
+                "ran": r.ran,
+                "seconds": round(r.seconds, 3),
+                "counts": dict(r.counts),
+            }
             for r in results
         ]
         value: dict[str, Any] = {"stages": stages, "folder": str(folder)}
@@ -120,7 +136,13 @@ def _show(results: list[StageResult], folder: Path | str, outcome: Promotion | N
         console.emit_json(value)
         return
     rows = [
-        [r.stage, "ran" if r.ran else "skipped", f"{r.seconds:.1f}", f"{r.kind}/{r.version}", console.short_counts(r.counts)]
+        [
+            r.stage,
+            "ran" if r.ran else "skipped",
+            f"{r.seconds:.1f}",
+            f"{r.kind}/{r.version}",
+            console.short_counts(r.counts),
+        ]
         for r in results
     ]
     console.show_table("Stages", ["stage", "", "seconds", "artefact", "counts"], rows, ["seconds"])

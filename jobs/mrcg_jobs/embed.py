@@ -23,7 +23,9 @@ SLICE = 256
 class _EmbedFile:
     """Embeds one file of the corpus. Batches are cut within a file, so its bytes never depend on the others."""
 
-    def __init__(self, store: str, corpus: str, encoder: str, output: str, batch_size: int, threads: int, gpu: bool) -> None:
+    def __init__(
+        self, store: str, corpus: str, encoder: str, output: str, batch_size: int, threads: int, gpu: bool
+    ) -> None:
         use_threads(threads)
         self._store = Store(store)
         self._corpus = self._store.artefact("corpus", corpus)
@@ -40,7 +42,9 @@ class _EmbedFile:
             parts.append(self._embedder.embed(pixels, self._batch_size).astype(np.float16))
         vectors = np.concatenate(parts)
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
-        table = pa.table({"image_id": images["image_id"], "embedding": column}, schema=schemas.embeddings(vectors.shape[1]))
+        table = pa.table(
+            {"image_id": images["image_id"], "embedding": column}, schema=schemas.embeddings(vectors.shape[1])
+        )
         name = row["file"].replace("images/", "embeddings/").replace(".parquet", ".arrow")
         entry = write_output(self._store, self._output, name, schemas.to_ipc(table))
         return {**entry, "images": len(vectors), "dim": vectors.shape[1]}

@@ -33,9 +33,7 @@ def run(job: Job) -> Outcome:
     }
     job.progress(0, 1, "scoring the test queries")
     with own_errors():
-        task = _evaluate.remote(
-            job.store.url, dict(job.step.inputs), job.attempt.output, job.config.evaluate, facts
-        )
+        task = _evaluate.remote(job.store.url, dict(job.step.inputs), job.attempt.output, job.config.evaluate, facts)
         rows = ray.get(task)
     job.progress(1, 1)
     report = Report.model_validate_json(job.store.read_bytes(f"{job.attempt.output}/{REPORT}"))

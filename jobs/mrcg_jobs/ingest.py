@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import ray.data
 
 from mrcg import schemas
@@ -69,7 +70,7 @@ def _finish(job: Job, rows: Sequence[dict[str, Any]], work: str) -> Outcome:
         names = [f"{work}/{kind}-{row['number']:05d}.parquet" for row in rows]
         return [schemas.from_parquet(job.store.read_bytes(name)) for name in names]
 
-    quarantine = schemas.pa.concat_tables(read("quarantine"))
+    quarantine = pa.concat_tables(read("quarantine"))
     images = sum(row["images"] for row in rows)
     if not images:
         first = quarantine.slice(0, 1).to_pylist()[0]

@@ -163,7 +163,9 @@ def _wrapper(worker: Worker) -> Wrap:
 
 
 def _resume(store: Store, attempt: str, trainer: Trainer) -> None:
-    names = [name for name in store.list(f"{attempt}/checkpoints") if name.endswith(".safetensors") and name[0] != "."]
+    names = [
+        name for name in store.listdir(f"{attempt}/checkpoints") if name.endswith(".safetensors") and name[0] != "."
+    ]
     if names:
         trainer.state.restore(store.read_bytes(f"{attempt}/checkpoints/{names[-1]}"))
         log.info("going on after epoch %d", len(trainer.state.history))

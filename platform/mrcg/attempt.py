@@ -85,7 +85,7 @@ class Attempt:
         Returns:
             The manifest that counts: this one, or the earlier one.
         """
-        assert manifest.kind == self.kind and manifest.version == self.version
+        assert (manifest.kind, manifest.version) == (self.kind, self.version)
         self._release_lease()
         for entry in manifest.files:
             self.store.move(f"{self.output}/{entry.name}", f"{manifest.folder}/{entry.name}")
@@ -103,7 +103,7 @@ class Attempt:
 
 def begin(store: Store, kind: str, version: str) -> Attempt:
     """Take over an attempt at this version that nobody holds any more, or start one."""
-    for ident in store.list(f"{kind}/_attempts"):
+    for ident in store.listdir(f"{kind}/_attempts"):
         folder = f"{kind}/_attempts/{ident}"
         if _version_of(store, folder) != version or is_live(store, folder):
             continue
@@ -133,7 +133,7 @@ def is_live(store: Store, folder: str) -> bool:
     if lease["expires"] < time.time():
         return False
     # On the same host a dead process needs no waiting.
-    return lease["host"] != socket.gethostname() or _started(lease["pid"]) == lease["started"]
+    return bool(lease["host"] != socket.gethostname() or _started(lease["pid"]) == lease["started"])
 
 
 def collect_garbage(store: Store) -> list[str]:
@@ -144,21 +144,21 @@ def collect_garbage(store: Store) -> list[str]:
     """
     removed: list[str] = []
     for kind in KINDS:
-        attempts = [f"{kind}/_attempts/{ident}" for ident in store.list(f"{kind}/_attempts")]
+        attempts = [f"{kind}/_attempts/{ident}" for ident in store.listdir(f"{kind}/_attempts")]
         live = [folder for folder in attempts if is_live(store, folder)]
         removed += [folder for folder in attempts if folder not in live]
         # A live attempt may be moving its files in right now: leave its version alone.
         busy = {_version_of(store, folder) for folder in live}
-        for version in store.list(kind):
+        for version in store.listdir(kind):
             if version.startswith("_") or version in busy:
                 continue
             keep = store.manifest(kind, version).folder if store.has(kind, version) else None
-            folders = [f"{kind}/{version}/{name}" for name in store.list(f"{kind}/{version}")]
+            folders = [f"{kind}/{version}/{name}" for name in store.listdir(f"{kind}/{version}")]
             removed += [f for f in folders if f != keep and not f.endswith(".json")]
     for folder in removed:
         store.remove(folder)
         parent = folder.rsplit("/", 1)[0]
-        if not store.list(parent):
+        if not store.listdir(parent):
             store.remove(parent)
     return removed
 
@@ -171,15 +171,13 @@ def _version_of(store: Store, folder: str) -> str | None:
 
 
 def _leases(store: Store, folder: str) -> Sequence[str]:
-    return [name for name in store.list(folder) if name.startswith("lease-") and name.endswith(".json")]
+    return [name for name in store.listdir(folder) if name.startswith("lease-") and name.endswith(".json")]
 
 
 def _lease_bytes(expires: float | None = None) -> bytes:
     until = time.time() + LEASE_SECONDS if expires is None else expires
     pid = os.getpid()
-    return json.dumps(
-        {"host": socket.gethostname(), "pid": pid, "started": _started(pid), "expires": until}
-    ).encode()
+    return json.dumps({"host": socket.gethostname(), "pid": pid, "started": _started(pid), "expires": until}).encode()
 
 
 def _started(pid: int) -> int | None:

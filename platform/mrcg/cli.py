@@ -85,7 +85,9 @@ def sample(
 def query(
     image: Annotated[Path, typer.Argument(help="Image file to search for.")],
     url: Annotated[str | None, typer.Option("--url", help="Ask a running service.")] = None,
-    store: Annotated[str | None, typer.Option("--store", envvar="MRCG_STORE", help="Search a store in this process.")] = None,
+    store: Annotated[
+        str | None, typer.Option("--store", envvar="MRCG_STORE", help="Search a store in this process.")
+    ] = None,
     k: Annotated[int, typer.Option("-k", help="Hits wanted.")] = 10,
     rerank: Annotated[bool, typer.Option(help="Let the reranker order the hits.")] = True,
     out: Annotated[Path | None, typer.Option("--out", help="Write a picture of the hits (PNG).")] = None,
@@ -109,11 +111,23 @@ def query(
         console.emit_json(asked.answer.model_dump(mode="json"))
         return
     rows = [
-        [str(n), hit.label or "", "" if hit.score is None else f"{hit.score:.4f}", f"{hit.distance:.2f}", str(hit.ann_rank), hit.image_id]
+        [
+            str(n),
+            hit.label or "",
+            "" if hit.score is None else f"{hit.score:.4f}",
+            f"{hit.distance:.2f}",
+            str(hit.ann_rank),
+            hit.image_id,
+        ]
         for n, hit in enumerate(asked.answer.hits, 1)
     ]
     title = f"Release {asked.answer.release}, {'reranked' if asked.answer.reranked else 'ANN order'}"
-    console.show_table(title, ["rank", "label", "score", "distance", "ANN rank", "image"], rows, ["rank", "score", "distance", "ANN rank"])
+    console.show_table(
+        title,
+        ["rank", "label", "score", "distance", "ANN rank", "image"],
+        rows,
+        ["rank", "score", "distance", "ANN rank"],
+    )
     if asked.answer.out_of_distribution:
         console.say("out of distribution: nothing in the gallery is near this image; do not rely on the hits")
     console.say(", ".join(f"{stage} {ms:.1f} ms" for stage, ms in asked.answer.milliseconds.items()))
@@ -136,9 +150,15 @@ def releases_list(store: StoreOption, as_json: JsonOption = False) -> None:
         console.say(f"{opened.url} has no release yet: `mrcg run` makes and promotes one")
         return
     rows = [
-        [str(r.number), r.created, r.protocol, f"{100 * r.reranked_map:.1f}", r.encoder, r.index, r.reranker, r.reason] for r in releases
+        [str(r.number), r.created, r.protocol, f"{100 * r.reranked_map:.1f}", r.encoder, r.index, r.reranker, r.reason]
+        for r in releases
     ]
-    console.show_table("Releases", ["release", "created", "protocol", "MAP", "encoder", "index", "reranker", "why"], rows, ["release", "MAP"])
+    console.show_table(
+        "Releases",
+        ["release", "created", "protocol", "MAP", "encoder", "index", "reranker", "why"],
+        rows,
+        ["release", "MAP"],
+    )
 
 
 @releases_app.command("show")
@@ -206,7 +226,10 @@ def store_ls(store: StoreOption, as_json: JsonOption = False) -> None:
     if as_json:
         console.emit_json([{"kind": m.kind, "version": m.version, "counts": m.counts} for m in manifests])
         return
-    rows = [[m.kind, m.version, f"{sum(f.size for f in m.files) / 1e6:.1f}", console.short_counts(m.counts)] for m in manifests]
+    rows = [
+        [m.kind, m.version, f"{sum(f.size for f in m.files) / 1e6:.1f}", console.short_counts(m.counts)]
+        for m in manifests
+    ]
     console.show_table(opened.url, ["kind", "version", "MB", "counts"], rows, ["MB"])
 
 

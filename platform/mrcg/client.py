@@ -41,7 +41,9 @@ class Client:
         try:
             return Answer.model_validate_json(response.content)
         except ValidationError as error:
-            raise ServiceError(f"{self.url} gave an answer that this client cannot read: use the versions that fit") from error
+            raise ServiceError(
+                f"{self.url} gave an answer that this client cannot read: use the versions that fit"
+            ) from error
 
     def preview(self, image_id: str) -> bytes:
         """A small PNG of an image of the gallery."""
@@ -55,12 +57,18 @@ class Client:
             return False
 
     def _call(
-        self, method: str, path: str, files: dict[str, tuple[str, bytes, str]] | None = None, data: dict[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        files: dict[str, tuple[str, bytes, str]] | None = None,
+        data: dict[str, str] | None = None,
     ) -> httpx.Response:
         try:
             response = self._http.request(method, path, files=files, data=data)
         except httpx.HTTPError as error:
-            raise ServiceError(f"{self.url} cannot be reached ({type(error).__name__}): is `mrcg serve` running there?") from error
+            raise ServiceError(
+                f"{self.url} cannot be reached ({type(error).__name__}): is `mrcg serve` running there?"
+            ) from error
         if response.is_error:
             raise ServiceError(f"{self.url}{path} answered {response.status_code}: {_detail(response)}")
         return response

@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-StoreOption = Annotated[str, typer.Option("--store", envvar="MRCG_STORE", help="Store: a folder or s3://bucket/prefix.")]
+StoreOption = Annotated[
+    str, typer.Option("--store", envvar="MRCG_STORE", help="Store: a folder or s3://bucket/prefix.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 RecipeOption = Annotated[str | None, typer.Option("--recipe", help="Name of a shipped recipe, or a YAML file.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: a.b=value. Repeatable.")]
@@ -23,7 +25,7 @@ err = Console(stderr=True)
 
 def emit_json(value: Any) -> None:
     """One JSON value on stdout."""
-    out.print_json(json.dumps(value, ensure_ascii=False)) if out.is_terminal else out.out(json.dumps(value, ensure_ascii=False))
+    out.out(json.dumps(value, ensure_ascii=False), highlight=False)
 
 
 def say(line: str) -> None:
@@ -63,7 +65,8 @@ class StageBars:
         self._quiet = quiet
         self._live = err.is_terminal and not quiet
         self._bars = Progress(
-            SpinnerColumn(), TextColumn("{task.description:<15}"), BarColumn(30), TextColumn("{task.percentage:>3.0f}%"),
+            SpinnerColumn(), TextColumn("{task.description:<15}"), BarColumn(30),
+            TextColumn("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(), TextColumn("{task.fields[note]}", style="dim"), console=err, disable=not self._live,
         )  # fmt: skip
 
@@ -91,6 +94,7 @@ class StageBar:
         self._task = task
 
     def __call__(self, done: float, total: float, note: str = "") -> None:
+        """Show ``done`` of ``total`` units; a total of 0 is not known yet."""
         self._bars.update(self._task, completed=done, total=total or None, note=note)
 
     def finish(self) -> None:

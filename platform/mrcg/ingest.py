@@ -85,6 +85,8 @@ def _scan_row(file: SourceFile, grey: Grey, file_name: str) -> dict[str, Any]:
 def join_chunks(scans: Sequence[pa.Table], settings: IngestSettings) -> pa.Table:
     """One table of scans with near-duplicates of the whole corpus joined into groups."""
     table = pa.concat_tables(scans)
-    groups = group_ids(table["image_id"].to_pylist(), table["difference_hash"].to_pylist(), settings.near_duplicate_bits)
+    groups = group_ids(
+        table["image_id"].to_pylist(), table["difference_hash"].to_pylist(), settings.near_duplicate_bits
+    )
     column = table.schema.get_field_index("group_id")
     return table.set_column(column, schemas.SCANS.field("group_id"), pa.array(groups, pa.string()))

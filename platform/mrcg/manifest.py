@@ -77,10 +77,13 @@ class Manifest(_Frozen):
             stated = body.pop("digest")
             manifest = cls.model_validate(body)
         except (ValueError, KeyError, AttributeError, ValidationError) as error:
-            raise IntegrityError(f"{where} is not a manifest: restore it, or remove its folder and run again") from error
+            raise IntegrityError(
+                f"{where} is not a manifest: restore it, or remove its folder and run again"
+            ) from error
         if digest(body, 64) != stated:
             raise IntegrityError(
-                f"{where} was changed after it was written (hash mismatch): restore it, or remove its folder and run again"
+                f"{where} was changed after it was written (hash mismatch): "
+                "restore it, or remove its folder and run again"
             )
         return manifest
 

@@ -29,7 +29,8 @@ class _LocalStages:
         self.reranking = reranking
 
     async def embed(self, context: RequestContext, pixels_ss: Grey) -> npt.NDArray[np.float32]:
-        return self.embedder.embed(pixels_ss[None])[0]
+        embedding: npt.NDArray[np.float32] = self.embedder.embed(pixels_ss[None])[0]
+        return embedding
 
     async def search(self, context: RequestContext, embedding_d: npt.NDArray[np.float32], n: int) -> Found:
         return self.searcher.search(embedding_d[None], [context], n)[0]
@@ -98,6 +99,6 @@ def _finish(call: Coroutine[Any, Any, Answer]) -> Answer:
     try:
         call.send(None)
     except StopIteration as done:
-        assert isinstance(done.value, Answer)
-        return done.value
+        result: Answer = done.value
+        return result
     raise AssertionError("a local stage waited")

@@ -62,7 +62,7 @@ class Promotion(BaseModel):
 
 def release_numbers(store: Store) -> list[int]:
     """Numbers of all releases, rising."""
-    return sorted(int(name[:-5]) for name in store.list(HISTORY) if name.endswith(".json") and name[:-5].isdigit())
+    return sorted(int(name[:-5]) for name in store.listdir(HISTORY) if name.endswith(".json") and name[:-5].isdigit())
 
 
 def read_release(store: Store, number: int | None = None) -> Release:
@@ -137,7 +137,9 @@ def promote(store: Store, report_version: str, gate_drop: float | None) -> Promo
     new = candidate(store, report_version, (numbers[-1] if numbers else 0) + 1, "promoted")
     if current is not None:
         if current.pins == new.pins:
-            return Promotion(promoted=False, release=current, why=f"release {current.number} serves exactly this already")
+            return Promotion(
+                promoted=False, release=current, why=f"release {current.number} serves exactly this already"
+            )
         floor = current.reranked_map - (gate_drop or 0.0)
         if gate_drop is not None and current.protocol == new.protocol and new.reranked_map < floor:
             why = (
@@ -169,7 +171,9 @@ def rollback(store: Store, number: int | None = None) -> Release:
         if not store.has(kind, version):
             raise ReleaseError(f"release {number} cannot serve again: {kind}/{version} is gone")
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    new = earlier.model_copy(update={"number": numbers[-1] + 1, "created": created, "reason": f"rolled back to {number}"})
+    new = earlier.model_copy(
+        update={"number": numbers[-1] + 1, "created": created, "reason": f"rolled back to {number}"}
+    )
     _publish(store, new)
     return new
 
@@ -178,5 +182,7 @@ def _publish(store: Store, release: Release) -> None:
     try:
         store.create(f"{HISTORY}/{release.number}.json", release.model_dump_json(indent=1).encode())
     except AlreadyExistsError as error:
-        raise ReleaseError(f"release {release.number} was made by somebody else just now: look at it and try again") from error
+        raise ReleaseError(
+            f"release {release.number} was made by somebody else just now: look at it and try again"
+        ) from error
     log.info("release %d is current", release.number)

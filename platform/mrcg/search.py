@@ -23,7 +23,7 @@ from mrcg.index.shard import Mask
 log = logging.getLogger(__name__)
 
 
-class StageUnavailable(MrcgError):
+class StageUnavailableError(MrcgError):
     """A stage could not answer (in time); the search degrades or is refused."""
 
 
@@ -69,7 +69,7 @@ class Found:
 
 
 class Stages(Protocol):
-    """The three stages, wherever they run. Each raises StageUnavailable where it cannot answer."""
+    """The three stages, wherever they run. Each raises StageUnavailableError where it cannot answer."""
 
     async def embed(self, context: RequestContext, pixels_ss: Grey) -> npt.NDArray[np.float32]:
         """(s, s) grey levels -> (d,)."""
@@ -139,7 +139,7 @@ async def answer(
         rerank: whether the reranker orders the hits.
 
     Raises:
-        StageUnavailable: the embedder or the searcher cannot answer.
+        StageUnavailableError: the embedder or the searcher cannot answer.
     """
     assert 1 <= k <= settings.neighbours
     clock = _Clock()
@@ -186,7 +186,7 @@ async def _scores(
         return None
     try:
         return await stages.rerank(context, embedding_d, found.vectors_nd)
-    except StageUnavailable as error:
+    except StageUnavailableError as error:
         log.warning("request %s: answered in ANN order, %s", context.trace, error)
         return None
 

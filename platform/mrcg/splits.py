@@ -30,7 +30,8 @@ def make_splits(scans: pa.Table, settings: SplitSettings, seed: int) -> pa.Table
     splits = [
         "none" if label is None else _split(settings, seed, image, group, given, fold)
         for image, label, group, given, fold in zip(
-            *(scans[name].to_pylist() for name in ("image_id", "label", "group_id", "source_split", "fold")), strict=True
+            *(scans[name].to_pylist() for name in ("image_id", "label", "group_id", "source_split", "fold")),
+            strict=True,
         )
     ]
     if not {"train", "test"} <= set(splits):

@@ -97,6 +97,8 @@ def open_inputs(store: Store, step: Step) -> dict[str, Artefact]:
     for kind, version in step.inputs.items():
         if not store.has(kind, version):
             maker = next(stage.name for stage in STAGES if stage.kind == kind)
-            raise NotFoundError(f"{step.stage.name} needs {kind}/{version}: run `mrcg {maker}` with the same options first")
+            raise NotFoundError(
+                f"{step.stage.name} needs {kind}/{version}: run `mrcg {maker}` with the same options first"
+            )
         found[kind] = store.artefact(kind, version)
     return found

@@ -48,7 +48,8 @@ class Store:
 
     def path(self, relative: str) -> str:
         """Full path of a relative one, as the file system wants it."""
-        assert not relative.startswith("/") and ".." not in relative.split("/"), relative
+        assert not relative.startswith("/"), relative
+        assert ".." not in relative.split("/"), relative
         return f"{self.root}/{relative}"
 
     def check_writable(self) -> None:
@@ -121,7 +122,7 @@ class Store:
         except OSError as error:
             raise self._not_writable(error) from error
 
-    def list(self, relative: str) -> list[str]:
+    def listdir(self, relative: str) -> list[str]:
         """Names of the entries of a folder, sorted; empty where there is none."""
         try:
             # Listings are cached by object stores' file systems; another process may have written since.
@@ -174,7 +175,9 @@ class Store:
 
     def _not_writable(self, error: OSError) -> StoreError:
         reason = error.strerror or str(error)
-        return StoreError(f"store {self.url} cannot be written ({reason}): name another --store or mend its permissions")
+        return StoreError(
+            f"store {self.url} cannot be written ({reason}): name another --store or mend its permissions"
+        )
 
     # Versions ---------------------------------------------------------------------------------
 
@@ -184,7 +187,7 @@ class Store:
 
     def versions(self, kind: str) -> list[str]:
         """Complete versions of a kind."""
-        return [name for name in self.list(kind) if not name.startswith("_") and self.has(kind, name)]
+        return [name for name in self.listdir(kind) if not name.startswith("_") and self.has(kind, name)]
 
     def manifest(self, kind: str, version: str) -> Manifest:
         """The manifest of a version, checked against its own digest.

@@ -86,7 +86,11 @@ async def search(
 @api.get(
     "/v1/images/{image_id}/preview",
     summary="A small PNG of a gallery image",
-    responses={200: {"content": {"image/png": {}}}, 403: ERRORS[403], 404: {"model": Problem, "description": "no such image"}},
+    responses={
+        200: {"content": {"image/png": {}}},
+        403: ERRORS[403],
+        404: {"model": Problem, "description": "no such image"},
+    },
     response_class=Response,
     tags=["images"],
 )

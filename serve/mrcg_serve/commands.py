@@ -19,7 +19,9 @@ def serve(
     port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8000,
     recipe: RecipeOption = None,
     settings: SetOption = None,
-    ray: Annotated[str | None, typer.Option("--ray", help="Address of a Ray cluster; without it one is started here.")] = None,
+    ray: Annotated[
+        str | None, typer.Option("--ray", help="Address of a Ray cluster; without it one is started here.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Serve the current release over HTTP until Ctrl-C or SIGTERM, which drain."""
@@ -29,7 +31,10 @@ def serve(
     from mrcg_serve.running import Service
 
     if not is_loopback(host):
-        raise UsageError(f"--host {host}: without authentication only loopback is served; take 127.0.0.1 and a proxy that authenticates")
+        raise UsageError(
+            f"--host {host}: without authentication only loopback is served; "
+            "take 127.0.0.1 behind a proxy that authenticates"
+        )
     _check_port(host, port)
     application = build(ServeArgs(store=store, recipe=recipe, settings=settings or []))
     try:
@@ -37,7 +42,9 @@ def serve(
             if as_json:
                 console.emit_json({"url": service.url, "release": service.release})
             else:
-                console.say(f"serving release {service.release} on {service.url} (API at {service.url}/docs); Ctrl-C stops")
+                console.say(
+                    f"serving release {service.release} on {service.url} (API at {service.url}/docs); Ctrl-C stops"
+                )
             threading.Event().wait()
     except KeyboardInterrupt:
         console.err.print("stopped", highlight=False)

@@ -78,7 +78,7 @@ class Gateway:
         Raises:
             UsageError: k is out of range.
             ImageError: the image cannot be used.
-            StageUnavailable: the embedder or the searcher cannot answer.
+            StageUnavailableError: the embedder or the searcher cannot answer.
         """
         start = time.perf_counter()
         self.rules.check_k(k)

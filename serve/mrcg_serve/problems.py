@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mrcg.errors import ImageError, MrcgError, NotFoundError, UsageError
-from mrcg.search import StageUnavailable
+from mrcg.search import StageUnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ async def _own(request: Request, error: Exception) -> Response:
     if isinstance(error, ImageError):
         status = 413 if error.reason in {"too_many_bytes", "too_many_pixels"} else 422
         return problem(status, f"image_{error.reason}", str(error))
-    if isinstance(error, StageUnavailable):
+    if isinstance(error, StageUnavailableError):
         return problem(503, "unavailable", str(error))
     if isinstance(error, NotFoundError):
         return problem(404, "not_found", str(error))
@@ -74,6 +74,7 @@ class BodyLimit:
         self._limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One ASGI call."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

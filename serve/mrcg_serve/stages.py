@@ -13,7 +13,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from mrcg.imaging.decode import Grey
-from mrcg.search import Found, RequestContext, StageUnavailable
+from mrcg.search import Found, RequestContext, StageUnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -27,17 +27,22 @@ class RemoteStages:
         self._reranker = reranker
 
     async def embed(self, context: RequestContext, pixels_ss: Grey) -> npt.NDArray[np.float32]:
+        """(s, s) grey levels -> (d,)."""
         vector: npt.NDArray[np.float32] = await _ask("embedder", self._embedder.embed, context, pixels_ss)
         return vector
 
     async def search(self, context: RequestContext, embedding_d: npt.NDArray[np.float32], n: int) -> Found:
+        """The n nearest that the context allows."""
         found: Found = await _ask("searcher", self._searcher.search, context, embedding_d, n)
         return found
 
     async def rerank(
         self, context: RequestContext, embedding_d: npt.NDArray[np.float32], vectors_nd: npt.NDArray[np.float16]
     ) -> npt.NDArray[np.float32]:
-        scores: npt.NDArray[np.float32] = await _ask("reranker", self._reranker.rerank, context, embedding_d, vectors_nd)
+        """(n,) scores of the neighbours."""
+        scores: npt.NDArray[np.float32] = await _ask(
+            "reranker", self._reranker.rerank, context, embedding_d, vectors_nd
+        )
         return scores
 
 
@@ -46,7 +51,7 @@ async def _ask(stage: str, method: Any, context: RequestContext, *values: object
         async with asyncio.timeout(max(0.0, context.remaining())):
             return await method.remote(context, *values)
     except TimeoutError as error:
-        raise StageUnavailable(f"the {stage} did not answer before the deadline") from error
+        raise StageUnavailableError(f"the {stage} did not answer before the deadline") from error
     except (RayError, RayServeException) as error:
         log.warning("request %s: %s failed", context.trace, stage, exc_info=True)
-        raise StageUnavailable(f"the {stage} is overloaded or down ({type(error).__name__})") from error
+        raise StageUnavailableError(f"the {stage} is overloaded or down ({type(error).__name__})") from error

@@ -65,7 +65,9 @@ def _trunk_of(model: nn.Module, backbone: str) -> nn.Module:
     if hasattr(model, "layer4"):
         names = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
         return nn.Sequential(*(getattr(model, name) for name in names))
-    raise SettingsError(f"encoder.backbone = {backbone}: has neither `features` nor `layer4`; take vgg, resnet, mobilenet …")
+    raise SettingsError(
+        f"encoder.backbone = {backbone}: has neither `features` nor `layer4`; take vgg, resnet, mobilenet …"
+    )
 
 
 def _channels(trunk: nn.Module) -> int:
@@ -90,10 +92,13 @@ def load_pretrained(encoder: Encoder, state: Mapping[str, Tensor]) -> None:
     own = model.state_dict()
     for name, tensor in state.items():
         if name not in own:
-            raise WeightsError(f"weights have {name}, which {encoder.spec.backbone} has not: name the fitting encoder.backbone")
+            raise WeightsError(
+                f"weights have {name}, which {encoder.spec.backbone} has not: name the fitting encoder.backbone"
+            )
         if tensor.shape != own[name].shape and not name.startswith(HEAD):
             raise WeightsError(
-                f"weights {name} have shape {tuple(tensor.shape)}, {encoder.spec.backbone} wants {tuple(own[name].shape)}"
+                f"weights {name} have shape {tuple(tensor.shape)}, "
+                f"{encoder.spec.backbone} wants {tuple(own[name].shape)}"
             )
     for name in own:
         if name not in state and not name.startswith(HEAD) and not name.endswith("num_batches_tracked"):

@@ -47,7 +47,9 @@ def fingerprint(spec: EncoderSpec, weights: bytes) -> str:
 
 def spec_bytes(spec: EncoderSpec, encoder_fingerprint: str) -> bytes:
     """``encoder.json``: the architecture and the fingerprint of the weights beside it."""
-    return json.dumps({"fingerprint": encoder_fingerprint, "spec": spec.model_dump()}, indent=1, sort_keys=True).encode()
+    return json.dumps(
+        {"fingerprint": encoder_fingerprint, "spec": spec.model_dump()}, indent=1, sort_keys=True
+    ).encode()
 
 
 def read_spec(artefact: Artefact) -> tuple[EncoderSpec, str]:

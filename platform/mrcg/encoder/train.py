@@ -39,7 +39,9 @@ class Worker:
     device: str = "cpu"
 
 
-def new_encoder(settings: EncoderSettings, classes: tuple[str, ...], seed: int, weights: dict[str, Tensor] | None) -> Encoder:
+def new_encoder(
+    settings: EncoderSettings, classes: tuple[str, ...], seed: int, weights: dict[str, Tensor] | None
+) -> Encoder:
     """An encoder with seeded branches and, where given, a pretrained trunk; frozen as settings say."""
     torch.manual_seed(seed_of(seed, "encoder"))
     encoder = Encoder(EncoderSpec.of(settings, classes))
@@ -117,7 +119,13 @@ class EncoderTrainer:
             sums += self._step(batch[self.worker.rank :: self.worker.world], epoch, number, rate)
             on_batch(number + 1, len(batches))
         loss, triplet, cross_entropy = (sums / max(1, len(batches))).tolist()
-        row = {"epoch": epoch, "loss": loss, "triplet": triplet, "cross_entropy": cross_entropy, "validation_map": self.validate()}
+        row = {
+            "epoch": epoch,
+            "loss": loss,
+            "triplet": triplet,
+            "cross_entropy": cross_entropy,
+            "validation_map": self.validate(),
+        }
         self.state.add(row, score=row["validation_map"])
         return row
 
@@ -132,22 +140,27 @@ class EncoderTrainer:
         grey = torch.from_numpy(self.train.pixels[flat]).to(device)
         labels = torch.from_numpy(self.train.labels[flat]).to(device)
         if settings.augment:
-            generator = torch.Generator(device).manual_seed(seed_of(self.seed, "augment", epoch, number, self.worker.rank))
+            generator = torch.Generator(device).manual_seed(
+                seed_of(self.seed, "augment", epoch, number, self.worker.rank)
+            )
             grey = augment(grey, generator)
         embeddings, logits = self.model(to_input(grey))
         if settings.mining == "explicit":
-            triplet = triplet_loss(*embeddings.chunk(3), settings.margin)
+            anchor, positive, negative = embeddings.chunk(3)
+            triplet = triplet_loss(anchor, positive, negative, settings.margin)
         else:
             triplet = batch_all_triplet_loss(embeddings, labels, settings.margin)
         if settings.divide_by_margin:
             triplet = triplet / settings.margin
         loss = joint_loss(triplet, logits, labels, settings.classification_weight)
         if not torch.isfinite(loss):
-            raise TrainingError(f"the loss is {loss.item()} in epoch {epoch}, batch {number}: lower encoder.learning_rate")
+            raise TrainingError(
+                f"the loss is {loss.item()} in epoch {epoch}, batch {number}: lower encoder.learning_rate"
+            )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.optimizer.step()
         return loss.item(), triplet.item(), loss.item() - triplet.item()
 
@@ -159,13 +172,17 @@ class EncoderTrainer:
         return leave_one_out_map(vectors, self.validation.labels, self.validation.groups)
 
 
-def embed_pixels(encoder: Encoder, pixels_nss: Grey, batch_size: int, device: str) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+def embed_pixels(
+    encoder: Encoder, pixels_nss: Grey, batch_size: int, device: str
+) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
     """(n, s, s) grey levels -> (n, d) float32 embeddings, without gradients."""
     encoder.eval()
     out: list[Tensor] = []
     with torch.inference_mode():
         for start in range(0, len(pixels_nss), batch_size):
-            grey = torch.tensor(pixels_nss[start : start + batch_size], device=device)  # a copy: Ray's arrays are read-only
+            grey = torch.tensor(
+                pixels_nss[start : start + batch_size], device=device
+            )  # a copy: Ray's arrays are read-only
             out.append(encoder(to_input(grey))[0].float().cpu())
     if not out:
         return np.empty((0, encoder.spec.embedding_dim), dtype=np.float32)
@@ -173,7 +190,9 @@ def embed_pixels(encoder: Encoder, pixels_nss: Grey, batch_size: int, device: st
     return vectors
 
 
-def leave_one_out_map(vectors_nd: np.ndarray[tuple[int, int], np.dtype[np.float32]], labels: Indices, groups: list[str], depth: int = 50) -> float:
+def leave_one_out_map(
+    vectors_nd: np.ndarray[tuple[int, int], np.dtype[np.float32]], labels: Indices, groups: list[str], depth: int = 50
+) -> float:
     """MAP@depth of every image against all others that are not of its group."""
     x = torch.from_numpy(vectors_nd)
     distances = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").numpy()

@@ -50,7 +50,9 @@ def resolve_weights(settings: EncoderSettings) -> InitialWeights:
     else:
         path = Path(source).expanduser()
         if path.suffix != ".safetensors":
-            raise WeightsError(f"encoder.weights = {source}: expected imagenet, none, a .safetensors file or a URL of one")
+            raise WeightsError(
+                f"encoder.weights = {source}: expected imagenet, none, a .safetensors file or a URL of one"
+            )
         if not path.is_file():
             raise WeightsError(f"encoder.weights = {source}: no such file")
     with path.open("rb") as file:
@@ -87,6 +89,7 @@ def _fetch(url: str) -> Path:
     except (httpx.HTTPError, OSError) as error:
         partial.unlink(missing_ok=True)
         raise WeightsError(
-            f"weights {url} cannot be fetched ({type(error).__name__}): set encoder.weights to none or to a .safetensors file"
+            f"weights {url} cannot be fetched ({type(error).__name__}): "
+            "set encoder.weights to none or to a .safetensors file"
         ) from error
     return target

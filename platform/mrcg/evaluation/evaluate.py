@@ -24,7 +24,9 @@ HITS_SHOWN = 10
 BATCH = 64
 
 
-def evaluate(inputs: Mapping[str, Artefact], settings: EvaluateSettings, facts: Mapping[str, float]) -> dict[str, bytes]:
+def evaluate(
+    inputs: Mapping[str, Artefact], settings: EvaluateSettings, facts: Mapping[str, float]
+) -> dict[str, bytes]:
     """Measure and draw.
 
     Args:
@@ -75,7 +77,12 @@ def _ood_threshold(validation: GraphTable, quantile: float) -> float | None:
 
 
 def _picture(
-    corpus: Corpus, test: GraphTable, order: npt.NDArray[np.int64], scores: npt.NDArray[np.float32], count: int, report: Report
+    corpus: Corpus,
+    test: GraphTable,
+    order: npt.NDArray[np.int64],
+    scores: npt.NDArray[np.float32],
+    count: int,
+    report: Report,
 ) -> bytes:
     chosen = _chosen_queries(corpus, test, count)
     ranks = {q: [r for r in order[q, :HITS_SHOWN].tolist() if test.neighbours_qn[q, r] >= 0] for q in chosen}

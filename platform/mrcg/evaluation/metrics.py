@@ -23,7 +23,8 @@ def precision_at(relevant_qn: Relevance, k: int) -> Scores:
         (queries,) in [0, 1].
     """
     assert k >= 1
-    return relevant_qn[:, :k].sum(axis=1) / k
+    precision: Scores = relevant_qn[:, :k].sum(axis=1) / k
+    return precision
 
 
 def average_precision(relevant_qn: Relevance, total: npt.NDArray[np.int64] | None = None) -> Scores:
@@ -41,7 +42,8 @@ def average_precision(relevant_qn: Relevance, total: npt.NDArray[np.int64] | Non
     hits = relevant_qn.cumsum(axis=1)
     gained = (hits / ranks * relevant_qn).sum(axis=1)
     ttp = relevant_qn.sum(axis=1) if total is None else total
-    return np.divide(gained, ttp, out=np.zeros(len(relevant_qn)), where=ttp > 0)
+    scores: Scores = np.divide(gained, ttp, out=np.zeros(len(relevant_qn)), where=ttp > 0)
+    return scores
 
 
 def mean_average_precision(relevant_qn: Relevance, total: npt.NDArray[np.int64] | None = None) -> float:

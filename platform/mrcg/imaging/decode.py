@@ -101,7 +101,8 @@ def _stretch(levels: npt.NDArray[np.float64]) -> Grey:
         low, high = levels.min(), levels.max()
     if high <= low:
         raise ImageError("blank", "all pixels are equal")
-    return np.round(np.clip((levels - low) / (high - low), 0.0, 1.0) * 255).astype(np.uint8)
+    grey: Grey = np.round(np.clip((levels - low) / (high - low), 0.0, 1.0) * 255).astype(np.uint8)
+    return grey
 
 
 def _shrink(grey: Grey, max_side: int) -> Grey:
@@ -124,7 +125,7 @@ def resize(grey: Grey, side: int) -> Grey:
 def pixel_hash(grey: Grey) -> str:
     """BLAKE2b-128 of shape and pixels, hex: equal for exact copies alone."""
     state = hashlib.blake2b(f"{grey.shape[0]}x{grey.shape[1]}".encode(), digest_size=16)
-    state.update(np.ascontiguousarray(grey))
+    state.update(grey.tobytes())
     return state.hexdigest()
 
 

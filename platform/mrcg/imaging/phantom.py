@@ -59,10 +59,14 @@ def draw_slice(label: str, seed: int, patient: int, slice_number: int) -> Grey:
     image = np.where(radius < 0.93, 0.08, image)
     folds = 0.08 * np.sin(angle * body.integers(14, 24) + body.uniform(0, 6)) * (radius > 0.7)
     inside = radius < 0.88 + 0.2 * folds
-    image = np.where(inside, tissue * (1 + folds + 0.25 * _smooth_noise(body, 10) + 0.2 * _smooth_noise(detail, 16)), image)
+    image = np.where(
+        inside, tissue * (1 + folds + 0.25 * _smooth_noise(body, 10) + 0.2 * _smooth_noise(detail, 16)), image
+    )
     ventricle = body.uniform(0.08, 0.16) * detail.uniform(0.8, 1.2)
     for side in (-1.0, 1.0):
-        image = np.where(_ellipse(y + 0.05, x - side * 0.13, ventricle * 2.0, ventricle * 0.8) < 1, tissue * 0.35, image)
+        image = np.where(
+            _ellipse(y + 0.05, x - side * 0.13, ventricle * 2.0, ventricle * 0.8) < 1, tissue * 0.35, image
+        )
     image = _add_distractors(image, y, x, tissue, body)
     image = _add_lesion(image, label, (y, x), (height, width), tissue, body, detail)
 

@@ -15,8 +15,7 @@ from mrcg.store import Artefact
 
 
 def shard_of(site: str | None, image_id: str, shards: int) -> int:
-    """Shard of an image: by site, then by the hash of its id (DESIGN §2).
-    """
+    """Shard of an image: by site, then by the hash of its id (DESIGN §2)."""
     data = f"{site or ''}\x1f{image_id}".encode()
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") % shards
 

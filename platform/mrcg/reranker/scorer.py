@@ -36,7 +36,10 @@ class Scorer:
         return cls(reranker, device)
 
     def score(
-        self, queries_bd: npt.NDArray[np.float32], neighbours_bnd: npt.NDArray[np.float16], mask_bn: npt.NDArray[np.bool_]
+        self,
+        queries_bd: npt.NDArray[np.float32],
+        neighbours_bnd: npt.NDArray[np.float16],
+        mask_bn: npt.NDArray[np.bool_],
     ) -> npt.NDArray[np.float32]:
         """Scores in [0, 1] of the neighbours of each query, -1 where there is none: (b, n)."""
         with torch.inference_mode():

@@ -31,7 +31,9 @@ def new_reranker(settings: RerankerSettings, embedding_dim: int, seed: int) -> R
     )
 
 
-def gather(graphs: GraphTable, which: Indices, vectors_nd: npt.NDArray[np.float16], device: str) -> tuple[GraphBatch, Tensor]:
+def gather(
+    graphs: GraphTable, which: Indices, vectors_nd: npt.NDArray[np.float16], device: str
+) -> tuple[GraphBatch, Tensor]:
     """Graphs of some queries with features gathered from the stored embeddings, and their (b, n) labels."""
     rows = graphs.neighbours_qn[which]
     neighbours = torch.from_numpy(vectors_nd[rows]).to(device)
@@ -40,7 +42,9 @@ def gather(graphs: GraphTable, which: Indices, vectors_nd: npt.NDArray[np.float1
     return batch, torch.from_numpy(graphs.relevant_qn[which]).to(device)
 
 
-def score_graphs(reranker: Reranker, graphs: GraphTable, vectors_nd: npt.NDArray[np.float16], batch_size: int, device: str) -> npt.NDArray[np.float32]:
+def score_graphs(
+    reranker: Reranker, graphs: GraphTable, vectors_nd: npt.NDArray[np.float16], batch_size: int, device: str
+) -> npt.NDArray[np.float32]:
     """(q, n) scores in [0, 1] of all nodes, -1 where there is none."""
     reranker.eval()
     scores = np.full(graphs.neighbours_qn.shape, -1.0, dtype=np.float32)
@@ -123,14 +127,18 @@ class RerankerTrainer:
         logits = self.model(batch, draws)
         loss = focal_loss(logits, targets, batch.mask_bn, self.settings.focal_alpha, self.settings.focal_gamma)
         if not torch.isfinite(loss):
-            raise TrainingError(f"the loss is {loss.item()} in epoch {epoch}, batch {number}: lower reranker.learning_rate")
+            raise TrainingError(
+                f"the loss is {loss.item()} in epoch {epoch}, batch {number}: lower reranker.learning_rate"
+            )
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.optimizer.step()
         return float(loss.item())
 
     def validate(self) -> float:
         """Reranked MAP of the validation graphs."""
-        scores = score_graphs(self.reranker, self.validation, self.vectors_nd, self.settings.batch_size, self.worker.device)
+        scores = score_graphs(
+            self.reranker, self.validation, self.vectors_nd, self.settings.batch_size, self.worker.device
+        )
         order = rerank_order(scores)
         return mean_average_precision(np.take_along_axis(self.validation.relevant_qn, order, 1))
