@@ -88,6 +88,8 @@ def _too_many_pixels(what: str, limits: Limits) -> ImageError:
 def _to_grey(image: Image.Image) -> Grey:
     if image.mode.startswith(("I", "F")):
         return _stretch(np.asarray(image, dtype=np.float64))
+    if image.mode == "P":
+        image = image.convert("RGBA")  # Pillow warns where a palette has transparency and goes straight to RGB
     if image.mode not in ("L", "RGB"):
         image = image.convert("RGB")
     return np.asarray(image.convert("L"), dtype=np.uint8)

@@ -60,7 +60,7 @@ class Reranker(nn.Module):
 
 def focal_loss(logits_bn: Tensor, targets_bn: Tensor, mask_bn: Tensor, alpha: float, gamma: float) -> Tensor:
     """Mean over existing nodes of -α_t (1 - p_t)^γ log p_t (paper eq. 9); 0 where there are none."""
-    targets = targets_bn.float()
+    targets = targets_bn.to(logits_bn.dtype)
     cross_entropy = functional.binary_cross_entropy_with_logits(logits_bn, targets, reduction="none")
     alpha_t = alpha * targets + (1 - alpha) * (1 - targets)
     # 1 - p_t = 1 - exp(-cross entropy), without a second sigmoid.

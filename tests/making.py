@@ -1,0 +1,146 @@
+"""Helpers that make things: a tiny release by library calls, a run of the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mrcg import schemas
+from mrcg.attempt import begin
+from mrcg.config import Config, load_config
+from mrcg.corpus import QUARANTINE, SCANS, SPLITS, Corpus, Split, embeddings_of
+from mrcg.encoder.spec import HISTORY, SPEC, WEIGHTS, fingerprint, spec_bytes
+from mrcg.evaluation.evaluate import evaluate
+from mrcg.graph.neighbours import neighbour_lists
+from mrcg.graph.table import graph_table
+from mrcg.index.shard import Shard, build_faiss
+from mrcg.index.sharded import ShardedIndex, shard_of
+from mrcg.ingest import ingest_chunk, join_chunks
+from mrcg.manifest import Manifest, make_manifest
+from mrcg.release import Release, promote
+from mrcg.source import list_source, read_file
+from mrcg.splits import make_splits
+from mrcg.stages import Step, open_inputs, plan
+from mrcg.store import Artefact, Store
+
+#: Overrides that make every stage take seconds.
+OVERRIDES = (
+    "ingest.images_per_file=32", "encoder.epochs=2", "encoder.input_size=32", "encoder.embedding_dim=16",
+    "encoder.batch_size=16", "reranker.epochs=2", "reranker.hidden=8", "graph.neighbours=20", "evaluate.picture_queries=2",
+)  # fmt: skip
+TINY = ("--recipe", "demo", *(word for one in OVERRIDES for word in ("--set", one)))
+MRCG = str(Path(sys.executable).parent / "mrcg")
+
+
+def tiny_config(*more: str) -> Config:
+    """The demo's recipe made tiny."""
+    return load_config("demo", [*OVERRIDES, *more])
+
+
+def mrcg(*words: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user does."""
+    return subprocess.run([MRCG, *words], capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def publish(store: Store, step: Step, files: dict[str, bytes], counts: dict[str, Any] | None = None) -> Manifest:
+    """Publish files as a version."""
+    with begin(store, step.stage.kind, step.version) as attempt:
+        entries = [attempt.write(name, data) for name, data in files.items()]
+        manifest = make_manifest(step.stage.kind, step.version, step.settings, step.inputs, counts or {}, entries)
+        return attempt.publish(manifest)
+
+
+def make_release(store: Store, scans: Path, config: Config | None = None) -> Release:
+    """All stages by library calls, with untrained models: what is tested here is not how well they rank."""
+    config = config or tiny_config()
+    source, listed = list_source(str(scans))
+    steps = {step.stage.kind: step for step in plan(config, source, "none")}
+    chunk = ingest_chunk(listed, lambda key: read_file(str(scans), key), config.ingest, "images/00000.parquet")
+    table = join_chunks([chunk.scans], config.ingest)
+    files = {
+        "images/00000.parquet": schemas.to_parquet(chunk.images, config.ingest.images_per_row_group),
+        SCANS: schemas.to_parquet(table),
+        QUARANTINE: schemas.to_parquet(chunk.quarantine),
+    }
+    publish(store, steps["corpus"], files, {"images": table.num_rows})
+    splits = schemas.to_parquet(make_splits(table, config.split, config.seed))
+    publish(store, steps["splits"], {SPLITS: splits}, {"protocol": config.split.protocol})
+    _models(store, config, steps)
+    inputs = open_inputs(store, steps["reports"])
+    publish(store, steps["reports"], evaluate(inputs, config.evaluate, {"recall": 1.0, "epochs": 0.0}))
+    return promote(store, steps["reports"].version, None).release
+
+
+def _models(store: Store, config: Config, steps: dict[str, Step]) -> None:
+    from mrcg.checkpoint import TrainingState
+    from mrcg.encoder.embedder import Embedder
+    from mrcg.encoder.train import new_encoder
+    from mrcg.reranker import scorer
+    from mrcg.reranker.train import new_reranker
+
+    def weights(model: Any) -> bytes:
+        import torch
+
+        return TrainingState(model, torch.optim.SGD(model.parameters(), lr=1.0)).best_weights()
+
+    corpus = Corpus(_open(store, steps["corpus"]))
+    encoder = new_encoder(config.encoder, corpus.classes, config.seed, None)
+    data = weights(encoder)
+    facts = spec_bytes(encoder.spec, fingerprint(encoder.spec, data))
+    publish(store, steps["encoders"], {WEIGHTS: data, SPEC: facts, HISTORY: b"{}"}, {"epochs": 0})
+    pixels = corpus.pixels(range(len(corpus)), config.encoder.input_size)
+    vectors = Embedder.open(_open(store, steps["encoders"])).embed(pixels).astype(np.float16)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+    table = pa.table({"image_id": corpus.scans["image_id"], "embedding": column}, schema=schemas.embeddings(16))
+    publish(store, steps["embeddings"], {"embeddings/00000.arrow": schemas.to_ipc(table)})
+    index = make_index(corpus, embeddings_of(_open(store, steps["embeddings"])), config.index.shards)
+    files = {name: data for n, shard in enumerate(index.shards) for name, data in shard.to_files(n).items()}
+    files["index.json"] = json.dumps({"shards": len(index.shards), "probes": 16, "kind": "flat"}).encode()
+    publish(store, steps["indexes"], files, {"recall_at_50": 1.0})
+    split = Split(_open(store, steps["splits"]))
+    parts = []
+    for part, which in {"train": split.fit, "validation": split.validation, "test": split.test}.items():
+        queries = np.flatnonzero(which)
+        near = neighbour_lists(index, queries, split.train, config.graph.neighbours, part != "test")
+        parts.append(graph_table(queries, part, near, corpus.labels))
+    publish(store, steps["graphs"], {"graphs/00000.parquet": schemas.to_parquet(pa.concat_tables(parts))})
+    reranker = new_reranker(config.reranker, 16, config.seed)
+    spec = reranker.spec.model_dump_json().encode()
+    publish(store, steps["rerankers"], {scorer.WEIGHTS: weights(reranker), scorer.SPEC: spec})
+
+
+def _open(store: Store, step: Step) -> Artefact:
+    return store.artefact(step.stage.kind, step.version)
+
+
+def make_index(corpus: Corpus, vectors: np.ndarray[Any, Any], shards: int) -> ShardedIndex:
+    """An index over a corpus, in memory."""
+    ids = corpus.scans["image_id"].to_pylist()
+    return index_of(vectors, ids, corpus.labels, corpus.groups, shards)
+
+
+def index_of(
+    vectors: np.ndarray[Any, Any], ids: list[str], labels: list[Any], groups: list[str], shards: int, kind: str = "flat"
+) -> ShardedIndex:
+    """An index over vectors, in memory."""
+    settings = load_config(None, [f"index.kind={kind}"]).index
+    built = []
+    for number in range(shards):
+        mine = np.array([r for r in range(len(ids)) if shard_of(None, ids[r], shards) == number], dtype=np.int64)
+        rows = pa.table(
+            {
+                "image_id": [ids[r] for r in mine],
+                "row": mine,
+                "label": pa.array([labels[r] for r in mine], pa.string()),
+                "group_id": [groups[r] for r in mine],
+            },
+            schema=schemas.ROWS,
+        )
+        built.append(Shard(build_faiss(vectors[mine], settings, 1), vectors[mine].astype(np.float16), rows))
+    return ShardedIndex(built, probes=settings.probes)

@@ -1,0 +1,57 @@
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mrcg.encoder.batches import augment, learning_rate, shuffled_batches, triplet_batches
+
+
+@given(st.integers(0, 80), st.integers(2, 16), st.integers(0, 5))
+def test_every_image_is_in_one_batch(count, size, epoch):
+    batches = shuffled_batches(count, size, 1, epoch)
+    assert sorted(i for batch in batches for i in batch.tolist()) == list(range(count))
+    assert all(len(batch) > 1 for batch in batches) or count == 1
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(2, 16))
+def test_triplets_are_valid_and_every_possible_anchor_is_one(labels, size):
+    y = np.array(labels)
+    batches = triplet_batches(y, size, 1, 0)
+    anchors = []
+    for batch in batches:
+        a, p, n = batch.T
+        assert (y[a] == y[p]).all()
+        assert (a != p).all()
+        assert (y[a] != y[n]).all()
+        anchors += a.tolist()
+    possible = [i for i in range(len(y)) if (y == y[i]).sum() > 1 and (y != y[i]).any()]
+    assert sorted(anchors) == possible
+
+
+def test_epochs_differ_and_repeat():
+    y = np.array([0, 1] * 20)
+    one, again, next_epoch = (np.concatenate(triplet_batches(y, 8, 1, epoch)) for epoch in (0, 0, 1))
+    assert (one == again).all()
+    assert not (one == next_epoch).all()
+
+
+def test_the_cosine_starts_rises_and_ends_near_zero():
+    rates = [learning_rate("cosine", 1.0, step, 100) for step in range(100)]
+    assert rates[0] < rates[4] == max(rates) == 1.0
+    assert rates[-1] < 0.01
+    assert learning_rate("constant", 0.5, 99, 100) == 0.5
+
+
+def test_augmentation_is_seeded_small_and_differs_by_image():
+    grey = torch.zeros(6, 32, 32, dtype=torch.uint8)
+    grey[:, 8:24, 8:24] = 200
+
+    def made(seed):
+        return augment(grey, torch.Generator().manual_seed(seed))
+
+    assert torch.equal(made(1), made(1))
+    assert not torch.equal(made(1), made(2))
+    assert not torch.equal(made(1)[0], made(1)[1])
+    assert made(1).min() >= 0
+    assert made(1).max() <= 1
+    assert abs(float(made(1).mean()) - float(grey.float().mean()) / 255) < 0.1

@@ -1,0 +1,93 @@
+import pytest
+import safetensors.torch
+import torch
+import torchvision
+
+from mrcg.config import load_config
+from mrcg.encoder.model import Encoder, load_pretrained, to_input
+from mrcg.encoder.spec import EncoderSpec, fingerprint
+from mrcg.encoder.train import new_encoder
+from mrcg.encoder.weights import resolve_weights
+from mrcg.errors import SettingsError, WeightsError
+
+SPEC = EncoderSpec(backbone="resnet18", head="pooled", embedding_dim=8, input_size=32, dropout=0.0, classes=("a", "b"))
+
+
+def settings(*more):
+    return load_config(None, ["encoder.embedding_dim=8", "encoder.input_size=32", *more]).encoder
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2", "squeezenet1_1", "densenet121"])
+def test_any_backbone_embeds_and_classifies(backbone):
+    encoder = Encoder(SPEC.model_copy(update={"backbone": backbone})).eval()
+    embeddings, logits = encoder(torch.zeros(2, 3, 32, 32))
+    assert embeddings.shape == (2, 8)
+    assert logits.shape == (2, 2)
+
+
+def test_the_papers_head_on_vgg16_with_frozen_convolutions():
+    encoder = new_encoder(settings("encoder.backbone=vgg16"), ("a", "b"), 1, None)
+    assert not any(p.requires_grad for p in encoder.trunk.parameters())
+    assert [layer.out_features for layer in encoder.neck if isinstance(layer, torch.nn.Linear)] == [4096, 4096]
+    assert encoder.neck[0].in_features == 25088
+    assert encoder(torch.zeros(1, 3, 32, 32))[0].shape == (1, 8)
+
+
+def test_unknown_backbone():
+    with pytest.raises(SettingsError, match=r"encoder.backbone = vgg61: torchvision has no model"):
+        Encoder(SPEC.model_copy(update={"backbone": "vgg61"}))
+
+
+def test_pretrained_weights_arrive_in_the_trunk():
+    source = torchvision.models.resnet18(weights=None)
+    encoder = Encoder(SPEC)
+    load_pretrained(encoder, {k: v for k, v in source.state_dict().items() if not k.startswith("fc.")})
+    assert torch.equal(encoder.trunk[0].weight, source.conv1.weight)
+
+
+@pytest.mark.parametrize("other", ["mobilenet_v2", "resnet34", "resnet50"])
+def test_weights_of_another_architecture_name_the_first_mismatch(other):
+    state = torchvision.models.get_model(other, weights=None).state_dict()
+    with pytest.raises(WeightsError, match=r"weights .*(resnet18 has not|resnet18 wants)"):
+        load_pretrained(Encoder(SPEC), state)
+
+
+def test_incomplete_weights_name_what_is_missing():
+    state = torchvision.models.resnet18(weights=None).state_dict()
+    del state["layer1.0.conv1.weight"]
+    with pytest.raises(WeightsError, match=r"weights lack layer1.0.conv1.weight"):
+        load_pretrained(Encoder(SPEC), state)
+
+
+def test_weights_are_resolved_by_content(tmp_path):
+    data = safetensors.torch.save({"x": torch.ones(2)})
+    for name in ("a.safetensors", "b.safetensors"):
+        (tmp_path / name).write_bytes(data)
+    one, two = (resolve_weights(settings(f"encoder.weights={tmp_path / name}.safetensors")) for name in ("a", "b"))
+    assert one.digest == two.digest
+    assert one.to_safetensors() == data
+    assert resolve_weights(settings("encoder.weights=none")).to_safetensors() is None
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("nowhere.safetensors", "no such file"),
+        ("model.pth", "expected imagenet, none, a .safetensors file or a URL"),
+        ("http://127.0.0.1:9/w.safetensors", "cannot be fetched .*: set encoder.weights to none or to"),
+    ],
+)
+def test_weights_that_cannot_be_had(weights, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("MRCG_CACHE", str(tmp_path))
+    with pytest.raises(WeightsError, match=message):
+        resolve_weights(settings(f"encoder.weights={weights}"))
+
+
+def test_input_is_normalised_as_imagenet():
+    x = to_input(torch.full((1, 2, 2), 255, dtype=torch.uint8))
+    assert torch.allclose(x[0, :, 0, 0], torch.tensor([(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225]))
+
+
+def test_a_fingerprint_names_architecture_and_weights():
+    wider = SPEC.model_copy(update={"embedding_dim": 9})
+    assert len({fingerprint(SPEC, b"a"), fingerprint(SPEC, b"b"), fingerprint(wider, b"a")}) == 3

@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+import torch
+
+from mrcg.encoder.train import EncoderTrainer, LabelledImages, Worker, leave_one_out_map, new_encoder
+from mrcg.errors import IntegrityError, TrainingError
+from mrcg.imaging.decode import resize
+from mrcg.imaging.phantom import CLASSES, phantoms
+from tests.making import tiny_config
+
+
+def images(count, seed=1):
+    made = list(phantoms(count, seed))
+    labels = np.array([CLASSES.index(p.label) for p in made])
+    return LabelledImages(np.stack([resize(p.pixels, 32) for p in made]), labels, [str(n) for n in range(count)])
+
+
+def trainer(*overrides, validation=8, **options):
+    settings = tiny_config(*overrides).encoder
+    encoder = new_encoder(settings, CLASSES, 1, None)
+    return EncoderTrainer(encoder, settings, 1, images(24), images(validation, seed=2), **options)
+
+
+def nothing(done, total):
+    pass
+
+
+def same(one, two):
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+
+
+def test_equal_seeds_give_equal_weights():
+    one, two = trainer(), trainer()
+    assert one.run_epoch(nothing) == two.run_epoch(nothing)
+    assert same(one.encoder, two.encoder)
+
+
+@pytest.mark.parametrize("mining", ["batch_all", "explicit"])
+def test_resuming_gives_the_weights_of_not_stopping(mining):
+    straight = trainer(f"encoder.mining={mining}")
+    while not straight.finished:
+        straight.run_epoch(nothing)
+    stopped = trainer(f"encoder.mining={mining}")
+    stopped.run_epoch(nothing)
+    resumed = trainer(f"encoder.mining={mining}")
+    resumed.state.restore(stopped.state.to_bytes())
+    while not resumed.finished:
+        resumed.run_epoch(nothing)
+    assert same(straight.encoder, resumed.encoder)
+    assert straight.state.history == resumed.state.history
+    assert straight.state.best_weights() == resumed.state.best_weights()
+
+
+def test_a_checkpoint_of_another_model_is_refused():
+    other = trainer("encoder.embedding_dim=7")
+    other.run_epoch(nothing)
+    with pytest.raises(IntegrityError, match="does not fit this model"):
+        trainer().state.restore(other.state.to_bytes())
+    with pytest.raises(IntegrityError):
+        trainer().state.restore(b"not a checkpoint at all")
+
+
+def test_the_best_epoch_is_kept_and_patience_stops():
+    made = trainer("encoder.epochs=50", "encoder.patience=2")
+    scores = iter([0.1, 0.5, 0.4, 0.3])
+    made.validate = lambda: next(scores)
+    weights = []
+    while not made.finished:
+        made.run_epoch(nothing)
+        weights.append({k: v.clone() for k, v in made.encoder.state_dict().items()})
+    assert (len(made.state.history), made.state.best_epoch) == (4, 1)
+    assert all(torch.equal(made.state.best[k], v) for k, v in weights[1].items())
+
+
+def test_no_epochs_keep_the_initial_weights():
+    made = trainer("encoder.epochs=0")
+    assert made.finished
+    assert made.state.best_weights()
+
+
+def test_a_loss_that_is_no_number_stops():
+    made = trainer("encoder.learning_rate=1e30", "encoder.schedule=constant")
+    with pytest.raises(TrainingError, match=r"epoch 0, batch \d+: lower encoder.learning_rate"):
+        made.run_epoch(nothing)
+
+
+def test_workers_share_a_batch():
+    seen = []
+
+    class Spy(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            seen.append(len(x))
+            return self.model(x)
+
+    trainer(worker=Worker(rank=1, world=2), wrap=Spy).run_epoch(nothing)
+    assert sum(seen) == 12
+
+
+def test_frozen_convolutions_do_not_move():
+    made = trainer("encoder.freeze=convolutions", "encoder.head=paper")
+    before = {k: v.clone() for k, v in made.encoder.trunk.state_dict().items()}
+    made.run_epoch(nothing)
+    assert all(torch.equal(v, before[k]) for k, v in made.encoder.trunk.state_dict().items())
+
+
+def test_leave_one_out_leaves_out_the_own_group():
+    vectors = np.array([[0.0], [0.1], [5.0], [5.1]], dtype=np.float32)
+    labels = np.array([0, 1, 0, 1])
+    assert leave_one_out_map(vectors, labels, ["a", "b", "c", "d"]) < 0.6
+    # Near strangers of one group vanish: what is left first is of the own class.
+    assert leave_one_out_map(vectors, labels, ["a", "a", "b", "b"]) == pytest.approx(0.75)

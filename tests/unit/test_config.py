@@ -1,0 +1,64 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from mrcg.config import Config, known_keys, load_config, recipe_names
+from mrcg.errors import SettingsError
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_shipped_recipes_load(name):
+    assert isinstance(load_config(name), Config)
+
+
+def test_the_recipes_of_the_readme_are_shipped():
+    assert {"demo", "paper", "mobilenet"} <= set(recipe_names())
+
+
+def test_unknown_key_names_the_nearest():
+    with pytest.raises(SettingsError, match=r"unknown key encoder\.epoch; the nearest known key is encoder\.epochs"):
+        load_config("demo", ["encoder.epoch=3"])
+
+
+def test_unknown_key_in_a_file(tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("encoder:\n  backbon: vgg16\n")
+    with pytest.raises(SettingsError, match=r"mine\.yaml: unknown key encoder\.backbon; .* encoder\.backbone"):
+        load_config(str(recipe))
+
+
+def test_unknown_recipe_lists_the_shipped():
+    with pytest.raises(SettingsError, match="no recipe nothing: shipped are demo, mobilenet, paper"):
+        load_config("nothing")
+
+
+def test_value_out_of_range_names_key_and_value():
+    with pytest.raises(SettingsError, match=r"split\.train_fraction = 2 is not allowed"):
+        load_config(None, ["split.train_fraction=2"])
+
+
+@pytest.mark.parametrize("override", ["encoder.epochs", "seed.x=1", "seed=[1", "encoder=3"])
+def test_override_that_cannot_be_read(override):
+    with pytest.raises(SettingsError):
+        load_config("demo", [override])
+
+
+def test_a_recipe_that_is_not_a_mapping(tmp_path):
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(SettingsError, match="expected keys and values"):
+        load_config(str(tmp_path / "list.yaml"))
+
+
+def test_frozen():
+    with pytest.raises(ValidationError):
+        load_config().seed = 2
+
+
+@given(st.integers(min_value=0, max_value=1000))
+def test_an_override_arrives(epochs):
+    assert load_config("demo", [f"encoder.epochs={epochs}"]).encoder.epochs == epochs
+
+
+def test_known_keys_reach_the_leaves():
+    assert {"seed", "encoder.weights", "serve.gateway.cpus"} <= set(known_keys())

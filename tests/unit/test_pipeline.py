@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+
+from mrcg.config import ServeSettings
+from mrcg.corpus import Corpus
+from mrcg.errors import ImageError, IntegrityError, NotFoundError, UsageError
+from mrcg.pipeline import LocalPipeline
+from mrcg.store import Store
+from tests.making import make_release
+
+
+@pytest.fixture(scope="module")
+def pipeline(library_store):
+    return LocalPipeline.open(library_store)
+
+
+@pytest.fixture
+def scan(scans):
+    return sorted(scans.rglob("*.png"))[0].read_bytes()
+
+
+def test_a_gallery_scan_finds_itself_first_in_ann_order(pipeline, scan):
+    result = pipeline.search(scan, k=20, rerank=False)
+    assert result.hits[0].distance < 1e-3
+    assert [hit.ann_rank for hit in result.hits] == list(range(1, 21))
+    distances = [hit.distance for hit in result.hits]
+    assert distances == sorted(distances)
+
+
+def test_reranked_hits_are_the_same_images_ordered_by_score(pipeline, scan):
+    ann, reranked = pipeline.search(scan, k=20, rerank=False), pipeline.search(scan, k=20)
+    assert {hit.image_id for hit in ann.hits} == {hit.image_id for hit in reranked.hits}
+    scores = [hit.score for hit in reranked.hits]
+    assert scores == sorted(scores, reverse=True)
+    assert reranked.reranked
+
+
+@pytest.mark.parametrize("k", [0, -1, 21, 10_000])
+def test_k_out_of_range_names_the_limit(pipeline, scan, k):
+    with pytest.raises(UsageError, match=f"k = {k}: ask for 1 to 20 hits"):
+        pipeline.search(scan, k=k)
+
+
+def test_what_is_no_image_is_refused(pipeline):
+    with pytest.raises(ImageError, match="not one of PNG"):
+        pipeline.search(b"no image")
+
+
+def test_uploads_are_bounded(library_store, scan):
+    small = LocalPipeline.open(library_store, serve=ServeSettings(max_upload_bytes=100))
+    with pytest.raises(ImageError, match="the limit is 100"):
+        small.search(scan)
+
+
+def test_a_policy_decides_what_can_be_found(library_store, scan):
+    class OnlyTheFirstTen:
+        def allowed(self, principal):
+            return np.arange(96) < 10
+
+    result = LocalPipeline.open(library_store, policy=OnlyTheFirstTen()).search(scan, k=20)
+    release = LocalPipeline.open(library_store).release
+    ids = Corpus(library_store.artefact("corpus", release.corpus)).scans["image_id"].to_pylist()
+    assert {hit.image_id for hit in result.hits} == set(ids[:10])
+    assert (result.requested, result.found) == (20, 10)
+
+
+def test_no_release(store):
+    with pytest.raises(NotFoundError):
+        LocalPipeline.open(store)
+
+
+def test_a_damaged_file_is_found_before_it_is_served(scans, tmp_path):
+    store = Store(str(tmp_path / "s"))
+    release = make_release(store, scans)
+    for kind, version in release.pins.items():
+        if kind in ("encoders", "indexes", "rerankers"):
+            artefact = store.artefact(kind, version)
+            name = artefact.names()[0]
+            good = artefact.read_bytes(name)
+            store.write_bytes(artefact.relative(name), good[:-1] + bytes([good[-1] ^ 1]))
+            with pytest.raises(IntegrityError, match="does not match its manifest"):
+                LocalPipeline.open(store)
+            store.write_bytes(artefact.relative(name), good)
+    assert LocalPipeline.open(store).release == release
+
+
+def test_one_image_is_read_alone_and_checked(library_store, pipeline, scans):
+    corpus = Corpus(library_store.artefact("corpus", pipeline.release.corpus))
+    ids = corpus.scans["image_id"].to_pylist()
+    for place, grey in corpus.images([0, 50, 95]):
+        assert (corpus.image(ids[[0, 50, 95][place]]) == grey).all()
+    with pytest.raises(NotFoundError, match="no image nobody"):
+        corpus.image("nobody")

@@ -1,0 +1,117 @@
+import threading
+
+import pytest
+
+from mrcg.errors import IntegrityError, NotFoundError, ReleaseError
+from mrcg.evaluation.report import Report
+from mrcg.release import candidate, promote, read_release, release_numbers, rollback
+from mrcg.stages import plan
+from mrcg.source import list_source
+from mrcg.store import Store
+from tests.making import make_release, publish, tiny_config
+
+
+@pytest.fixture
+def released(scans, tmp_path):
+    store = Store(str(tmp_path / "s"))
+    return store, make_release(store, scans)
+
+
+def another(store, scans, drop):
+    """A report on the same models under other settings, with a MAP lower by ``drop``."""
+    step = plan(tiny_config("evaluate.picture_queries=1"), list_source(str(scans))[0], "none")[-1]
+    first = read_release(store, 1)
+    report = Report.model_validate_json(store.artefact("reports", first.report).read_bytes("report.json"))
+    worse = report.reranked.model_copy(update={"map": report.reranked.map - drop})
+    files = {"report.json": report.model_copy(update={"reranked": worse}).model_dump_json().encode()}
+    return publish(store, step, files).version
+
+
+def test_a_store_without_a_release(store):
+    assert release_numbers(store) == []
+    with pytest.raises(NotFoundError, match="has no release: `mrcg run` makes"):
+        read_release(store)
+
+
+def test_a_release_pins_the_chain(released):
+    store, release = released
+    assert read_release(store) == release
+    assert all(store.has(kind, version) for kind, version in release.pins.items())
+    with pytest.raises(NotFoundError, match="no release 7"):
+        read_release(store, 7)
+
+
+def test_the_same_again_is_no_new_release(released):
+    store, release = released
+    outcome = promote(store, release.report, None)
+    assert not outcome.promoted
+    assert "serves exactly this already" in outcome.why
+    assert release_numbers(store) == [1]
+
+
+def test_the_gate_refuses_a_fall_and_says_why(released, scans):
+    store, release = released
+    worse = another(store, scans, 0.05)
+    refused = promote(store, worse, 0.01)
+    assert not refused.promoted
+    assert "gate: reranked MAP" in refused.why
+    assert read_release(store) == release
+    assert promote(store, worse, 0.06).promoted
+
+
+def test_always_promotes_and_rollback_brings_the_old_one_back(released, scans):
+    store, release = released
+    assert promote(store, another(store, scans, 0.05), None).release.number == 2
+    back = rollback(store)
+    assert (back.number, back.pins, back.reason) == (3, release.pins, "rolled back to 1")
+    assert read_release(store) == back
+    assert rollback(store, 2).number == 4
+
+
+def test_nothing_to_roll_back_to(released):
+    with pytest.raises(ReleaseError, match="no release before the current one"):
+        rollback(released[0])
+
+
+def test_a_part_that_is_gone_refuses_the_rollback(released, scans):
+    store, release = released
+    promote(store, another(store, scans, 0.0), None)
+    store.remove(f"rerankers/{release.reranker}")
+    with pytest.raises(ReleaseError, match="rerankers/.* is gone"):
+        rollback(store)
+
+
+def test_a_broken_chain_is_not_promoted(released):
+    store, release = released
+    store.remove(f"indexes/{release.index}")
+    with pytest.raises(NotFoundError):
+        candidate(store, release.report, 2, "test")
+
+
+def test_of_two_promoters_one_wins(released, scans):
+    store, _ = released
+    version = another(store, scans, 0.0)
+    outcomes = []
+
+    def go():
+        try:
+            outcomes.append(promote(store, version, None).promoted)
+        except ReleaseError as error:
+            outcomes.append(str(error))
+
+    threads = [threading.Thread(target=go) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes.count(True) == 1
+    assert release_numbers(store) == [1, 2]
+    # The others came second, or saw that it serves already.
+    assert all(o in (True, False) or "made by somebody else just now" in o for o in outcomes)
+
+
+def test_a_damaged_release_is_named(released):
+    store, _ = released
+    store.write_bytes("releases/history/1.json", b"{}")
+    with pytest.raises(IntegrityError, match="1.json is not a release"):
+        read_release(store)

@@ -1,0 +1,69 @@
+import pyarrow as pa
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from mrcg import schemas
+from mrcg.config import load_config
+from mrcg.errors import SourceError
+from mrcg.splits import make_splits
+
+
+def scans(count, groups=None, **columns):
+    rows = [
+        {
+            "image_id": f"i{n}", "file": "f", "label": "a", "group_id": f"g{groups[n] if groups else n}", "source_key": f"k{n}",
+            "pixel_hash": "p", "difference_hash": bytes(32), **{name: values[n] for name, values in columns.items()},
+        }
+        for n in range(count)
+    ]  # fmt: skip
+    return pa.Table.from_pylist(rows, schemas.SCANS)
+
+
+def split(table, protocol, *more):
+    return make_splits(table, load_config(None, [f"split.protocol={protocol}", *more]).split, 1)
+
+
+@given(st.lists(st.integers(0, 30), min_size=40, max_size=120))
+def test_dedup_never_cuts_a_group(groups):
+    try:
+        table = split(scans(len(groups), groups), "dedup")
+    except SourceError:
+        assume(False)
+    of_group = {}
+    for group, part, validation in zip(
+        groups, table["split"].to_pylist(), table["validation"].to_pylist(), strict=True
+    ):
+        assert of_group.setdefault(group, (part, validation)) == (part, validation)
+
+
+@given(st.integers(60, 90), st.integers(1, 60), st.sampled_from(["paper", "dedup"]))
+def test_more_scans_never_move_the_old_ones(count, more, protocol):
+    before, after = split(scans(count), protocol), split(scans(count + more), protocol)
+    assert after["split"].to_pylist()[:count] == before["split"].to_pylist()
+    assert after["validation"].to_pylist()[:count] == before["validation"].to_pylist()
+
+
+def test_fractions_are_about_right():
+    table = split(scans(4000), "paper")
+    names, validation = table["split"].to_pylist(), table["validation"].to_pylist()
+    assert abs(names.count("train") / 4000 - 0.7) < 0.03
+    assert abs(sum(validation) / names.count("train") - 0.1) < 0.03
+    assert not any(v and name != "train" for v, name in zip(validation, names, strict=True))
+
+
+def test_given_and_folds():
+    table = split(scans(3, source_split=["Training", "test", None]), "given")
+    assert table["split"].to_pylist() == ["train", "test", "none"]
+    table = split(scans(3, fold=[0, 1, None]), "folds", "split.test_fold=1")
+    assert table["split"].to_pylist() == ["train", "test", "none"]
+
+
+def test_unlabelled_scans_take_no_part():
+    table = split(scans(60, label=[None] + ["a"] * 59), "paper")
+    assert table["split"].to_pylist()[0] == "none"
+
+
+def test_a_protocol_without_what_it_needs():
+    with pytest.raises(SourceError, match="protocol given: .* set another split.protocol"):
+        split(scans(5), "given")
