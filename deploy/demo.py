@@ -86,7 +86,8 @@ def show_report() -> None:
     """Print the table of the newest report and say where its picture is."""
     report = max(STORE.glob("reports/*/*/tables.md"), key=lambda path: path.stat().st_mtime)
     console.print(f"\n{report.read_text()}", highlight=False, markup=False)
-    console.print(f"pictures: {PICTURE} (the search), {report.with_name('retrieval.png')} (the report)", highlight=False)
+    console.print(f"picture of the search: {PICTURE}", highlight=False)
+    console.print(f"picture of the report: {report.with_name('retrieval.png')}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,21 @@
-"""Fixtures. ``library_store`` is made by library calls alone; ``ray_store`` by the real pipeline on Ray."""
+"""Fixtures. ``library_store`` is made by library calls alone; ``ray_run`` by the real pipeline on Ray."""
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 
 from mrcg.imaging.samples import write_samples
+from mrcg.release import Release, read_release
 from mrcg.store import Store
 from tests import making
 
@@ -49,10 +55,48 @@ def library_store(scans: Path, tmp_path_factory: pytest.TempPathFactory) -> Stor
     return store
 
 
+@dataclass(frozen=True)
+class RayRun:
+    """What two runs of ``mrcg run`` at once made of one messy source in one store."""
+
+    source: Path
+    store: Store
+    results: list[dict[str, Any]]
+
+    @property
+    def release(self) -> Release:
+        return read_release(self.store)
+
+
 @pytest.fixture(scope="session")
-def ray_store(scans: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    """A store with a release, made by ``mrcg run``."""
+def ray_run(tmp_path_factory: pytest.TempPathFactory) -> RayRun:
+    """Two runs at once on one store, over phantoms with bad files among them and a class of one image."""
+    source = tmp_path_factory.mktemp("messy")
+    write_samples(source, 96, seed=1)
+    making.add_bad_files(source)
     store = Store(str(tmp_path_factory.mktemp("ray") / "store"))
-    done = making.mrcg("run", "--source", str(scans), "--store", store.url, *making.TINY)
-    assert done.returncode == 0, done.stderr
-    yield store
+    words = [making.MRCG, "run", "--source", str(source), "--store", store.url, *making.TINY, "--json"]
+    runs = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    results = []
+    for run in runs:
+        out, err = run.communicate(timeout=500)
+        assert run.returncode == 0, err
+        results.append(json.loads(out))
+    return RayRun(source, store, results)
+
+
+@pytest.fixture(scope="session")
+def service(ray_run: RayRun) -> Iterator[str]:
+    """URL of ``mrcg serve`` on that store; it has to end well on SIGTERM."""
+    port = making.free_port()
+    words = [making.MRCG, "serve", "--store", ray_run.store.url, "--port", str(port), "--json"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        line = next((line for line in process.stdout if line.startswith("{")), None)
+        assert line is not None, process.communicate()[1]
+        yield json.loads(line)["url"]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
+import socket
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
 from mrcg import schemas
 from mrcg.attempt import begin
@@ -36,6 +41,50 @@ OVERRIDES = (
 )  # fmt: skip
 TINY = ("--recipe", "demo", *(word for one in OVERRIDES for word in ("--set", one)))
 MRCG = str(Path(sys.executable).parent / "mrcg")
+
+
+def add_bad_files(source: Path) -> None:
+    """What a real folder holds beside scans; and a class with one image."""
+    good = sorted(source.rglob("*.png"))[0]
+    bad = source / "glioma_tumor"
+    jpeg = io.BytesIO()
+    Image.open(good).save(jpeg, "JPEG")
+    (bad / "truncated.jpg").write_bytes(jpeg.getvalue()[:-500])
+    (bad / "empty.png").write_bytes(b"")
+    (bad / "text.png").write_text("these are words")
+    (bad / "bomb.png").write_bytes(bomb(20_000))
+    Image.new("L", (1, 1)).save(bad / "dot.png")
+    (source / "rare_tumor").mkdir()
+    (source / "rare_tumor" / "only.png").write_bytes(good.read_bytes())
+
+
+#: Reason of each bad file.
+BAD_FILES = {
+    "glioma_tumor/truncated.jpg": "truncated",
+    "glioma_tumor/empty.png": "empty",
+    "glioma_tumor/text.png": "not_an_image",
+    "glioma_tumor/bomb.png": "too_many_pixels",
+    "glioma_tumor/dot.png": "too_small",
+}
+
+
+def bomb(side: int) -> bytes:
+    """A PNG that states side x side pixels in a few kilobytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    rows = zlib.compress(bytes(side + 1) * 50)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def tiny_config(*more: str) -> Config:
@@ -78,11 +127,11 @@ def make_release(store: Store, scans: Path, config: Config | None = None) -> Rel
 
 
 def _models(store: Store, config: Config, steps: dict[str, Step]) -> None:
-    from mrcg.checkpoint import TrainingState
     from mrcg.encoder.embedder import Embedder
     from mrcg.encoder.train import new_encoder
     from mrcg.reranker import scorer
     from mrcg.reranker.train import new_reranker
+    from mrcg.training import TrainingState
 
     def weights(model: Any) -> bytes:
         import torch

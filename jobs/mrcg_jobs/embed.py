@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray.data
+import torch
 
 from mrcg import schemas
 from mrcg.corpus import grey_of
-from mrcg.encoder.embedder import Embedder, use_threads
+from mrcg.encoder.embedder import Embedder
 from mrcg.imaging.decode import resize
 from mrcg.store import Store
 from mrcg_jobs.job import Job, Outcome, entries, write_output
@@ -26,7 +27,7 @@ class _EmbedFile:
     def __init__(
         self, store: str, corpus: str, encoder: str, output: str, batch_size: int, threads: int, gpu: bool
     ) -> None:
-        use_threads(threads)
+        torch.set_num_threads(threads)
         self._store = Store(store)
         self._corpus = self._store.artefact("corpus", corpus)
         self._embedder = Embedder.open(self._store.artefact("encoders", encoder), "cuda" if gpu else "cpu")

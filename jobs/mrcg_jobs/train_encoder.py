@@ -9,9 +9,10 @@ import numpy as np
 from mrcg.config import Config
 from mrcg.corpus import Corpus, Split
 from mrcg.encoder.spec import HISTORY, SPEC, WEIGHTS, fingerprint, spec_bytes
-from mrcg.encoder.train import EncoderTrainer, LabelledImages, Worker, load_weights, new_encoder
+from mrcg.encoder.train import EncoderTrainer, LabelledImages, load_weights, new_encoder
 from mrcg.encoder.weights import resolve_weights
 from mrcg.errors import TrainingError
+from mrcg.training import Worker
 from mrcg_jobs.job import Job, Outcome
 from mrcg_jobs.training import Trainer, TrainTask, Wrap, train
 

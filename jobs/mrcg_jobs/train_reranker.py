@@ -6,10 +6,10 @@ import json
 
 from mrcg.config import Config
 from mrcg.corpus import embeddings_of
-from mrcg.encoder.train import Worker
 from mrcg.graph.table import read_graphs
 from mrcg.reranker import scorer
 from mrcg.reranker.train import RerankerTrainer, new_reranker
+from mrcg.training import Worker
 from mrcg_jobs.job import Job, Outcome
 from mrcg_jobs.training import Trainer, TrainTask, Wrap, train
 

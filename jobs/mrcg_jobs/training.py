@@ -17,10 +17,9 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 from torch import nn
 
-from mrcg.checkpoint import TrainingState
 from mrcg.config import ComputeSettings
-from mrcg.encoder.train import Worker
 from mrcg.store import Artefact, Store
+from mrcg.training import TrainingState, Worker
 from mrcg_jobs.job import Job
 from mrcg_jobs.runtime import cpus, own_errors
 from mrcg_jobs.watch import Watch, reporter

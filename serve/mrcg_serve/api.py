@@ -13,7 +13,7 @@ from starlette.responses import Response
 from mrcg import __version__
 from mrcg.search import Answer
 from mrcg_serve.gateway import Gateway
-from mrcg_serve.problems import BodyLimit, install
+from mrcg_serve.problems import BodyLimit, Problem, install
 
 api = FastAPI(
     title="MRCG",
@@ -22,16 +22,6 @@ api = FastAPI(
     description="Every error is problem+json with a stable `code`.",
 )
 install(api)
-
-
-class Problem(BaseModel):
-    """An error (RFC 9457)."""
-
-    type: str
-    title: str
-    status: int
-    code: str
-    detail: str
 
 
 class Health(BaseModel):

@@ -13,11 +13,13 @@ from ray.serve.handle import DeploymentHandle
 
 from mrcg.config import ServeSettings
 from mrcg.corpus import Corpus
+from mrcg.errors import MrcgError
 from mrcg.release import read_release
 from mrcg.search import AllowAll, Answer, Policy, answer
 from mrcg.serving import QueryRules
 from mrcg.store import Store
 from mrcg_serve.access import Authenticator, LoopbackOnly
+from mrcg_serve.problems import problem_of
 from mrcg_serve.stages import RemoteStages
 
 PREVIEW_SIDE = 256
@@ -80,6 +82,13 @@ class Gateway:
             ImageError: the image cannot be used.
             StageUnavailableError: the embedder or the searcher cannot answer.
         """
+        try:
+            return await self._search(principal, image, k, rerank)
+        except MrcgError as error:
+            self.metrics.refused(problem_of(error).code)
+            raise
+
+    async def _search(self, principal: str, image: bytes, k: int, rerank: bool) -> Answer:
         start = time.perf_counter()
         self.rules.check_k(k)
         pixels = await asyncio.get_running_loop().run_in_executor(self._pool, self.rules.prepare, image)

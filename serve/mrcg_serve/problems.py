@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -25,11 +25,38 @@ ENVELOPE_BYTES = 64 * 1024
 DRAIN_BYTES = 256 * 2**20
 
 
-def problem(status: int, code: str, detail: str) -> Response:
-    """A problem+json answer."""
-    body = {"type": "about:blank", "title": code.replace("_", " "), "status": status, "code": code, "detail": detail}
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else None
-    return Response(json.dumps(body), status, headers, "application/problem+json")
+class Problem(BaseModel):
+    """An error (RFC 9457)."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    code: str
+    detail: str
+
+    def response(self) -> Response:
+        """The answer that carries it."""
+        headers = {"Retry-After": str(RETRY_AFTER_S)} if self.status == 503 else None
+        return Response(self.model_dump_json(), self.status, headers, "application/problem+json")
+
+
+def problem(status: int, code: str, detail: str) -> Problem:
+    """A problem whose title is its code in words."""
+    return Problem(title=code.replace("_", " "), status=status, code=code, detail=detail)
+
+
+def problem_of(error: MrcgError) -> Problem:
+    """What a client is told of one of our errors."""
+    if isinstance(error, ImageError):
+        status = 413 if error.reason in {"too_many_bytes", "too_many_pixels"} else 422
+        return problem(status, f"image_{error.reason}", str(error))
+    if isinstance(error, StageUnavailableError):
+        return problem(503, "unavailable", str(error))
+    if isinstance(error, NotFoundError):
+        return problem(404, "not_found", str(error))
+    if isinstance(error, UsageError):
+        return problem(422, "invalid_request", str(error))
+    return problem(500, "internal", "the service failed; its log says why")
 
 
 def install(api: FastAPI) -> None:
@@ -40,17 +67,11 @@ def install(api: FastAPI) -> None:
 
 
 async def _own(request: Request, error: Exception) -> Response:
-    if isinstance(error, ImageError):
-        status = 413 if error.reason in {"too_many_bytes", "too_many_pixels"} else 422
-        return problem(status, f"image_{error.reason}", str(error))
-    if isinstance(error, StageUnavailableError):
-        return problem(503, "unavailable", str(error))
-    if isinstance(error, NotFoundError):
-        return problem(404, "not_found", str(error))
-    if isinstance(error, UsageError):
-        return problem(422, "invalid_request", str(error))
-    log.error("request failed", exc_info=error)
-    return problem(500, "internal", "the service failed; its log says why")
+    assert isinstance(error, MrcgError)
+    told = problem_of(error)
+    if told.status == 500:
+        log.error("request failed", exc_info=error)
+    return told.response()
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
@@ -58,12 +79,12 @@ async def _invalid(request: Request, error: Exception) -> Response:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"][1:]) or "request"
     # The rejected value stays out of the answer: it may be the upload.
-    return problem(422, "invalid_request", f"{where}: {first['msg']}")
+    return problem(422, "invalid_request", f"{where}: {first['msg']}").response()
 
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return problem(error.status_code, "http_error", str(error.detail))
+    return problem(error.status_code, "http_error", str(error.detail)).response()
 
 
 class BodyLimit:
@@ -94,7 +115,7 @@ class BodyLimit:
                 break
         if seen > limit + ENVELOPE_BYTES:
             refusal = problem(413, "too_many_bytes", f"the upload is larger than the limit of {limit:,} bytes")
-            await refusal(scope, receive, send)
+            await refusal.response()(scope, receive, send)
             return
         await self._app(scope, _replay(bytes(body), receive), send)
 

@@ -40,9 +40,11 @@ class EmbedderReplica:
     """Embeds queries in dynamic batches."""
 
     def __init__(self, store: str, release: int, settings: Autoscale) -> None:
-        from mrcg.encoder.embedder import Embedder, use_threads
+        import torch
 
-        use_threads(settings.threads)
+        from mrcg.encoder.embedder import Embedder
+
+        torch.set_num_threads(settings.threads)
         opened = Store(store)
         artefact = opened.artefact("encoders", read_release(opened, release).encoder)
         self._embedder = Embedder.open(artefact, "cuda" if settings.gpus else "cpu")
@@ -88,10 +90,11 @@ class RerankerReplica:
     """Scores query graphs in dynamic batches."""
 
     def __init__(self, store: str, release: int, settings: Autoscale) -> None:
-        from mrcg.encoder.embedder import use_threads
+        import torch
+
         from mrcg.reranker.scorer import Reranking, Scorer
 
-        use_threads(settings.threads)
+        torch.set_num_threads(settings.threads)
         opened = Store(store)
         artefact = opened.artefact("rerankers", read_release(opened, release).reranker)
         self._reranking = Reranking(Scorer.open(artefact, "cuda" if settings.gpus else "cpu"))

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from mrcg.index.sharded import exact_search, merge, recall_at, shard_of
-from mrcg.index.shard import Neighbours
 from tests.making import index_of
+
+from mrcg.index.shard import Neighbours
+from mrcg.index.sharded import exact_search, merge, recall_at, shard_of
 
 
 def gallery(count, dim=6, seed=0, copies=True):

@@ -3,9 +3,9 @@ import subprocess
 import sys
 
 import pytest
+from tests.making import make_release
 
 from mrcg.cli import ORDER, main
-from tests.making import make_release
 
 
 def run(capsys, *words):

@@ -1,12 +1,14 @@
+from tests.making import bomb
+from tests.unit.imaging.test_decode import encoded, slice_of
+
 from mrcg.config import IngestSettings
 from mrcg.ingest import ingest_chunk, join_chunks
 from mrcg.source import SourceFile
-from tests.unit.imaging.test_decode import bomb, encoded, slice_of
 
 
 def test_bad_files_are_quarantined_with_a_reason_and_good_ones_kept():
     contents = {
-        "a/bomb.png": bomb(),
+        "a/bomb.png": bomb(20_000),
         "a/empty.png": b"",
         "a/good.png": encoded(slice_of()),
         "a/good2.png": encoded(slice_of(41)),

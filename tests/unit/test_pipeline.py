@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
+from tests.making import make_release
 
 from mrcg.config import ServeSettings
 from mrcg.corpus import Corpus
 from mrcg.errors import ImageError, IntegrityError, NotFoundError, UsageError
 from mrcg.pipeline import LocalPipeline
 from mrcg.store import Store
-from tests.making import make_release
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,14 @@
 import threading
 
 import pytest
+from tests.making import make_release, publish, tiny_config
 
 from mrcg.errors import IntegrityError, NotFoundError, ReleaseError
 from mrcg.evaluation.report import Report
 from mrcg.release import candidate, promote, read_release, release_numbers, rollback
-from mrcg.stages import plan
 from mrcg.source import list_source
+from mrcg.stages import plan
 from mrcg.store import Store
-from tests.making import make_release, publish, tiny_config
 
 
 @pytest.fixture

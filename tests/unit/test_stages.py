@@ -1,9 +1,9 @@
 import pytest
+from tests.making import tiny_config
 
 from mrcg.errors import NotFoundError
 from mrcg.manifest import KINDS
 from mrcg.stages import STAGES, Source, open_inputs, plan
-from tests.making import tiny_config
 
 SOURCE = Source("somewhere", "listing")
 

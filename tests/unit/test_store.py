@@ -1,11 +1,11 @@
 import threading
 
 import pytest
+from tests.making import publish, tiny_config
 
 from mrcg.errors import AlreadyExistsError, IntegrityError, NotFoundError, StoreError
-from mrcg.store import Store
-from tests.making import publish, tiny_config
 from mrcg.stages import Source, plan
+from mrcg.store import Store
 
 
 @pytest.fixture(params=["file", "memory"])

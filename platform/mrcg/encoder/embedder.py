@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import safetensors.torch
-import torch
 
 from mrcg.encoder.model import Encoder
 from mrcg.encoder.spec import WEIGHTS, fingerprint, read_spec
@@ -47,8 +46,3 @@ class Embedder:
         """(n, s, s) grey levels -> (n, d) embeddings, as they are: not normalised."""
         assert pixels_nss.shape[1:] == (self.input_size, self.input_size), pixels_nss.shape
         return embed_pixels(self.encoder, pixels_nss, batch_size, self.device)
-
-
-def use_threads(count: int) -> None:
-    """Compute threads of torch in this process."""
-    torch.set_num_threads(count)

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mrcg.checkpoint import TrainingState
 from mrcg.config import EncoderSettings
 from mrcg.encoder.batches import Indices, augment, learning_rate, shuffled_batches, triplet_batches
 from mrcg.encoder.losses import batch_all_triplet_loss, joint_loss, triplet_loss
@@ -19,6 +18,7 @@ from mrcg.errors import TrainingError
 from mrcg.evaluation.metrics import mean_average_precision
 from mrcg.hashing import seed_of
 from mrcg.imaging.decode import Grey
+from mrcg.training import TrainingState, Worker
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,6 @@ class LabelledImages:
     pixels: Grey
     labels: Indices
     groups: list[str]
-
-
-@dataclass(frozen=True)
-class Worker:
-    """This process among the data-parallel ones."""
-
-    rank: int = 0
-    world: int = 1
-    device: str = "cpu"
 
 
 def new_encoder(

@@ -9,16 +9,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from mrcg.checkpoint import TrainingState
 from mrcg.config import RerankerSettings
 from mrcg.encoder.batches import Indices, shuffled_batches
-from mrcg.encoder.train import Worker
 from mrcg.errors import TrainingError
 from mrcg.evaluation.metrics import mean_average_precision
 from mrcg.graph.adjacency import GraphBatch, query_graphs
 from mrcg.graph.table import GraphTable
 from mrcg.hashing import seed_of
 from mrcg.reranker.model import Reranker, RerankerSpec, focal_loss
+from mrcg.training import TrainingState, Worker
 
 
 def new_reranker(settings: RerankerSettings, embedding_dim: int, seed: int) -> Reranker:

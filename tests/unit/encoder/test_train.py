@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from tests.making import tiny_config
 
-from mrcg.encoder.train import EncoderTrainer, LabelledImages, Worker, leave_one_out_map, new_encoder
+from mrcg.encoder.train import EncoderTrainer, LabelledImages, leave_one_out_map, new_encoder
 from mrcg.errors import IntegrityError, TrainingError
 from mrcg.imaging.decode import resize
 from mrcg.imaging.phantom import CLASSES, phantoms
-from tests.making import tiny_config
+from mrcg.training import Worker
 
 
 def images(count, seed=1):

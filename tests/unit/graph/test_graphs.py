@@ -6,13 +6,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from tests.making import index_of
 
 from mrcg import schemas
 from mrcg.graph.adjacency import angular_adjacency, drop_edge, query_graphs
 from mrcg.graph.neighbours import neighbour_lists
 from mrcg.graph.table import graph_table
 from mrcg.index.shard import exact_distances
-from tests.making import index_of
 
 nodes = arrays.arrays(
     np.float32,

@@ -1,6 +1,4 @@
 import io
-import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -8,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
+from tests.making import bomb
 
 from mrcg.errors import ImageError
 from mrcg.imaging.decode import Limits, decode, image_id, pixel_hash, resize
@@ -23,17 +22,6 @@ def encoded(pixels, kind="PNG", **options):
 
 def slice_of(side=40):
     return np.random.default_rng(0).integers(0, 256, (side, side), dtype=np.uint8)
-
-
-def bomb(side=20_000):
-    """A PNG that states side x side pixels in a few kilobytes."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
-    rows = zlib.compress(bytes(side + 1) * 50)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
 def reason(data, limits=LIMITS):
@@ -93,7 +81,7 @@ def test_a_long_image_is_shrunk():
         (encoded(slice_of(), "JPEG")[:-400], "truncated"),
         (encoded(slice_of())[:300], "truncated"),
         (encoded(np.zeros((1, 1), np.uint8)), "too_small"),
-        (bomb(), "too_many_pixels"),
+        (bomb(20_000), "too_many_pixels"),
         (bomb(4000), "too_many_pixels"),
         (encoded(np.full((40, 40), 7, np.uint8)), "blank"),
         (b"x" * 10_000_001, "too_many_bytes"),

@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.making import tiny_config
 from torch_geometric.nn import GCNConv
 
 from mrcg.graph.adjacency import GraphBatch, query_graphs
@@ -10,7 +11,6 @@ from mrcg.graph.table import GraphTable
 from mrcg.reranker.model import Reranker, RerankerSpec, SkipConvolution, focal_loss
 from mrcg.reranker.scorer import Reranking, Scorer
 from mrcg.reranker.train import RerankerTrainer, new_reranker, rerank_order, score_graphs
-from tests.making import tiny_config
 
 SPEC = RerankerSpec(embedding_dim=5, hidden=4, dropout=0.5, drop_edge=0.5)
 

@@ -1,8 +1,12 @@
-"""Training state as one safetensors file: weights, optimiser, best weights and history. No pickle."""
+"""What all training shares: the worker's place among others, and a state that can be saved and taken up again.
+
+A checkpoint is one safetensors file with weights, optimiser, best weights and history. No pickle.
+"""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import safetensors.torch
@@ -11,6 +15,15 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from mrcg.errors import IntegrityError
+
+
+@dataclass(frozen=True)
+class Worker:
+    """This process among the data-parallel ones."""
+
+    rank: int = 0
+    world: int = 1
+    device: str = "cpu"
 
 
 class TrainingState:

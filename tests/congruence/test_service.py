@@ -1,0 +1,49 @@
+"""The service over HTTP and the pipeline in this process give the same hits."""
+
+import json
+
+import pytest
+from tests.making import mrcg
+
+from mrcg.client import Client
+from mrcg.pipeline import LocalPipeline
+
+pytestmark = pytest.mark.slow
+
+TOLERANCE = 1e-4
+
+
+def assert_alike(remote, local):
+    """Same hits; order may differ only where scores differ by less than the tolerance (DESIGN §4)."""
+    assert remote.release == local.release
+    assert remote.reranked == local.reranked
+    by_id = {hit.image_id: hit for hit in local.hits}
+    assert {hit.image_id for hit in remote.hits} == set(by_id)
+    for hit, twin in zip(remote.hits, local.hits, strict=True):
+        same = by_id[hit.image_id]
+        assert (hit.label, hit.ann_rank) == (same.label, same.ann_rank)
+        assert hit.distance == pytest.approx(same.distance, rel=1e-3, abs=1e-3)
+        if hit.score is not None:
+            assert hit.score == pytest.approx(same.score, abs=TOLERANCE)
+            assert hit.score == pytest.approx(twin.score, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("rerank", [True, False])
+def test_http_and_in_process_answer_alike(service, ray_run, rerank):
+    local = LocalPipeline.open(ray_run.store)
+    scans = sorted(ray_run.source.rglob("patient-*.png"))[::9]
+    with Client(service) as client:
+        for scan in scans:
+            image = scan.read_bytes()
+            assert_alike(client.search(image, 20, rerank), local.search(image, 20, rerank))
+
+
+def test_the_command_asks_both_ways(service, ray_run, tmp_path):
+    scan = str(sorted(ray_run.source.rglob("patient-*.png"))[0])
+    remote = mrcg("query", scan, "--url", service, "--out", str(tmp_path / "remote.png"), "--json")
+    local = mrcg("query", scan, "--store", ray_run.store.url, "--json")
+    assert (remote.returncode, local.returncode) == (0, 0), remote.stderr + local.stderr
+    ids = [[hit["image_id"] for hit in json.loads(done.stdout)["hits"]] for done in (remote, local)]
+    assert len(ids[0]) == 10
+    assert sorted(ids[0]) == sorted(ids[1])
+    assert (tmp_path / "remote.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,85 @@
+"""SIGKILL in every stage in turn; what is finished at the end equals an undisturbed run."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.making import MRCG, TINY
+
+from mrcg import schemas
+from mrcg.attempt import collect_garbage
+from mrcg.corpus import SCANS
+from mrcg.manifest import KINDS
+from mrcg.store import Store
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+DIE = str(Path(__file__).with_name("die.py"))
+MOMENTS = ("files", "manifest", "published")
+
+
+def visible(store):
+    """Every complete version; reading them checks each manifest and each file."""
+    found = {}
+    for kind in KINDS:
+        for version in store.versions(kind):
+            artefact = store.artefact(kind, version)
+            for name in artefact.names():
+                artefact.read_bytes(name)
+            found[kind] = (version, artefact.manifest.content)
+    return found
+
+
+def killed_in_training(words, store):
+    """Start a run and kill it once the encoder's first epoch is saved."""
+    run = subprocess.Popen([MRCG, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    attempts = Path(store.path("encoders/_attempts"))
+    until = time.monotonic() + 240
+    while not list(attempts.glob("*/checkpoints/*.safetensors")):
+        assert run.poll() is None, "the run ended before its first checkpoint"
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    run.kill()
+    assert run.wait() == -signal.SIGKILL
+
+
+def test_a_run_killed_in_every_stage_finishes_as_if_undisturbed(ray_run, tmp_path):
+    store = Store(str(tmp_path / "store"))
+    words = ["run", "--source", str(ray_run.source), "--store", store.url, *TINY]
+    undisturbed = visible(ray_run.store)
+    done = set()
+    for number, kind in enumerate(KINDS):
+        if kind == "encoders":
+            killed_in_training(words, store)
+            assert set(visible(store)) == done
+        moment = MOMENTS[number % len(MOMENTS)]
+        run = subprocess.run([sys.executable, DIE, kind, moment, *words], capture_output=True, text=True, check=False)
+        assert run.returncode == -signal.SIGKILL, (kind, run.stderr)
+        if moment == "published":
+            done.add(kind)
+        # Nothing half-written is visible: what is there is what was finished, whole and as it should be.
+        seen = visible(store)
+        assert set(seen) == done, (kind, moment)
+        assert all(seen[k][0] == undisturbed[k][0] for k in seen)
+        done.add(kind)
+    last = subprocess.run([MRCG, *words], capture_output=True, text=True, check=False)
+    assert last.returncode == 0, last.stderr
+    assert_same(store, ray_run.store, undisturbed)
+
+
+def assert_same(store, other, undisturbed):
+    finished = visible(store)
+    assert {k: v[0] for k, v in finished.items()} == {k: v[0] for k, v in undisturbed.items()}
+    for kind in ("corpus", "splits", "indexes"):
+        assert finished[kind] == undisturbed[kind], kind
+    ids = [
+        schemas.from_parquet(s.artefact("corpus", finished["corpus"][0]).read_bytes(SCANS))["image_id"].to_pylist()
+        for s in (store, other)
+    ]
+    assert ids[0] == ids[1]
+    collect_garbage(store)
+    assert visible(store) == finished
+    assert all(not store.listdir(f"{kind}/_attempts") for kind in KINDS)

@@ -1,0 +1,123 @@
+"""``mrcg run`` on Ray, from a messy folder to a release."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from tests.making import BAD_FILES, TINY, mrcg
+
+from mrcg import schemas
+from mrcg.corpus import QUARANTINE, SCANS, Corpus
+from mrcg.evaluation.report import Report
+from mrcg.manifest import KINDS
+from mrcg.store import Store
+
+pytestmark = pytest.mark.slow
+
+
+def artefact(ray_run, kind):
+    (version,) = ray_run.store.versions(kind)
+    return ray_run.store.artefact(kind, version)
+
+
+def test_two_runs_at_once_end_with_the_same_versions_and_one_release(ray_run):
+    one, two = ([(s["stage"], s["version"]) for s in result["stages"]] for result in ray_run.results)
+    assert one == two
+    assert len(one) == len(KINDS)
+    assert [ray_run.store.versions(kind) for kind in KINDS] == [[version] for _, version in one]
+    assert ray_run.release.number == 1
+    for kind in KINDS:
+        assert ray_run.store.listdir(f"{kind}/_attempts") == []
+
+
+def test_bad_files_are_in_quarantine_and_all_others_in_the_corpus(ray_run):
+    corpus = artefact(ray_run, "corpus")
+    rows = schemas.from_parquet(corpus.read_bytes(QUARANTINE)).to_pylist()
+    assert {row["source_key"]: row["reason"] for row in rows} == BAD_FILES
+    scans = schemas.from_parquet(corpus.read_bytes(SCANS))
+    assert scans.schema == schemas.SCANS
+    assert scans.num_rows == 97
+    assert len(set(scans["image_id"].to_pylist())) == 97
+    # The rare class' image is a copy of a glioma: one group, two images.
+    rare = scans["label"].to_pylist().index("rare_tumor")
+    assert scans["group_id"].to_pylist().count(scans["group_id"][rare].as_py()) >= 2
+    assert corpus.manifest.counts["classes"]["rare_tumor"] == 1
+
+
+def test_pixels_lie_in_the_order_of_the_scans(ray_run):
+    corpus = Corpus(artefact(ray_run, "corpus"))
+    assert len(corpus.artefact.names("images/")) > 1
+    ids = corpus.scans["image_id"].to_pylist()
+    read = [
+        one for _, data in corpus.artefact.each("images/") for one in schemas.from_parquet(data)["image_id"].to_pylist()
+    ]
+    assert read == ids
+
+
+def test_the_report_has_both_orders_and_both_maps(ray_run):
+    data = json.loads(artefact(ray_run, "reports").read_bytes("report.json"))
+    assert data["protocol"] == "paper"
+    for order in ("ann", "reranked"):
+        assert {"map", "map_full", "precision_at_5", "precision_at_10", "per_class"} <= set(data[order])
+    report = Report.model_validate(data)
+    assert report.queries == artefact(ray_run, "graphs").manifest.counts["test"]
+    assert artefact(ray_run, "reports").read_bytes("retrieval.png").startswith(b"\x89PNG")
+    assert b"| reranked |" in artefact(ray_run, "reports").read_bytes("tables.md")
+
+
+def test_embeddings_are_half_precision_with_ids(ray_run):
+    tables = [schemas.from_ipc(data) for _, data in artefact(ray_run, "embeddings").each("embeddings/")]
+    assert all(table.schema == schemas.embeddings(16) for table in tables)
+    assert np.isfinite(tables[0]["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)).all()
+
+
+def test_the_index_has_two_shards_and_states_its_recall(ray_run):
+    counts = artefact(ray_run, "indexes").manifest.counts
+    assert counts["recall_at_50"] == 1.0
+    assert len(counts["shard_sizes"]) == 2
+    assert sum(counts["shard_sizes"]) == 97
+
+
+def test_a_second_run_skips_every_stage(ray_run):
+    again = mrcg("run", "--source", str(ray_run.source), "--store", ray_run.store.url, *TINY, "--json")
+    assert again.returncode == 0, again.stderr
+    result = json.loads(again.stdout)
+    assert [stage["ran"] for stage in result["stages"]] == [False] * len(KINDS)
+    assert not result["promotion"]["promoted"]
+    assert ray_run.release.number == 1
+
+
+def test_a_stage_alone_names_the_stage_it_misses(ray_run, tmp_path):
+    done = mrcg("embed", "--source", str(ray_run.source), "--store", str(tmp_path / "new"), *TINY)
+    assert done.returncode == 1
+    assert "embed needs corpus/" in done.stderr
+    assert "run `mrcg ingest` with the same options first" in done.stderr
+
+
+def test_a_source_without_one_usable_image(tmp_path):
+    (tmp_path / "src" / "a").mkdir(parents=True)
+    (tmp_path / "src" / "a" / "words.png").write_text("words")
+    done = mrcg("run", "--source", str(tmp_path / "src"), "--store", str(tmp_path / "store"), *TINY)
+    assert done.returncode == 1
+    assert "none of its 1 files is a usable image (first: a/words.png, not_an_image)" in done.stderr
+    assert Store(str(tmp_path / "store")).versions("corpus") == []
+
+
+def test_two_training_workers_make_an_encoder(ray_run, tmp_path):
+    shutil.copytree(ray_run.store.path("corpus"), tmp_path / "s" / "corpus")
+    shutil.copytree(ray_run.store.path("splits"), tmp_path / "s" / "splits")
+    words = [
+        "--source",
+        str(ray_run.source),
+        "--store",
+        str(tmp_path / "s"),
+        *TINY,
+        "--set",
+        "compute.encoder_workers=2",
+    ]
+    done = mrcg("train-encoder", *words, "--json")
+    assert done.returncode == 0, done.stderr
+    (stage,) = json.loads(done.stdout)["stages"]
+    assert stage["version"] == artefact(ray_run, "encoders").manifest.version
+    assert stage["counts"]["epochs"] == 2

@@ -1,0 +1,115 @@
+"""What the service says over HTTP, to good and to bad requests."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from tests.making import bomb, mrcg
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def http(service):
+    with httpx.Client(base_url=service, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def scan(ray_run):
+    return sorted(ray_run.source.rglob("patient-*.png"))[0].read_bytes()
+
+
+def search(http, image, **form):
+    return http.post("/v1/search", files={"image": ("scan.png", image, "image/png")}, data=form)
+
+
+def test_ten_hits_with_release_and_times(http, scan):
+    response = search(http, scan)
+    assert response.status_code == 200
+    body = response.json()
+    assert len(body["hits"]) == 10
+    assert set(body["hits"][0]) == {"image_id", "label", "score", "distance", "ann_rank"}
+    assert body["release"] == 1
+    assert set(body["milliseconds"]) == {"decode", "embed", "search", "rerank", "total"}
+    assert body["reranked"]
+    assert not body["partial"]
+
+
+@pytest.mark.parametrize(
+    ("image", "form", "status", "code", "detail"),
+    [
+        (None, {"k": 0}, 422, "invalid_request", "k = 0: ask for 1 to 20 hits"),
+        (None, {"k": 10_000}, 422, "invalid_request", "k = 10000: ask for 1 to 20 hits"),
+        (None, {"k": "many"}, 422, "invalid_request", "k: Input should be a valid integer"),
+        (b"not an image", {}, 422, "image_not_an_image", "PNG, JPEG, TIFF, WEBP, BMP"),
+        (b"", {}, 422, "image_empty", "no bytes"),
+        (bomb(20_000), {}, 413, "image_too_many_pixels", "the limit is 64,000,000 pixels"),
+        (bytes(60 * 2**20), {}, 413, "too_many_bytes", "the limit of 52,428,800 bytes"),
+    ],
+    ids=["k0", "k10000", "k-text", "text", "empty", "bomb", "60MB"],
+)
+def test_bad_requests_name_the_limit(http, scan, image, form, status, code, detail):
+    response = search(http, scan if image is None else image, **form)
+    assert response.status_code == status
+    assert response.headers["content-type"] == "application/problem+json"
+    body = response.json()
+    assert (body["code"], body["status"]) == (code, status)
+    assert detail in body["detail"]
+
+
+def test_no_file(http):
+    response = http.post("/v1/search", data={"k": "3"})
+    assert (response.status_code, response.json()["code"]) == (422, "invalid_request")
+    assert response.json()["detail"] == "image: Field required"
+
+
+def test_a_body_without_a_length_is_bounded_too(http):
+    def chunks():
+        for _ in range(60):
+            yield bytes(2**20)
+
+    response = http.post("/v1/search", content=chunks(), headers={"Content-Type": "multipart/form-data; boundary=x"})
+    assert (response.status_code, response.json()["code"]) == (413, "too_many_bytes")
+
+
+def test_many_at_once_are_all_answered(http, scan):
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda _: search(http, scan, k=5).json(), range(48)))
+    assert all(answer["reranked"] for answer in answers)
+    first = [hit["image_id"] for hit in answers[0]["hits"]]
+    assert all(sorted(hit["image_id"] for hit in answer["hits"]) == sorted(first) for answer in answers)
+
+
+def test_previews(http, scan):
+    hit = search(http, scan).json()["hits"][0]["image_id"]
+    response = http.get(f"/v1/images/{hit}/preview")
+    assert (response.status_code, response.headers["content-type"]) == (200, "image/png")
+    missing = http.get("/v1/images/nobody/preview")
+    assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
+
+
+def test_health_readiness_and_metrics(http, scan):
+    search(http, scan)
+    search(http, b"no image")
+    assert http.get("/healthz").json() == {"status": "ok", "release": 1}
+    assert http.get("/readyz").json() == {"status": "ready", "release": 1}
+    text = http.get("/metrics").text
+    assert 'mrcg_requests_total{outcome="reranked"}' in text
+    assert 'mrcg_requests_total{outcome="image_not_an_image"}' in text
+    assert 'mrcg_stage_seconds_bucket{le="0.1",stage="embed"}' in text
+
+
+def test_openapi_describes_the_search(http):
+    document = http.get("/openapi.json").json()
+    assert {"/v1/search", "/healthz", "/readyz", "/metrics"} <= set(document["paths"])
+    assert {"200", "413", "422", "503"} <= set(document["paths"]["/v1/search"]["post"]["responses"])
+    assert http.get("/docs").status_code == 200
+    assert http.get("/nowhere").status_code == 404
+
+
+def test_a_second_service_on_the_port_is_refused(service, ray_run):
+    port = service.rsplit(":", 1)[1]
+    done = mrcg("serve", "--store", ray_run.store.url, "--port", port)
+    assert done.returncode == 2
+    assert f"--port {port} on 127.0.0.1 cannot be taken" in done.stderr
