@@ -11,6 +11,7 @@ import ray.data
 from ray.exceptions import RayError, RayTaskError
 from ray.train import TrainingFailedError
 
+from mrcg import rayenv
 from mrcg.errors import MrcgError, UsageError
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ def start(address: str | None) -> None:
     """
     if ray.is_initialized():
         return
+    rayenv.quiet()
     try:
         if address is None:
             ray.init(

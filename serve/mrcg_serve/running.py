@@ -14,6 +14,7 @@ from ray.serve import Application
 from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.schema import LoggingConfig
 
+from mrcg import rayenv
 from mrcg.errors import ServiceError
 from mrcg_serve.app import APP_NAME
 
@@ -37,6 +38,7 @@ class Service:
         self.release = 0
 
     def __enter__(self) -> Service:
+        rayenv.quiet()
         if self._ray_address is None:
             ray.init(
                 address="local",
