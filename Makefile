@@ -40,7 +40,7 @@ format: $(INSTALLED) ## let ruff format and fix
 
 constraints: $(INSTALLED) ## resolve the newest versions into constraints.txt
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --upgrade \
-		--no-header --no-annotate --no-emit-index-url --quiet --output-file constraints.txt
+		--no-header --no-annotate --quiet --output-file constraints.txt
 
 clean: ## remove what make made, .venv too
 	rm -rf .venv demo dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

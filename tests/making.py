@@ -129,7 +129,7 @@ def make_release(store: Store, scans: Path, config: Config | None = None) -> Rel
 def _models(store: Store, config: Config, steps: dict[str, Step]) -> None:
     from mrcg.encoder.embedder import Embedder
     from mrcg.encoder.train import new_encoder
-    from mrcg.reranker import scorer
+    from mrcg.reranker import spec as reranker_files
     from mrcg.reranker.train import new_reranker
     from mrcg.training import TrainingState
 
@@ -161,7 +161,7 @@ def _models(store: Store, config: Config, steps: dict[str, Step]) -> None:
     publish(store, steps["graphs"], {"graphs/00000.parquet": schemas.to_parquet(pa.concat_tables(parts))})
     reranker = new_reranker(config.reranker, 16, config.seed)
     spec = reranker.spec.model_dump_json().encode()
-    publish(store, steps["rerankers"], {scorer.WEIGHTS: weights(reranker), scorer.SPEC: spec})
+    publish(store, steps["rerankers"], {reranker_files.WEIGHTS: weights(reranker), reranker_files.SPEC: spec})
 
 
 def _open(store: Store, step: Step) -> Artefact:

@@ -15,6 +15,7 @@ from mrcg.graph.table import graph_table
 from mrcg.index.sharded import ShardedIndex
 from mrcg.store import Store
 from mrcg_jobs.job import Job, Outcome, entries, write_output
+from mrcg_jobs.runtime import own_errors
 
 QUERIES_PER_FILE = 512
 
@@ -64,9 +65,10 @@ def run(job: Job) -> Outcome:
         num_cpus=1,
     )
     rows, done = [], 0
-    for row in dataset.iter_rows():
-        rows.append(row)
-        done += row["train"] + row["validation"] + row["test"]
-        job.progress(done, len(queries), "queries")
+    with own_errors():
+        for row in dataset.iter_rows():
+            rows.append(row)
+            done += row["train"] + row["validation"] + row["test"]
+            job.progress(done, len(queries), "queries")
     counts = {part: int(sum(row[part] for row in rows)) for part in ("train", "validation", "test")}
     return Outcome(counts, entries(rows))

@@ -7,15 +7,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray.data
-import torch
 
 from mrcg import schemas
 from mrcg.corpus import grey_of
-from mrcg.encoder.embedder import Embedder
 from mrcg.imaging.decode import resize
 from mrcg.store import Store
 from mrcg_jobs.job import Job, Outcome, entries, write_output
-from mrcg_jobs.runtime import cpus
+from mrcg_jobs.runtime import cpus, own_errors
 
 #: Images resized and embedded at a time: bounds the memory of an actor whatever the size of a file.
 SLICE = 256
@@ -27,6 +25,10 @@ class _EmbedFile:
     def __init__(
         self, store: str, corpus: str, encoder: str, output: str, batch_size: int, threads: int, gpu: bool
     ) -> None:
+        import torch
+
+        from mrcg.encoder.embedder import Embedder
+
         torch.set_num_threads(threads)
         self._store = Store(store)
         self._corpus = self._store.artefact("corpus", corpus)
@@ -73,9 +75,10 @@ def run(job: Job) -> Outcome:
         num_gpus=1 if compute.use_gpu else None,
     )
     total, rows, done = int(job.inputs["corpus"].manifest.counts["images"]), [], 0
-    for row in dataset.iter_rows():
-        rows.append(row)
-        done += row["images"]
-        job.progress(done, total, "images embedded")
+    with own_errors():
+        for row in dataset.iter_rows():
+            rows.append(row)
+            done += row["images"]
+            job.progress(done, total, "images embedded")
     fingerprint = job.inputs["encoders"].manifest.counts["fingerprint"]
     return Outcome({"images": done, "dim": int(rows[0]["dim"]), "fingerprint": fingerprint}, entries(rows))

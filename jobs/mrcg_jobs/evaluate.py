@@ -7,8 +7,7 @@ from typing import Any
 import ray
 
 from mrcg.config import EvaluateSettings
-from mrcg.evaluation.evaluate import REPORT, evaluate
-from mrcg.evaluation.report import Report
+from mrcg.evaluation.report import REPORT, Report
 from mrcg.store import Store
 from mrcg_jobs.job import Job, Outcome, entries, write_output
 from mrcg_jobs.runtime import own_errors
@@ -18,6 +17,8 @@ from mrcg_jobs.runtime import own_errors
 def _evaluate(
     store_url: str, inputs: dict[str, str], output: str, settings: EvaluateSettings, facts: dict[str, float]
 ) -> list[dict[str, Any]]:
+    from mrcg.evaluation.evaluate import evaluate
+
     store = Store(store_url)
     artefacts = {kind: store.artefact(kind, version) for kind, version in inputs.items()}
     files = evaluate(artefacts, settings, facts)

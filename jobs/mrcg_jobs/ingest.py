@@ -17,6 +17,7 @@ from mrcg.ingest import ingest_chunk, join_chunks
 from mrcg.source import SourceFile, list_source, read_file
 from mrcg.store import Store
 from mrcg_jobs.job import Job, Outcome, entries, write_output
+from mrcg_jobs.runtime import own_errors
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,11 @@ def run(job: Job) -> Outcome:
     chunks = _chunks(files, settings.images_per_file)
     done, rows = 0, []
     dataset = ray.data.from_items(chunks, override_num_blocks=len(chunks)).map(task)
-    for row in dataset.iter_rows():
-        rows.append(row)
-        done += row["files"]
-        job.progress(done, len(files), "files read")
+    with own_errors():
+        for row in dataset.iter_rows():
+            rows.append(row)
+            done += row["files"]
+            job.progress(done, len(files), "files read")
     rows.sort(key=lambda row: row["number"])
     return _finish(job, rows, work)
 

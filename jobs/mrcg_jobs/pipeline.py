@@ -83,15 +83,12 @@ def _run_step(
     store: Store, config: Config, source: str, step: Step, ray_address: str | None, progress: Progress
 ) -> Manifest:
     inputs = open_inputs(store, step)
-    progress(0, 0, "starting Ray")
-    # Ray is imported here: a run in which every stage is skipped does without it.
-    rayenv.prepare()
-    from mrcg_jobs import runtime
-
-    runtime.start(ray_address)
+    if not step.stage.small:
+        progress(0, 0, "starting Ray")
+        _start_ray(ray_address)
     started = time.time()
     module = importlib.import_module(f"mrcg_jobs.{step.stage.name.replace('-', '_')}")
-    with begin(store, step.stage.kind, step.version) as attempt, runtime.own_errors():
+    with begin(store, step.stage.kind, step.version) as attempt:
         outcome = module.run(Job(store, config, source, step, inputs, attempt, progress))
         manifest = make_manifest(
             step.stage.kind, step.version, step.settings, step.inputs, outcome.counts, outcome.files
@@ -99,6 +96,14 @@ def _run_step(
         published = attempt.publish(manifest)
     store.record_run(published, {"started": started, "seconds": time.time() - started})
     return published
+
+
+def _start_ray(address: str | None) -> None:
+    # Ray is imported here: a run in which every stage is skipped does without it.
+    rayenv.prepare()
+    from mrcg_jobs import runtime
+
+    runtime.start(address)
 
 
 def step_named(steps: Iterable[Step], name: str) -> Step:

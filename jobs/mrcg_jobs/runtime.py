@@ -14,10 +14,6 @@ from ray.train import TrainingFailedError
 from mrcg import rayenv
 from mrcg.errors import MrcgError, UsageError
 
-log = logging.getLogger(__name__)
-
-LOCAL_OBJECT_STORE = 1 * 2**30
-
 
 def start(address: str | None) -> None:
     """Connect to a cluster, or start one on this machine that dies with this process.
@@ -32,16 +28,7 @@ def start(address: str | None) -> None:
         return
     rayenv.quiet()
     try:
-        if address is None:
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                object_store_memory=LOCAL_OBJECT_STORE,
-            )
-        else:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(**rayenv.init_options(address))
     except (ConnectionError, RayError, ValueError) as error:
         raise UsageError(f"--ray {address}: {' '.join(str(error).split())[:200]}") from error
     context = ray.data.DataContext.get_current()

@@ -1,20 +1,26 @@
-"""Train the encoder with Ray Train."""
+"""Train the encoder with Ray Train.
+
+What imports torchvision is imported on the workers: the driver does without it.
+"""
 
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mrcg.config import Config
 from mrcg.corpus import Corpus, Split
 from mrcg.encoder.spec import HISTORY, SPEC, WEIGHTS, fingerprint, spec_bytes
-from mrcg.encoder.train import EncoderTrainer, LabelledImages, load_weights, new_encoder
 from mrcg.encoder.weights import resolve_weights
 from mrcg.errors import TrainingError
 from mrcg.training import Worker
 from mrcg_jobs.job import Job, Outcome
 from mrcg_jobs.training import Trainer, TrainTask, Wrap, train
+
+if TYPE_CHECKING:
+    from mrcg.encoder.train import EncoderTrainer, LabelledImages
 
 INITIAL = "initial.safetensors"
 
@@ -53,6 +59,8 @@ def run(job: Job) -> Outcome:
 
 
 def _build(task: TrainTask, worker: Worker, wrap: Wrap) -> EncoderTrainer:
+    from mrcg.encoder.train import EncoderTrainer, load_weights, new_encoder
+
     config: Config = task.config
     corpus, split = Corpus(task.artefact("corpus")), Split(task.artefact("splits"))
     fit = _labelled(corpus, np.flatnonzero(split.fit), config.encoder.input_size)
@@ -66,6 +74,8 @@ def _build(task: TrainTask, worker: Worker, wrap: Wrap) -> EncoderTrainer:
 
 
 def _labelled(corpus: Corpus, rows: np.ndarray[tuple[int], np.dtype[np.int64]], side: int) -> LabelledImages:
+    from mrcg.encoder.train import LabelledImages
+
     classes = corpus.classes
     labels = [corpus.labels[row] for row in rows.tolist()]
     return LabelledImages(
@@ -76,6 +86,8 @@ def _labelled(corpus: Corpus, rows: np.ndarray[tuple[int], np.dtype[np.int64]], 
 
 
 def _save(trainer: Trainer) -> dict[str, bytes]:
+    from mrcg.encoder.train import EncoderTrainer
+
     assert isinstance(trainer, EncoderTrainer)
     weights, spec = trainer.state.best_weights(), trainer.encoder.spec
     history = {"best_epoch": trainer.state.best_epoch, "epochs": trainer.state.history}

@@ -1,17 +1,23 @@
-"""Train the reranker with Ray Train on finished embeddings and graphs."""
+"""Train the reranker with Ray Train on finished embeddings and graphs.
+
+What imports PyTorch Geometric is imported on the workers: the driver does without it.
+"""
 
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 from mrcg.config import Config
 from mrcg.corpus import embeddings_of
 from mrcg.graph.table import read_graphs
-from mrcg.reranker import scorer
-from mrcg.reranker.train import RerankerTrainer, new_reranker
+from mrcg.reranker.spec import HISTORY, SPEC, WEIGHTS
 from mrcg.training import Worker
 from mrcg_jobs.job import Job, Outcome
 from mrcg_jobs.training import Trainer, TrainTask, Wrap, train
+
+if TYPE_CHECKING:
+    from mrcg.reranker.train import RerankerTrainer
 
 
 def run(job: Job) -> Outcome:
@@ -27,34 +33,30 @@ def run(job: Job) -> Outcome:
         save=_save,
     )
     names = train(job, task, job.config.compute.reranker_workers)
-    history = json.loads(job.store.read_bytes(f"{job.attempt.output}/{scorer.HISTORY}"))
+    history = json.loads(job.store.read_bytes(f"{job.attempt.output}/{HISTORY}"))
     best = history["epochs"][history["best_epoch"]]["validation_map"] if history["epochs"] else None
     counts = {"epochs": len(history["epochs"]), "best_epoch": history["best_epoch"], "validation_map": best}
     return Outcome(counts, [job.attempt.entry(name) for name in names])
 
 
 def _build(task: TrainTask, worker: Worker, wrap: Wrap) -> RerankerTrainer:
+    from mrcg.reranker.train import RerankerTrainer, TrainingGraphs, new_reranker
+
     config: Config = task.config
     vectors = embeddings_of(task.artefact("embeddings"))
     graphs = task.artefact("graphs")
     reranker = new_reranker(config.reranker, vectors.shape[1], config.seed).to(worker.device)
-    return RerankerTrainer(
-        reranker,
-        config.reranker,
-        config.seed,
-        read_graphs(graphs, "train"),
-        read_graphs(graphs, "validation"),
-        vectors,
-        worker,
-        wrap,
-    )
+    sets = TrainingGraphs(read_graphs(graphs, "train"), read_graphs(graphs, "validation"), vectors)
+    return RerankerTrainer(reranker, config.reranker, config.seed, sets, worker, wrap)
 
 
 def _save(trainer: Trainer) -> dict[str, bytes]:
+    from mrcg.reranker.train import RerankerTrainer
+
     assert isinstance(trainer, RerankerTrainer)
     history = {"best_epoch": trainer.state.best_epoch, "epochs": trainer.state.history}
     return {
-        scorer.WEIGHTS: trainer.state.best_weights(),
-        scorer.SPEC: trainer.reranker.spec.model_dump_json(indent=1).encode(),
-        scorer.HISTORY: json.dumps(history, indent=1).encode(),
+        WEIGHTS: trainer.state.best_weights(),
+        SPEC: trainer.reranker.spec.model_dump_json(indent=1).encode(),
+        HISTORY: json.dumps(history, indent=1).encode(),
     }

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from typing import Any
+
+LOCAL_OBJECT_STORE = 1 * 2**30
 
 
 def prepare() -> None:
@@ -23,3 +27,11 @@ def quiet() -> None:
     To be called after ``import ray``, which would announce the setting, and before ``ray.init``.
     """
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+
+
+def init_options(address: str | None) -> dict[str, Any]:
+    """Arguments of ``ray.init`` for a given cluster, or for one on this machine that dies with this process."""
+    options: dict[str, Any] = {"address": address or "local", "log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        options |= {"include_dashboard": False, "object_store_memory": LOCAL_OBJECT_STORE}
+    return options

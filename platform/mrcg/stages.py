@@ -32,6 +32,7 @@ class Stage:
     kind: str
     inputs: tuple[str, ...]
     settings: Callable[[Config], dict[str, Any]]
+    small: bool = False  # work on one table, done where it is asked for and not on a cluster
 
 
 def _dump(*parts: str) -> Callable[[Config], dict[str, Any]]:
@@ -44,7 +45,7 @@ def _plain(value: Any) -> Any:
 
 STAGES: tuple[Stage, ...] = (
     Stage("ingest", "corpus", (), _dump("ingest")),
-    Stage("split", "splits", ("corpus",), _dump("split", "seed")),
+    Stage("split", "splits", ("corpus",), _dump("split", "seed"), small=True),
     Stage("train-encoder", "encoders", ("corpus", "splits"), _dump("encoder", "seed")),
     Stage("embed", "embeddings", ("corpus", "encoders"), _dump("embed")),
     Stage("build-index", "indexes", ("corpus", "embeddings"), _dump("index", "seed")),

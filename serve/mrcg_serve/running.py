@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import time
 from types import FrameType, TracebackType
@@ -19,7 +18,6 @@ from mrcg.errors import ServiceError
 from mrcg_serve.app import APP_NAME
 
 READY_SECONDS = 180.0
-LOCAL_OBJECT_STORE = 512 * 2**20
 
 
 class Service:
@@ -39,16 +37,7 @@ class Service:
 
     def __enter__(self) -> Service:
         rayenv.quiet()
-        if self._ray_address is None:
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                object_store_memory=LOCAL_OBJECT_STORE,
-            )
-        else:
-            ray.init(address=self._ray_address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(**rayenv.init_options(self._ray_address))
         # Only now: Ray puts a handler of its own in place. Both signals end the block, which drains.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _interrupt)

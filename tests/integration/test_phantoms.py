@@ -23,14 +23,14 @@ def test_an_untrained_encoder_stays_below_075_and_a_trained_one_passes_090():
     fit = LabelledImages(pixels[~test], labels[~test], [str(n) for n in np.flatnonzero(~test)])
     trainer = EncoderTrainer(new_encoder(settings, CLASSES, 1, None), settings, 1, fit, none)
 
-    def test_map():
+    def held_out_map():
         vectors = embed_pixels(trainer.encoder, pixels, 64, "cpu")
         distances = np.square(vectors[test][:, None] - vectors[~test][None]).sum(axis=2)
         order = np.argsort(distances, axis=1)[:, :50]
         return mean_average_precision(labels[~test][order] == labels[test][:, None])
 
-    untrained = test_map()
+    untrained = held_out_map()
     while not trainer.finished:
         trainer.run_epoch(lambda done, total: None)
     assert untrained < 0.75
-    assert test_map() > 0.90
+    assert held_out_map() > 0.90

@@ -45,6 +45,17 @@ def triplet_batches(labels: Indices, batch_size: int, seed: int, epoch: int) -> 
     return [triplets[i : i + batch_size] for i in range(0, len(triplets), batch_size)]
 
 
+def own_share(batches: list[Indices], rank: int, world: int) -> list[Indices]:
+    """The rows of each batch that one of several workers takes.
+
+    A batch that cannot give two rows to every worker is left out by all: BatchNorm cannot train on one
+    image, and workers that do not take the same number of steps wait for each other for ever.
+    """
+    if world == 1:
+        return batches
+    return [batch[rank::world] for batch in batches if len(batch) >= 2 * world]
+
+
 def learning_rate(schedule: str, base: float, step: int, steps: int) -> float:
     """Rate of a step: constant, or a cosine from ``base`` to 0 with a warm-up of 5 % of the steps."""
     if schedule == "constant":

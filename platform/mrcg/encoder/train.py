@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mrcg.config import EncoderSettings
-from mrcg.encoder.batches import Indices, augment, learning_rate, shuffled_batches, triplet_batches
+from mrcg.encoder.batches import Indices, augment, learning_rate, own_share, shuffled_batches, triplet_batches
 from mrcg.encoder.losses import batch_all_triplet_loss, joint_loss, triplet_loss
 from mrcg.encoder.model import Encoder, load_pretrained, to_input
 from mrcg.encoder.spec import EncoderSpec
@@ -107,7 +107,7 @@ class EncoderTrainer:
                 self.settings.schedule, self.settings.learning_rate, epoch * len(batches) + number,
                 self.settings.epochs * len(batches),
             )  # fmt: skip
-            sums += self._step(batch[self.worker.rank :: self.worker.world], epoch, number, rate)
+            sums += self._step(batch, epoch, number, rate)
             on_batch(number + 1, len(batches))
         loss, triplet, cross_entropy = (sums / max(1, len(batches))).tolist()
         row = {
@@ -122,8 +122,10 @@ class EncoderTrainer:
 
     def _batches(self, epoch: int) -> list[Indices]:
         if self.settings.mining == "explicit":
-            return triplet_batches(self.train.labels, self.settings.batch_size, self.seed, epoch)
-        return shuffled_batches(len(self.train.labels), self.settings.batch_size, self.seed, epoch)
+            batches = triplet_batches(self.train.labels, self.settings.batch_size, self.seed, epoch)
+        else:
+            batches = shuffled_batches(len(self.train.labels), self.settings.batch_size, self.seed, epoch)
+        return own_share(batches, self.worker.rank, self.worker.world)
 
     def _step(self, batch: Indices, epoch: int, number: int, rate: float) -> tuple[float, float, float]:
         device, settings = self.worker.device, self.settings

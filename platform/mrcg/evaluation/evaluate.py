@@ -12,14 +12,13 @@ from mrcg.config import EvaluateSettings
 from mrcg.corpus import Corpus, Split, embeddings_of
 from mrcg.evaluation.metrics import DEPTH
 from mrcg.evaluation.picture import Panel, PanelRow, retrieval_picture
-from mrcg.evaluation.report import Report, order_figures, tables_markdown
+from mrcg.evaluation.report import PICTURE, REPORT, TABLES, Report, order_figures, tables_markdown
 from mrcg.graph.table import GraphTable, read_graphs
 from mrcg.hashing import draw
 from mrcg.reranker.scorer import Scorer
 from mrcg.reranker.train import rerank_order, score_graphs
 from mrcg.store import Artefact
 
-REPORT, TABLES, PICTURE = "report.json", "tables.md", "retrieval.png"
 HITS_SHOWN = 10
 BATCH = 64
 

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict
 
 from mrcg.evaluation.metrics import DEPTH, Relevance, average_precision, precision_at
 
+#: Files of a report.
+REPORT, TABLES, PICTURE = "report.json", "tables.md", "retrieval.png"
 CAVEAT = "Without patient ids no split is known to be free of patients seen twice."
 
 

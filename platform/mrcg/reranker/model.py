@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional
 from torch_geometric.nn import DenseGCNConv
 
 from mrcg.graph.adjacency import GraphBatch, drop_edge
-
-
-class RerankerSpec(BaseModel):
-    """What it takes to build a reranker again, apart from its weights."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    embedding_dim: int
-    hidden: int
-    dropout: float
-    drop_edge: float
+from mrcg.reranker.spec import RerankerSpec
 
 
 class SkipConvolution(nn.Module):

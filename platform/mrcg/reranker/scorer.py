@@ -10,10 +10,9 @@ import safetensors.torch
 import torch
 
 from mrcg.graph.adjacency import query_graphs
-from mrcg.reranker.model import Reranker, RerankerSpec
+from mrcg.reranker.model import Reranker
+from mrcg.reranker.spec import SPEC, WEIGHTS, RerankerSpec
 from mrcg.store import Artefact
-
-WEIGHTS, SPEC, HISTORY = "model.safetensors", "reranker.json", "history.json"
 
 
 class Scorer:

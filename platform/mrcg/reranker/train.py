@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -10,14 +11,27 @@ import torch
 from torch import Tensor, nn
 
 from mrcg.config import RerankerSettings
-from mrcg.encoder.batches import Indices, shuffled_batches
+from mrcg.encoder.batches import Indices, own_share, shuffled_batches
 from mrcg.errors import TrainingError
 from mrcg.evaluation.metrics import mean_average_precision
 from mrcg.graph.adjacency import GraphBatch, query_graphs
 from mrcg.graph.table import GraphTable
 from mrcg.hashing import seed_of
-from mrcg.reranker.model import Reranker, RerankerSpec, focal_loss
+from mrcg.reranker.model import Reranker, focal_loss
+from mrcg.reranker.spec import RerankerSpec
 from mrcg.training import TrainingState, Worker
+
+
+@dataclass(frozen=True)
+class TrainingGraphs:
+    """Graphs of training and validation queries (these may be none, then the last epoch is kept).
+
+    Their features are gathered from ``vectors_nd``: (rows, d) stored embeddings of the whole gallery.
+    """
+
+    train: GraphTable
+    validation: GraphTable
+    vectors_nd: npt.NDArray[np.float16]
 
 
 def new_reranker(settings: RerankerSettings, embedding_dim: int, seed: int) -> Reranker:
@@ -67,9 +81,7 @@ class RerankerTrainer:
         reranker: trained in place, already on the worker's device.
         settings: of the reranker.
         seed: of the run.
-        train: graphs of training queries.
-        validation: graphs of validation queries; may be empty, then the last epoch is kept.
-        vectors_nd: (rows, d) stored embeddings of the whole gallery.
+        graphs: what is learned from and what every choice looks at.
         worker: this process among the workers.
         wrap: puts a model into its data-parallel form.
     """
@@ -79,18 +91,14 @@ class RerankerTrainer:
         reranker: Reranker,
         settings: RerankerSettings,
         seed: int,
-        train: GraphTable,
-        validation: GraphTable,
-        vectors_nd: npt.NDArray[np.float16],
+        graphs: TrainingGraphs,
         worker: Worker = Worker(),
         wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
     ) -> None:
         self.reranker = reranker
         self.settings = settings
         self.seed = seed
-        self.train = train
-        self.validation = validation
-        self.vectors_nd = vectors_nd
+        self.graphs = graphs
         self.worker = worker
         self.model = wrap(reranker)
         self.optimizer = torch.optim.Adam(reranker.parameters(), lr=settings.learning_rate)
@@ -109,18 +117,19 @@ class RerankerTrainer:
         """
         epoch = len(self.state.history)
         torch.manual_seed(seed_of(self.seed, "dropout", epoch, self.worker.rank))
-        batches = shuffled_batches(len(self.train), self.settings.batch_size, self.seed, epoch)
+        batches = shuffled_batches(len(self.graphs.train), self.settings.batch_size, self.seed, epoch)
+        batches = own_share(batches, self.worker.rank, self.worker.world)
         self.model.train()
         total = 0.0
         for number, batch in enumerate(batches):
-            total += self._step(batch[self.worker.rank :: self.worker.world], epoch, number)
+            total += self._step(batch, epoch, number)
             on_batch(number + 1, len(batches))
         row = {"epoch": epoch, "loss": total / max(1, len(batches)), "validation_map": self.validate()}
         self.state.add(row, score=row["validation_map"])
         return row
 
     def _step(self, which: Indices, epoch: int, number: int) -> float:
-        batch, targets = gather(self.train, which, self.vectors_nd, self.worker.device)
+        batch, targets = gather(self.graphs.train, which, self.graphs.vectors_nd, self.worker.device)
         draws = torch.Generator(self.worker.device)
         draws.manual_seed(seed_of(self.seed, "drop-edge", epoch, number, self.worker.rank))
         logits = self.model(batch, draws)
@@ -137,7 +146,7 @@ class RerankerTrainer:
     def validate(self) -> float:
         """Reranked MAP of the validation graphs."""
         scores = score_graphs(
-            self.reranker, self.validation, self.vectors_nd, self.settings.batch_size, self.worker.device
+            self.reranker, self.graphs.validation, self.graphs.vectors_nd, self.settings.batch_size, self.worker.device
         )
         order = rerank_order(scores)
-        return mean_average_precision(np.take_along_axis(self.validation.relevant_qn, order, 1))
+        return mean_average_precision(np.take_along_axis(self.graphs.validation.relevant_qn, order, 1))

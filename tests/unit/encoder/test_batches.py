@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrcg.encoder.batches import augment, learning_rate, shuffled_batches, triplet_batches
+from mrcg.encoder.batches import augment, learning_rate, own_share, shuffled_batches, triplet_batches
 
 
 @given(st.integers(0, 80), st.integers(2, 16), st.integers(0, 5))
@@ -26,6 +26,18 @@ def test_triplets_are_valid_and_every_possible_anchor_is_one(labels, size):
         anchors += a.tolist()
     possible = [i for i in range(len(y)) if (y == y[i]).sum() > 1 and (y != y[i]).any()]
     assert sorted(anchors) == possible
+
+
+@given(st.integers(1, 60), st.integers(2, 16), st.integers(1, 4))
+def test_workers_share_every_batch_and_take_equally_many_steps(count, size, world):
+    batches = shuffled_batches(count, size, 1, 0)
+    shares = [own_share(batches, rank, world) for rank in range(world)]
+    assert len({len(share) for share in shares}) == 1
+    for parts in zip(*shares, strict=True):
+        assert world == 1 or min(map(len, parts)) >= 2
+        assert len({i for part in parts for i in part.tolist()}) == sum(map(len, parts))
+    taken = sum(len(part) for share in shares for part in share)
+    assert taken == sum(len(b) for b in batches if world == 1 or len(b) >= 2 * world)
 
 
 def test_epochs_differ_and_repeat():

@@ -8,9 +8,10 @@ from torch_geometric.nn import GCNConv
 
 from mrcg.graph.adjacency import GraphBatch, query_graphs
 from mrcg.graph.table import GraphTable
-from mrcg.reranker.model import Reranker, RerankerSpec, SkipConvolution, focal_loss
+from mrcg.reranker.model import Reranker, SkipConvolution, focal_loss
 from mrcg.reranker.scorer import Reranking, Scorer
-from mrcg.reranker.train import RerankerTrainer, new_reranker, rerank_order, score_graphs
+from mrcg.reranker.spec import RerankerSpec
+from mrcg.reranker.train import RerankerTrainer, TrainingGraphs, new_reranker, rerank_order, score_graphs
 
 SPEC = RerankerSpec(embedding_dim=5, hidden=4, dropout=0.5, drop_edge=0.5)
 
@@ -88,8 +89,8 @@ def trainer(*overrides):
     settings = tiny_config(*overrides).reranker
     vectors = np.random.default_rng(0).normal(size=(30, 5)).astype(np.float16)
     vectors[:15] += 2
-    args = (settings, 1, table(20, 30, 8, 1), table(6, 30, 8, 2), vectors)
-    return RerankerTrainer(new_reranker(settings, 5, 1), *args)
+    graphs = TrainingGraphs(table(20, 30, 8, 1), table(6, 30, 8, 2), vectors)
+    return RerankerTrainer(new_reranker(settings, 5, 1), settings, 1, graphs)
 
 
 def nothing(done, total):
@@ -137,6 +138,6 @@ def test_pads_of_a_table_have_no_score():
     made = trainer()
     short = table(2, 30, 8, 3)
     short.neighbours_qn[0, 5:] = -1
-    scores = score_graphs(made.reranker, short, made.vectors_nd, 64, "cpu")
+    scores = score_graphs(made.reranker, short, made.graphs.vectors_nd, 64, "cpu")
     assert (scores[0, 5:] == -1).all()
     assert (scores[0, :5] >= 0).all()
