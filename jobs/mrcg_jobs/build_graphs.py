@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,18 @@ class _GraphBlock:
 
     def __init__(self, store: str, inputs: dict[str, str], output: str, neighbours: int) -> None:
         self._store = Store(store)
-        self._index = ShardedIndex.open(self._store.artefact("indexes", inputs["indexes"]))
-        self._split = Split(self._store.artefact("splits", inputs["splits"]))
+        self._inputs = inputs
         self._output = output
         self._neighbours = neighbours
+
+    # Opened with the first block: an error in an actor's constructor comes out of Ray without its type.
+    @cached_property
+    def _index(self) -> ShardedIndex:
+        return ShardedIndex.open(self._store.artefact("indexes", self._inputs["indexes"]))
+
+    @cached_property
+    def _split(self) -> Split:
+        return Split(self._store.artefact("splits", self._inputs["splits"]))
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         queries = np.asarray(row["queries"], dtype=np.int64)

@@ -88,7 +88,7 @@ def _run(
     as_json: bool,
 ) -> tuple[list[StageResult], Path | str]:
     config, opened = load_config(recipe, settings or ()), Store(store)
-    steps = plan_steps(config, source)
+    steps = plan_steps(opened, config, source)
     chosen = steps if only is None else (step_named(steps, only),)
     results: list[StageResult] = []
     try:

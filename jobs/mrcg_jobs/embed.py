@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,10 @@ from mrcg.corpus import grey_of
 from mrcg.imaging.decode import resize
 from mrcg.store import Store
 from mrcg_jobs.job import Job, Outcome, entries, write_output
-from mrcg_jobs.runtime import cpus, own_errors
+from mrcg_jobs.runtime import cpus_each, own_errors
+
+if TYPE_CHECKING:
+    from mrcg.encoder.embedder import Embedder
 
 #: Images resized and embedded at a time: bounds the memory of an actor whatever the size of a file.
 SLICE = 256
@@ -25,16 +29,23 @@ class _EmbedFile:
     def __init__(
         self, store: str, corpus: str, encoder: str, output: str, batch_size: int, threads: int, gpu: bool
     ) -> None:
+        self._store = Store(store)
+        self._corpus = self._store.artefact("corpus", corpus)
+        self._encoder = encoder
+        self._output = output
+        self._batch_size = batch_size
+        self._threads = threads
+        self._device = "cuda" if gpu else "cpu"
+
+    @cached_property
+    def _embedder(self) -> Embedder:
+        # Opened with the first file: an error in an actor's constructor comes out of Ray without its type.
         import torch
 
         from mrcg.encoder.embedder import Embedder
 
-        torch.set_num_threads(threads)
-        self._store = Store(store)
-        self._corpus = self._store.artefact("corpus", corpus)
-        self._embedder = Embedder.open(self._store.artefact("encoders", encoder), "cuda" if gpu else "cpu")
-        self._output = output
-        self._batch_size = batch_size
+        torch.set_num_threads(self._threads)
+        return Embedder.open(self._store.artefact("encoders", self._encoder), self._device)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         images = schemas.from_parquet(self._corpus.read_bytes(row["file"]))
@@ -57,7 +68,7 @@ def run(job: Job) -> Outcome:
     """Make the embeddings: one Arrow file for each file of the corpus, in its order."""
     compute = job.config.compute
     files = [{"file": name} for name in job.inputs["corpus"].names("images/")]
-    share = max(1.0, cpus() // compute.embed_actors)
+    share = cpus_each(compute.embed_actors)
     job.progress(0, 0, "loading the encoder")
     dataset = ray.data.from_items(files, override_num_blocks=len(files)).map(
         _EmbedFile,

@@ -49,12 +49,14 @@ def run(job: Job) -> Outcome:
     """Make the corpus.
 
     Raises:
-        SourceError: nothing in the source can be used.
+        SourceError: nothing in the source can be used, or it changed since its version was derived.
     """
     settings = job.config.ingest
-    _, files = list_source(job.source)
+    listed, files = list_source(job.source)
+    if listed.listing_digest != job.step.settings["listing"]:
+        raise SourceError(f"--source {job.source} changed while the run started: run again")
     work = f"{job.attempt.folder}/work"
-    task = _ChunkTask(job.store.url, job.source, job.attempt.output, work, settings)
+    task = _ChunkTask(job.store.url, listed.location, job.attempt.output, work, settings)
     chunks = _chunks(files, settings.images_per_file)
     done, rows = 0, []
     dataset = ray.data.from_items(chunks, override_num_blocks=len(chunks)).map(task)

@@ -36,14 +36,17 @@ class StageResult:
     counts: Mapping[str, Any]
 
 
-def plan_steps(config: Config, source: str) -> tuple[Step, ...]:
+def plan_steps(store: Store, config: Config, source: str) -> tuple[Step, ...]:
     """The versions that settings and source give; what cannot work fails here, before any work.
 
     Raises:
+        SettingsError: the store lies in the source, so it would be ingested.
         SourceError: no such source, or an empty one.
         WeightsError: the initial weights cannot be had.
     """
     listed, _ = list_source(source)
+    if f"{store.root}/".startswith(f"{listed.location}/"):
+        raise SettingsError(f"--store {store.url} lies in --source {source}: it would be ingested; name another place")
     return plan(config, listed, resolve_weights(config.encoder).digest)
 
 

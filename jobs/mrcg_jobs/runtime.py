@@ -12,7 +12,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.train import TrainingFailedError
 
 from mrcg import rayenv
-from mrcg.errors import MrcgError, UsageError
+from mrcg.errors import MrcgError, SettingsError, UsageError
 
 
 def start(address: str | None) -> None:
@@ -71,6 +71,17 @@ def _cause(error: BaseException | None) -> MrcgError | None:
     return None
 
 
-def cpus() -> float:
-    """CPUs of the cluster."""
-    return float(ray.cluster_resources().get("CPU", 1.0))
+def cpus_each(workers: int, wanted: float = 0.0) -> float:
+    """CPUs for each of some workers: what is wanted, or an equal share of all that fits on one node.
+
+    Raises:
+        SettingsError: the cluster has too few; Ray would wait for more without a word.
+    """
+    nodes = [float(node["Resources"].get("CPU", 0.0)) for node in ray.nodes() if node["Alive"]]
+    share = wanted or min(max(1.0, sum(nodes) // workers), max(nodes))
+    if share * workers > sum(nodes) or share > max(nodes):
+        raise SettingsError(
+            f"{workers} workers with {share:g} CPUs each do not fit on a cluster of {sum(nodes):g} CPUs "
+            f"({max(nodes):g} on its largest node): lower compute.*_workers, compute.embed_actors or cpus_per_trainer"
+        )
+    return share

@@ -14,6 +14,7 @@ import ray
 import ray.train
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 from torch import nn
 
@@ -21,7 +22,7 @@ from mrcg.config import ComputeSettings
 from mrcg.store import Artefact, Store
 from mrcg.training import TrainingState, Worker
 from mrcg_jobs.job import Job
-from mrcg_jobs.runtime import cpus, own_errors
+from mrcg_jobs.runtime import cpus_each, own_errors
 from mrcg_jobs.watch import Watch, reporter
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ def train(job: Job, task: TrainTask, workers: int) -> list[str]:
         Names of the files that it wrote below the attempt's output.
     """
     compute = job.config.compute
-    per_worker = compute.cpus_per_trainer or max(1.0, cpus() // workers)
+    per_worker = cpus_each(workers, compute.cpus_per_trainer)
     job.progress(0, 0, "starting workers")
     with Watch(job.progress) as watch, own_errors():
         sent = replace(task, board=watch.board, threads=max(1, int(per_worker)))
@@ -111,7 +112,7 @@ def _train_loop(config: dict[str, Any]) -> None:
     task: TrainTask = config["task"]
     context = ray.train.get_context()
     torch.set_num_threads(task.threads)
-    worker = Worker(context.get_world_rank(), context.get_world_size(), str(get_device()))
+    worker = Worker(context.get_world_rank(), context.get_world_size(), str(get_device()), _agree)
     store = Store(task.store)
     trainer = task.build(task, worker, _wrapper(worker))
     _resume(store, task.attempt, trainer)
@@ -121,6 +122,10 @@ def _train_loop(config: dict[str, Any]) -> None:
     if worker.rank == 0:
         for name, data in task.save(trainer).items():
             store.write_bytes(f"{task.attempt}/output/{name}", data)
+
+
+def _agree(value: float) -> float:
+    return float(broadcast_from_rank_zero(value))
 
 
 def _one_epoch(

@@ -14,7 +14,7 @@ from mrcg.config import IngestSettings
 from mrcg.evaluation.picture import Panel, PanelRow, retrieval_picture
 from mrcg.imaging.decode import Grey, decode
 from mrcg.ingest import limits
-from mrcg.search import Answer
+from mrcg.search import Answer, Hit
 
 SHOWN = 10
 
@@ -27,20 +27,20 @@ class Asked:
     pixels: Mapping[str, Grey]
 
 
-def ask_service(url: str, image: bytes, k: int, rerank: bool) -> Asked:
-    """Ask a running service.
+def ask_service(url: str, image: bytes, k: int, rerank: bool, pictures: bool) -> Asked:
+    """Ask a running service; ``pictures`` also fetches the pixels of the first hits.
 
     Raises:
         ServiceError: it cannot be reached or refuses the call.
     """
     with Client(url) as client:
         answer = client.search(image, k, rerank)
-        previews = {hit.image_id: client.preview(hit.image_id) for hit in answer.hits[:SHOWN]}
+        previews = {hit.image_id: client.preview(hit.image_id) for hit in _shown(answer, pictures)}
     return Asked(answer, {k: np.asarray(Image.open(io.BytesIO(v)).convert("L")) for k, v in previews.items()})
 
 
-def ask_store(url: str, image: bytes, k: int, rerank: bool) -> Asked:
-    """Search a store's current release in this process.
+def ask_store(url: str, image: bytes, k: int, rerank: bool, pictures: bool) -> Asked:
+    """Search a store's current release in this process; ``pictures`` as in ``ask_service``.
 
     Raises:
         NotFoundError: the store has no release.
@@ -53,8 +53,14 @@ def ask_store(url: str, image: bytes, k: int, rerank: bool) -> Asked:
     store = Store(url)
     pipeline = LocalPipeline.open(store)
     answer = pipeline.search(image, k, rerank)
+    if not pictures:
+        return Asked(answer, {})
     corpus = Corpus(store.artefact("corpus", pipeline.release.corpus))
-    return Asked(answer, {hit.image_id: corpus.image(hit.image_id) for hit in answer.hits[:SHOWN]})
+    return Asked(answer, {hit.image_id: corpus.image(hit.image_id) for hit in _shown(answer, pictures)})
+
+
+def _shown(answer: Answer, pictures: bool) -> list[Hit]:
+    return answer.hits[:SHOWN] if pictures else []
 
 
 def picture_of(image: bytes, asked: Asked) -> bytes:
@@ -66,7 +72,7 @@ def picture_of(image: bytes, asked: Asked) -> bytes:
             hit.label or "unlabelled",
             f"distance {hit.distance:.1f}" if hit.score is None else f"score {hit.score:.2f}, ANN rank {hit.ann_rank}",
         )
-        for hit in answer.hits[:SHOWN]
+        for hit in _shown(answer, True)
     ]
     query = Panel(decode(image, limits(IngestSettings())), "query")
     order = "reranked" if answer.reranked else "ANN order"

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from mrcg.errors import AlreadyExistsError, NotFoundError, StoreError
+from mrcg.errors import AlreadyExistsError, IntegrityError, NotFoundError, StoreError
 from mrcg.manifest import KINDS, FileEntry, Manifest
 from mrcg.store import Store
 
@@ -62,7 +62,7 @@ class Attempt:
         while not self._stop.wait(LEASE_SECONDS / 4):
             try:
                 self.store.write_bytes(self._lease, _lease_bytes())
-            except StoreError:
+            except Exception:  # whatever a file system raises: a renewer that ends loses the attempt
                 log.warning("lease %s could not be renewed, trying again", self._lease, exc_info=True)
 
     def write(self, name: str, data: bytes) -> FileEntry:
@@ -86,7 +86,8 @@ class Attempt:
             The manifest that counts: this one, or the earlier one.
         """
         assert (manifest.kind, manifest.version) == (self.kind, self.version)
-        self._release_lease()
+        if _leases(self.store, self.folder)[-1:] != [self._lease.rsplit("/", 1)[-1]]:
+            raise StoreError(f"{self.folder} was taken over by another run while this one slept: run again")
         for entry in manifest.files:
             self.store.move(f"{self.output}/{entry.name}", f"{manifest.folder}/{entry.name}")
         try:
@@ -97,6 +98,8 @@ class Attempt:
                 self.store.remove(manifest.folder)
             log.info("%s/%s was published by another run first", self.kind, self.version)
             manifest = winner
+        # Only now: until the manifest is there, the lease keeps others from what was moved.
+        self._release_lease()
         self.store.remove(self.folder)
         return manifest
 
@@ -107,11 +110,8 @@ def begin(store: Store, kind: str, version: str) -> Attempt:
         folder = f"{kind}/_attempts/{ident}"
         if _version_of(store, folder) != version or is_live(store, folder):
             continue
-        number = len(_leases(store, folder))
-        try:
-            store.create(f"{folder}/lease-{number:04d}.json", _lease_bytes())
-        except AlreadyExistsError:
-            continue  # Another run took it over between the look and the claim.
+        if (number := _claim(store, folder)) is None:
+            continue
         log.info("going on with an unfinished attempt at %s/%s", kind, version)
         return Attempt(store, kind, version, ident, number)
     ident = uuid.uuid4().hex
@@ -133,7 +133,7 @@ def is_live(store: Store, folder: str) -> bool:
     if lease["expires"] < time.time():
         return False
     # On the same host a dead process needs no waiting.
-    return bool(lease["host"] != socket.gethostname() or _started(lease["pid"]) == lease["started"])
+    return bool(lease["host"] != _host() or _started(lease["pid"]) == lease["started"])
 
 
 def collect_garbage(store: Store) -> list[str]:
@@ -145,22 +145,38 @@ def collect_garbage(store: Store) -> list[str]:
     removed: list[str] = []
     for kind in KINDS:
         attempts = [f"{kind}/_attempts/{ident}" for ident in store.listdir(f"{kind}/_attempts")]
-        live = [folder for folder in attempts if is_live(store, folder)]
-        removed += [folder for folder in attempts if folder not in live]
+        dead = [folder for folder in attempts if not is_live(store, folder) and _claim(store, folder) is not None]
         # A live attempt may be moving its files in right now: leave its version alone.
-        busy = {_version_of(store, folder) for folder in live}
+        busy = {_version_of(store, folder) for folder in attempts if folder not in dead}
+        removed += dead
         for version in store.listdir(kind):
-            if version.startswith("_") or version in busy:
-                continue
-            keep = store.manifest(kind, version).folder if store.has(kind, version) else None
-            folders = [f"{kind}/{version}/{name}" for name in store.listdir(f"{kind}/{version}")]
-            removed += [f for f in folders if f != keep and not f.endswith(".json")]
+            if not version.startswith("_") and version not in busy:
+                removed += _orphans(store, kind, version)
     for folder in removed:
         store.remove(folder)
-        parent = folder.rsplit("/", 1)[0]
-        if not store.listdir(parent):
-            store.remove(parent)
+        store.remove_if_empty(folder.rsplit("/", 1)[0])
     return removed
+
+
+def _orphans(store: Store, kind: str, version: str) -> list[str]:
+    """Content folders of a version that its manifest does not name."""
+    try:
+        keep = store.manifest(kind, version).folder if store.has(kind, version) else None
+    except IntegrityError as error:
+        log.warning("left alone: %s", error)
+        return []
+    folders = [f"{kind}/{version}/{name}" for name in store.listdir(f"{kind}/{version}")]
+    return [folder for folder in folders if folder != keep and not folder.endswith(".json")]
+
+
+def _claim(store: Store, folder: str) -> int | None:
+    """Take over an attempt whose lease is dead; None where somebody else just did."""
+    number = len(_leases(store, folder))
+    try:
+        store.create(f"{folder}/lease-{number:04d}.json", _lease_bytes())
+    except AlreadyExistsError:
+        return None
+    return number
 
 
 def _version_of(store: Store, folder: str) -> str | None:
@@ -177,7 +193,16 @@ def _leases(store: Store, folder: str) -> Sequence[str]:
 def _lease_bytes(expires: float | None = None) -> bytes:
     until = time.time() + LEASE_SECONDS if expires is None else expires
     pid = os.getpid()
-    return json.dumps({"host": socket.gethostname(), "pid": pid, "started": _started(pid), "expires": until}).encode()
+    return json.dumps({"host": _host(), "pid": pid, "started": _started(pid), "expires": until}).encode()
+
+
+def _host() -> str:
+    """This machine and, in a container, its space of process ids: elsewhere a pid means nothing."""
+    try:
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        space = ""
+    return f"{socket.gethostname()} {space}".strip()
 
 
 def _started(pid: int) -> int | None:

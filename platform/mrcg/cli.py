@@ -8,14 +8,17 @@ import sys
 import warnings
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from mrcg import __version__, console
 from mrcg.console import JsonOption, StoreOption
-from mrcg.errors import MrcgError, UsageError
+from mrcg.errors import MrcgError, UsageError, missing_extra
+
+if TYPE_CHECKING:
+    from mrcg.search import Answer
 
 #: Order in which help lists the commands.
 ORDER = (
@@ -104,12 +107,21 @@ def query(
         if url is None:
             raise UsageError("say where to search: --url of a running service, or --store")
         store = None  # --url was typed, MRCG_STORE is only the habit
-    asked = ask_service(url, data, k, rerank) if url else ask_store(str(store), data, k, rerank)
-    if out is not None:
-        out.write_bytes(picture_of(data, asked))
+    pictures = out is not None
+    asked = ask_service(url, data, k, rerank, pictures) if url else ask_store(str(store), data, k, rerank, pictures)
     if as_json:
         console.emit_json(asked.answer.model_dump(mode="json"))
-        return
+    else:
+        _show_answer(asked.answer)
+    if out is not None:
+        try:
+            out.write_bytes(picture_of(data, asked))
+        except OSError as error:
+            raise UsageError(f"--out {out} cannot be written: {error.strerror}") from error
+        console.err.print(f"picture: {out}", highlight=False, soft_wrap=True)
+
+
+def _show_answer(answer: Answer) -> None:
     rows = [
         [
             str(n),
@@ -119,20 +131,18 @@ def query(
             str(hit.ann_rank),
             hit.image_id,
         ]
-        for n, hit in enumerate(asked.answer.hits, 1)
+        for n, hit in enumerate(answer.hits, 1)
     ]
-    title = f"Release {asked.answer.release}, {'reranked' if asked.answer.reranked else 'ANN order'}"
+    title = f"Release {answer.release}, {'reranked' if answer.reranked else 'ANN order'}"
     console.show_table(
         title,
         ["rank", "label", "score", "distance", "ANN rank", "image"],
         rows,
         ["rank", "score", "distance", "ANN rank"],
     )
-    if asked.answer.out_of_distribution:
+    if answer.out_of_distribution:
         console.say("out of distribution: nothing in the gallery is near this image; do not rely on the hits")
-    console.say(", ".join(f"{stage} {ms:.1f} ms" for stage, ms in asked.answer.milliseconds.items()))
-    if out is not None:
-        console.say(f"picture: {out}")
+    console.say(", ".join(f"{stage} {ms:.1f} ms" for stage, ms in answer.milliseconds.items()))
 
 
 @releases_app.command("list")
@@ -286,10 +296,11 @@ def main(arguments: list[str] | None = None) -> None:
         code = app(words, prog_name="mrcg", standalone_mode=False)
     except KeyboardInterrupt:
         code = _fail("stopped; the same command goes on where it stopped", 130)
-    except MrcgError as error:
-        if debug:
+    except (MrcgError, ModuleNotFoundError) as error:
+        own = missing_extra(error) if isinstance(error, ModuleNotFoundError) else error
+        if debug or own is None:
             raise
-        code = _fail(str(error), error.exit_code)
+        code = _fail(str(own), own.exit_code)
     except Exception as error:
         if debug:
             raise

@@ -49,13 +49,6 @@ class Client:
         """A small PNG of an image of the gallery."""
         return self._call("GET", f"/v1/images/{image_id}/preview").content
 
-    def ready(self) -> bool:
-        """Whether the service answers searches now."""
-        try:
-            return self._http.get("/readyz").is_success
-        except httpx.HTTPError:
-            return False
-
     def _call(
         self,
         method: str,

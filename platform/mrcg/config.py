@@ -32,7 +32,7 @@ class IngestSettings(Settings):
     """Reading and checking scans (DESIGN §2)."""
 
     max_file_bytes: Count = 256 * 2**20
-    max_pixels: Count = Field(64_000_000, description="images with more pixels are quarantined unread")
+    max_pixels: int = Field(64_000_000, ge=1, le=89_000_000, description="more pixels are quarantined unread")
     min_side: Count = Field(16, description="pixels; smaller images are quarantined")
     max_side: Count = Field(512, description="pixels; larger images are shrunk to this longest side")
     near_duplicate_bits: int = Field(12, ge=0, le=64, description="distance of two 256-bit difference hashes")
@@ -140,7 +140,7 @@ class Autoscale(Settings):
 class ServeSettings(Settings):
     """The online chain (DESIGN §4)."""
 
-    gateway: Autoscale = Autoscale(max_ongoing_requests=64, target_ongoing_requests=32.0)
+    gateway: Autoscale = Autoscale(max_ongoing_requests=64, target_ongoing_requests=32.0, max_replicas=1)
     embedder: Autoscale = Autoscale()
     searcher: Autoscale = Autoscale(threads=1)
     reranker: Autoscale = Autoscale(threads=1)
@@ -150,7 +150,7 @@ class ServeSettings(Settings):
 
 
 class ComputeSettings(Settings):
-    """Where and how wide the jobs run. Not part of any version: more workers, same artefacts."""
+    """Where and how wide the jobs run. Not part of any version, though other workers train slightly other weights."""
 
     encoder_workers: Count = 1
     reranker_workers: Count = 1

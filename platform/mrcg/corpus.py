@@ -56,6 +56,22 @@ class Corpus:
             for place in places:
                 yield place, grey_of(table, rows[place] - first[name])
 
+    def row_of(self, image_id: str) -> int:
+        """Row of an image.
+
+        Raises:
+            NotFoundError: the corpus has no such image.
+        """
+        if self._row_of is None:
+            self._row_of = {one: row for row, one in enumerate(self.scans["image_id"].to_pylist())}
+        if image_id not in self._row_of:
+            raise self.unknown(image_id)
+        return self._row_of[image_id]
+
+    def unknown(self, image_id: str) -> NotFoundError:
+        """The error that says an image is not there."""
+        return NotFoundError(f"no image {image_id} in corpus {self.artefact.manifest.version}")
+
     def image(self, image_id: str) -> Grey:
         """Grey levels at stored size of one image, read alone from its row group.
 
@@ -63,11 +79,7 @@ class Corpus:
             NotFoundError: the corpus has no such image.
             IntegrityError: its pixels are not those that were ingested.
         """
-        if self._row_of is None:
-            self._row_of = {one: row for row, one in enumerate(self.scans["image_id"].to_pylist())}
-        row = self._row_of.get(image_id)
-        if row is None:
-            raise NotFoundError(f"no image {image_id} in corpus {self.artefact.manifest.version}")
+        row = self.row_of(image_id)
         name = self.scans["file"][row].as_py()
         store = self.artefact.store
         with store.fs.open(store.path(self.artefact.relative(name)), "rb") as file:

@@ -99,8 +99,30 @@ class ServiceError(MrcgError):
     """A service could not be reached or refused the call."""
 
 
-def require(module: str, extra: str) -> ModuleType:
-    """Import ``module`` or say which extra brings it.
+#: Which extra brings a package, by the name it is imported as.
+EXTRAS = {
+    "torch": "embed",
+    "torchvision": "embed",
+    "safetensors": "embed",
+    "faiss": "index",
+    "torch_geometric": "train",
+    "ray": "jobs] or mrcg[serve",
+    "fastapi": "serve",
+    "prometheus_client": "serve",
+    "s3fs": "s3",
+}
+
+
+def missing_extra(error: ModuleNotFoundError) -> MissingExtraError | None:
+    """The error that names the extra, where the missing package belongs to one."""
+    package = (error.name or "").split(".")[0]
+    if package not in EXTRAS:
+        return None
+    return MissingExtraError(f"{package} is not installed: install mrcg[{EXTRAS[package]}]")
+
+
+def require(module: str) -> ModuleType:
+    """Import a module of an extra, or say which extra brings it.
 
     Raises:
         MissingExtraError: the module's package is not installed.
@@ -108,6 +130,6 @@ def require(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
+        if (own := missing_extra(error)) is None:
             raise
-        raise MissingExtraError(f"{error.name} is not installed: install mrcg[{extra}]") from error
+        raise own from error

@@ -77,6 +77,7 @@ def _scan_row(file: SourceFile, grey: Grey, file_name: str) -> dict[str, Any]:
         "group_id": ident,  # until the whole corpus is grouped
         "source_key": file.key,
         "source_split": file.split,
+        "fold": file.fold,
         "pixel_hash": pixels,
         "difference_hash": difference_hash(grey),
     }

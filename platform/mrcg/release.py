@@ -129,26 +129,40 @@ def promote(store: Store, report_version: str, gate_drop: float | None) -> Promo
     Returns:
         The outcome; a gate that refuses is not an error.
 
-    Raises:
-        ReleaseError: another promoter was first.
+    A promoter that came second looks again: the other may have made the very same release.
     """
-    numbers = release_numbers(store)
-    current = read_release(store) if numbers else None
-    new = candidate(store, report_version, (numbers[-1] if numbers else 0) + 1, "promoted")
-    if current is not None:
-        if current.pins == new.pins:
-            return Promotion(
-                promoted=False, release=current, why=f"release {current.number} serves exactly this already"
-            )
-        floor = current.reranked_map - (gate_drop or 0.0)
-        if gate_drop is not None and current.protocol == new.protocol and new.reranked_map < floor:
-            why = (
-                f"gate: reranked MAP {new.reranked_map:.4f} is below {floor:.4f} "
-                f"(release {current.number} less release.max_map_drop); --promote always overrides"
-            )
+    while True:
+        numbers = release_numbers(store)
+        current = read_release(store, numbers[-1]) if numbers else None
+        new = candidate(store, report_version, (numbers[-1] if numbers else 0) + 1, "promoted")
+        if current is not None and (why := _refusal(current, new, gate_drop)):
             return Promotion(promoted=False, release=current, why=why)
-    _publish(store, new)
-    return Promotion(promoted=True, release=new, why=f"release {new.number} is current")
+        try:
+            _publish(store, new)
+        except ReleaseError:
+            log.info("release %d was made by somebody else just now, looking again", new.number)
+            continue
+        return Promotion(promoted=True, release=new, why=f"release {new.number} is current")
+
+
+def _refusal(current: Release, new: Release, gate_drop: float | None) -> str | None:
+    """Why a candidate does not become current, None where it does."""
+    if current.pins == new.pins:
+        return f"release {current.number} serves exactly this already"
+    if gate_drop is None:
+        return None
+    if current.protocol != new.protocol:
+        return (
+            f"gate: protocol {new.protocol} cannot be compared with {current.protocol} of release {current.number}; "
+            "--promote always overrides"
+        )
+    floor = current.reranked_map - gate_drop
+    if new.reranked_map < floor:
+        return (
+            f"gate: reranked MAP {new.reranked_map:.4f} is below {floor:.4f} "
+            f"(release {current.number} less release.max_map_drop); --promote always overrides"
+        )
+    return None
 
 
 def rollback(store: Store, number: int | None = None) -> Release:

@@ -92,9 +92,9 @@ def to_parquet(table: pa.Table, row_group_size: int = 65_536) -> bytes:
     return sink.getvalue()
 
 
-def from_parquet(data: bytes, columns: list[str] | None = None) -> pa.Table:
+def from_parquet(data: bytes) -> pa.Table:
     """The table in Parquet bytes."""
-    return pq.read_table(pa.BufferReader(data), columns=columns)
+    return pq.read_table(pa.BufferReader(data))
 
 
 def to_ipc(table: pa.Table) -> bytes:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from mrcg.errors import SourceError
 from mrcg.hashing import digest
-from mrcg.splits import TEST_NAMES, TRAIN_NAMES
+from mrcg.splits import TEST_NAMES, TRAIN_NAMES, VALIDATION_NAMES
 from mrcg.stages import Source
+from mrcg.store import open_url
 
-SPLIT_NAMES = TRAIN_NAMES | TEST_NAMES
+SPLIT_NAMES = TRAIN_NAMES | TEST_NAMES | VALIDATION_NAMES
+FOLD = re.compile(r"fold[-_]?(\d+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -23,18 +26,19 @@ class SourceFile:
     stamp: str
     label: str | None
     split: str | None
+    fold: int | None = None
 
 
 def list_source(location: str) -> tuple[Source, list[SourceFile]]:
     """All files of a source, sorted by key; hidden ones left out.
 
-    ``SRC/<class>/…`` gives the label, ``SRC/<split>/<class>/…`` also the source's own split.
+    ``SRC/<class>/…`` gives the label, ``SRC/<split>/<class>/…`` also the source's own split and
+    ``SRC/fold<k>/<class>/…`` its fold.
 
     Raises:
         SourceError: there is no such folder, or it holds no file.
     """
-    fs, root = fsspec.core.url_to_fs(location)
-    root = str(root).rstrip("/")
+    fs, root = open_url(location)
     if not fs.isdir(root):
         raise SourceError(f"--source {location}: no such folder")
     files = []
@@ -42,18 +46,18 @@ def list_source(location: str) -> tuple[Source, list[SourceFile]]:
         key = str(path)[len(root) + 1 :]
         if any(part.startswith(".") for part in key.split("/")):
             continue
-        label, split = _place(key)
-        files.append(SourceFile(key, _stamp(info), label, split))
+        files.append(SourceFile(key, _stamp(info), *_place(key)))
     if not files:
         raise SourceError(f"--source {location}: the folder holds no files; expected SRC/<class>/<image>")
     files.sort(key=lambda file: file.key)
-    return Source(location, digest([(f.key, f.stamp) for f in files], 32)), files
+    absolute = root if isinstance(fs, LocalFileSystem) else location
+    return Source(absolute, digest([(f.key, f.stamp) for f in files], 32)), files
 
 
 def read_file(location: str, key: str) -> bytes:
     """Content of one file of a source."""
-    fs, root = fsspec.core.url_to_fs(location)
-    data = fs.cat_file(f"{str(root).rstrip('/')}/{key}")
+    fs, root = open_url(location)
+    data = fs.cat_file(f"{root}/{key}")
     assert isinstance(data, bytes)
     return data
 
@@ -63,9 +67,12 @@ def _stamp(info: dict[str, object]) -> str:
     return str(info.get("ETag") or f"{info.get('size')}-{info.get('mtime', '')}")
 
 
-def _place(key: str) -> tuple[str | None, str | None]:
+def _place(key: str) -> tuple[str | None, str | None, int | None]:
+    """Label, split and fold of a file, read off its folders."""
     folders: Sequence[str] = key.split("/")[:-1]
-    split = folders[0] if folders and folders[0].lower() in SPLIT_NAMES else None
-    if split is not None:
-        folders = folders[1:]
-    return (folders[0] if folders else None), split
+    split = fold = None
+    if folders and folders[0].lower() in SPLIT_NAMES:
+        split, folders = folders[0], folders[1:]
+    elif folders and (named := FOLD.fullmatch(folders[0])):
+        fold, folders = int(named[1]), folders[1:]
+    return (folders[0] if folders else None), split, fold

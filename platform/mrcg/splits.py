@@ -11,6 +11,8 @@ from mrcg.hashing import draw
 
 TRAIN_NAMES = frozenset({"train", "training"})
 TEST_NAMES = frozenset({"test", "testing"})
+#: Known as a split, part of neither: our validation part is drawn from the training part.
+VALIDATION_NAMES = frozenset({"val", "valid", "validation"})
 
 
 def make_splits(scans: pa.Table, settings: SplitSettings, seed: int) -> pa.Table:
@@ -37,7 +39,7 @@ def make_splits(scans: pa.Table, settings: SplitSettings, seed: int) -> pa.Table
     if not {"train", "test"} <= set(splits):
         raise SourceError(
             f"protocol {settings.protocol}: the train or the test part has no labelled scan; "
-            "bring more scans or set another split.protocol"
+            "bring more scans or set another split.protocol (given: folders train and test; folds: fold0, fold1, …)"
         )
     validation = [
         split == "train" and draw(seed, "validation", group) < settings.validation_fraction

@@ -13,6 +13,7 @@ content gets another, and the one manifest names the folder that counts.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -25,7 +26,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from mrcg.errors import AlreadyExistsError, IntegrityError, NotFoundError, StoreError
+from mrcg.errors import AlreadyExistsError, IntegrityError, NotFoundError, StoreError, UsageError
 from mrcg.hashing import sha256
 from mrcg.manifest import KINDS, FileEntry, Manifest
 
@@ -40,9 +41,9 @@ class Store:
     """
 
     def __init__(self, url: str) -> None:
-        fs, root = fsspec.core.url_to_fs(url)
+        fs, root = open_url(url)
         self.fs: fsspec.AbstractFileSystem = fs
-        self.root = str(root).rstrip("/")
+        self.root = root
         self.local = isinstance(fs, LocalFileSystem)
         self.url = self.root if self.local else url.rstrip("/")
 
@@ -134,10 +135,11 @@ class Store:
             raise StoreError(f"store {self.url} cannot be listed: {error.strerror or error}") from error
 
     def files(self, relative: str) -> list[str]:
-        """All files below a folder, relative to that folder, sorted."""
+        """All files below a folder, relative to that folder, sorted; a killed write's leftovers are none."""
         base = self.path(relative)
         self.fs.invalidate_cache(base)
-        return sorted(str(p)[len(base) + 1 :] for p in self.fs.find(base))
+        names = [str(p)[len(base) + 1 :] for p in self.fs.find(base)]
+        return sorted(name for name in names if not name.rsplit("/", 1)[-1].startswith("."))
 
     def move(self, source: str, target: str) -> None:
         """Move one file; whatever was at the target is replaced."""
@@ -166,12 +168,12 @@ class Store:
         except OSError as error:
             raise self._not_writable(error) from error
 
-    def make_folder(self, relative: str) -> None:
-        """Make a folder where folders exist (object stores have none)."""
-        try:
-            self.fs.makedirs(self.path(relative), exist_ok=True)
-        except OSError as error:
-            raise self._not_writable(error) from error
+    def remove_if_empty(self, relative: str) -> None:
+        """Remove a folder that holds nothing; object stores have no folders to remove."""
+        if self.local:
+            # The system call, not a look and a removal: somebody may be writing into it.
+            with contextlib.suppress(OSError):
+                os.rmdir(self.path(relative))
 
     def _not_writable(self, error: OSError) -> StoreError:
         reason = error.strerror or str(error)
@@ -220,6 +222,21 @@ class Store:
     def record_run(self, manifest: Manifest, timings: dict[str, Any]) -> None:
         """Write ``run.json`` beside a manifest: times are outside every hash."""
         self.write_bytes(f"{manifest.kind}/{manifest.version}/run.json", json.dumps(timings, indent=1).encode())
+
+
+def open_url(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """File system and path of a URL.
+
+    Raises:
+        UsageError: no file system of that name, or its package is not installed.
+    """
+    try:
+        fs, root = fsspec.core.url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        raise UsageError(
+            f"{url} cannot be opened ({error}): name a folder, or s3://… with mrcg[s3] installed"
+        ) from error
+    return fs, str(root).rstrip("/")
 
 
 class Artefact:

@@ -6,6 +6,7 @@ A checkpoint is one safetensors file with weights, optimiser, best weights and h
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,8 @@ class Worker:
     rank: int = 0
     world: int = 1
     device: str = "cpu"
+    #: Gives every worker the first one's number: BatchNorm's statistics differ, and all must stop together.
+    agree: Callable[[float], float] = float
 
 
 class TrainingState:

@@ -86,7 +86,7 @@ async def search(
 )
 async def preview(gateway: ThisGateway, principal: Caller, image_id: str) -> Response:
     """At most 256 pixels on the longer side."""
-    return Response(await gateway.preview(image_id), media_type="image/png")
+    return Response(await gateway.preview(principal, image_id), media_type="image/png")
 
 
 @api.get("/healthz", summary="Alive", tags=["operation"])
@@ -95,9 +95,10 @@ async def healthz(gateway: ThisGateway) -> Health:
     return Health(status="ok", release=gateway.rules.release)
 
 
-@api.get("/readyz", summary="Ready", tags=["operation"])
+@api.get("/readyz", summary="Ready", responses={503: ERRORS[503]}, tags=["operation"])
 async def readyz(gateway: ThisGateway) -> Health:
-    """The release is loaded and searches are taken."""
+    """A search just went through embedder and searcher."""
+    await gateway.check()
     return Health(status="ready", release=gateway.rules.release)
 
 

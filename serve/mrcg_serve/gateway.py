@@ -6,7 +6,9 @@ import asyncio
 import io
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
+import numpy as np
 from PIL import Image
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from ray.serve.handle import DeploymentHandle
@@ -14,6 +16,7 @@ from ray.serve.handle import DeploymentHandle
 from mrcg.config import ServeSettings
 from mrcg.corpus import Corpus
 from mrcg.errors import MrcgError
+from mrcg.index.shard import Mask
 from mrcg.release import read_release
 from mrcg.search import AllowAll, Answer, Policy, answer
 from mrcg.serving import QueryRules
@@ -23,6 +26,7 @@ from mrcg_serve.problems import problem_of
 from mrcg_serve.stages import RemoteStages
 
 PREVIEW_SIDE = 256
+CHECK_SECONDS = 5.0
 
 
 class Metrics:
@@ -100,20 +104,34 @@ class Gateway:
         self.metrics.count(result)
         return result
 
-    async def preview(self, image_id: str) -> bytes:
-        """PNG of a gallery image, at most 256 pixels on the longer side.
+    async def preview(self, principal: str, image_id: str) -> bytes:
+        """PNG of a gallery image that the caller may find, at most 256 pixels on the longer side.
 
         Raises:
-            NotFoundError: there is no such image.
+            NotFoundError: there is no such image, or not for this caller: both read alike.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._preview, image_id)
+        allowed = self._policy.allowed(principal)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._preview, image_id, allowed)
 
-    def _preview(self, image_id: str) -> bytes:
+    def _preview(self, image_id: str, allowed: Mask | None) -> bytes:
+        row = self._corpus.row_of(image_id)
+        if allowed is not None and not allowed[row]:
+            raise self._corpus.unknown(image_id)
         image = Image.fromarray(self._corpus.image(image_id))
         image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE), Image.Resampling.LANCZOS)
         out = io.BytesIO()
         image.save(out, "PNG")
         return out.getvalue()
+
+    async def check(self) -> None:
+        """Search for a blank image with a short deadline: whether embedder and searcher answer.
+
+        Raises:
+            StageUnavailableError: they do not.
+        """
+        context = replace(self.rules.context("readiness", self._policy), deadline=time.time() + CHECK_SECONDS)
+        blank = np.zeros((self.rules.input_size, self.rules.input_size), dtype=np.uint8)
+        await answer(self._stages, self.rules.search, context, blank, 1, rerank=False)
 
 
 def _milliseconds_since(start: float) -> float:

@@ -64,6 +64,7 @@ def install(api: FastAPI) -> None:
     api.add_exception_handler(MrcgError, _own)
     api.add_exception_handler(RequestValidationError, _invalid)
     api.add_exception_handler(HTTPException, _http)
+    api.add_exception_handler(Exception, _unexpected)
 
 
 async def _own(request: Request, error: Exception) -> Response:
@@ -85,6 +86,11 @@ async def _invalid(request: Request, error: Exception) -> Response:
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return problem(error.status_code, "http_error", str(error.detail)).response()
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    log.error("request failed", exc_info=error)
+    return problem(500, "internal", "the service failed; its log says why").response()
 
 
 class BodyLimit:

@@ -68,7 +68,7 @@ class SearcherReplica:
         from mrcg.index.searcher import Searcher
         from mrcg.index.sharded import ShardedIndex
 
-        require("faiss", "index").omp_set_num_threads(settings.threads)
+        require("faiss").omp_set_num_threads(settings.threads)
         opened = Store(store)
         artefact = opened.artefact("indexes", read_release(opened, release).index)
         self._searcher = Searcher(ShardedIndex.open(artefact))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 from types import FrameType, TracebackType
@@ -9,12 +10,14 @@ from types import FrameType, TracebackType
 import httpx
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve import Application
 from ray.serve.config import HTTPOptions, ProxyLocation
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
 from mrcg import rayenv
-from mrcg.errors import ServiceError
+from mrcg.errors import ServiceError, UsageError
 from mrcg_serve.app import APP_NAME
 
 READY_SECONDS = 180.0
@@ -25,6 +28,7 @@ class Service:
 
     Raises:
         ServiceError: it did not become ready in time.
+        UsageError: the cluster cannot be reached.
     """
 
     def __init__(self, application: Application, host: str, port: int, ray_address: str | None) -> None:
@@ -37,7 +41,10 @@ class Service:
 
     def __enter__(self) -> Service:
         rayenv.quiet()
-        ray.init(**rayenv.init_options(self._ray_address))
+        try:
+            ray.init(**rayenv.init_options(self._ray_address))
+        except (ConnectionError, RayError, ValueError) as error:
+            raise UsageError(f"--ray {self._ray_address}: {' '.join(str(error).split())[:200]}") from error
         # Only now: Ray puts a handler of its own in place. Both signals end the block, which drains.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _interrupt)
@@ -50,16 +57,21 @@ class Service:
             serve.run(self._application, name=APP_NAME, route_prefix="/")
             self.release = self._wait_ready()
         except BaseException:
-            self.__exit__(None, None, None)
+            self._stop()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
         # Deleting the application lets replicas finish what they have begun; shutting down would not.
-        serve.delete(APP_NAME)
-        serve.shutdown()
+        with contextlib.suppress(RayServeException):  # Serve had not started yet
+            serve.delete(APP_NAME)
+        if self._ray_address is None:
+            serve.shutdown()  # on a given cluster there may be others' applications
         ray.shutdown()
 
     def _wait_ready(self) -> int:

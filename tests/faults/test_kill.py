@@ -18,7 +18,18 @@ from mrcg.store import Store
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 DIE = str(Path(__file__).with_name("die.py"))
-MOMENTS = ("files", "manifest", "published")
+#: When the run is killed in the making of each kind: in the middle of its work, seen from outside by a
+#: file of the attempt, or at a moment of publishing (see die.py).
+MOMENTS = {
+    "corpus": "work/scans-*",
+    "splits": "published",
+    "encoders": "checkpoints/*.safetensors",
+    "embeddings": "output/embeddings/*.arrow",
+    "indexes": "manifest",
+    "graphs": "files",
+    "rerankers": "checkpoints/*.safetensors",
+    "reports": "manifest",
+}
 
 
 def visible(store):
@@ -33,17 +44,24 @@ def visible(store):
     return found
 
 
-def killed_in_training(words, store):
-    """Start a run and kill it once the encoder's first epoch is saved."""
+def kill_when_there_is(kind, pattern, words, store):
+    """Start a run and kill it once an attempt at this kind has a file of this pattern."""
     run = subprocess.Popen([MRCG, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    attempts = Path(store.path("encoders/_attempts"))
+    attempts = Path(store.path(f"{kind}/_attempts"))
     until = time.monotonic() + 240
-    while not list(attempts.glob("*/checkpoints/*.safetensors")):
-        assert run.poll() is None, "the run ended before its first checkpoint"
+    while not list(attempts.glob(f"*/{pattern}")):
+        assert run.poll() is None, f"the run ended before {kind} had {pattern}"
         assert time.monotonic() < until
-        time.sleep(0.02)
+        time.sleep(0.005)
     run.kill()
-    assert run.wait() == -signal.SIGKILL
+    return run.wait()
+
+
+def kill_at(kind, moment, words):
+    """A run that kills itself at a moment of publishing."""
+    run = subprocess.run([sys.executable, DIE, kind, moment, *words], capture_output=True, text=True, check=False)
+    assert run.returncode == -signal.SIGKILL, (kind, run.stderr)
+    return run.returncode
 
 
 def test_a_run_killed_in_every_stage_finishes_as_if_undisturbed(ray_run, tmp_path):
@@ -51,19 +69,17 @@ def test_a_run_killed_in_every_stage_finishes_as_if_undisturbed(ray_run, tmp_pat
     words = ["run", "--source", str(ray_run.source), "--store", store.url, *TINY]
     undisturbed = visible(ray_run.store)
     done = set()
-    for number, kind in enumerate(KINDS):
-        if kind == "encoders":
-            killed_in_training(words, store)
-            assert set(visible(store)) == done
-        moment = MOMENTS[number % len(MOMENTS)]
-        run = subprocess.run([sys.executable, DIE, kind, moment, *words], capture_output=True, text=True, check=False)
-        assert run.returncode == -signal.SIGKILL, (kind, run.stderr)
+    for kind, moment in MOMENTS.items():
+        inside = "/" in moment
+        code = kill_when_there_is(kind, moment, words, store) if inside else kill_at(kind, moment, words)
+        assert code == -signal.SIGKILL
         if moment == "published":
             done.add(kind)
         # Nothing half-written is visible: what is there is what was finished, whole and as it should be.
         seen = visible(store)
         assert set(seen) == done, (kind, moment)
         assert all(seen[k][0] == undisturbed[k][0] for k in seen)
+        assert store.listdir(f"{kind}/_attempts"), "the attempt is left for the next run"
         done.add(kind)
     last = subprocess.run([MRCG, *words], capture_output=True, text=True, check=False)
     assert last.returncode == 0, last.stderr

@@ -6,6 +6,7 @@ import pytest
 
 from mrcg import attempt as attempts
 from mrcg.attempt import begin, collect_garbage, is_live
+from mrcg.errors import StoreError
 from mrcg.manifest import make_manifest
 
 
@@ -92,3 +93,21 @@ def test_garbage_is_what_nobody_holds(store):
 def test_this_process_has_a_start_time():
     assert attempts._started(os.getpid())
     assert attempts._started(2**22 + 1) is None
+
+
+def test_who_slept_too_long_does_not_publish(store):
+    with begin(store, "corpus", "v1") as slept:
+        manifest = manifest_of(slept, b"1")
+        lease(store, slept.folder, expires=0)
+        with begin(store, "corpus", "v1") as heir:
+            assert heir.folder == slept.folder
+            with pytest.raises(StoreError, match="was taken over by another run"):
+                slept.publish(manifest)
+
+
+def test_garbage_collection_leaves_a_damaged_version_alone(store):
+    with begin(store, "corpus", "v1") as done:
+        manifest = done.publish(manifest_of(done, b"1"))
+    store.write_bytes("corpus/v1/manifest.json", b"{}")
+    assert collect_garbage(store) == []
+    assert store.exists(manifest.folder)

@@ -74,6 +74,8 @@ def test_sample_writes_and_says_so(capsys, tmp_path):
         ),
         (["run"], 2, "--source"),
         (["nothing"], 2, "nothing"),
+        (["store", "ls", "--store", "foo://x"], 2, "foo://x cannot be opened"),
+        (["run", "--source", "tests", "--store", "tests/store"], 2, "lies in --source tests: it would be ingested"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -22,6 +22,9 @@ def test_image_error_crosses_processes():
     assert (error.reason, str(error)) == ("truncated", "ends early")
 
 
-def test_missing_extra_is_named():
+def test_missing_extra_is_named(monkeypatch):
+    monkeypatch.setitem(errors.EXTRAS, "no_such_module_here", "index")
     with pytest.raises(errors.MissingExtraError, match=r"no_such_module_here is not installed: install mrcg\[index\]"):
-        errors.require("no_such_module_here", "index")
+        errors.require("no_such_module_here.part")
+    with pytest.raises(ModuleNotFoundError):
+        errors.require("another_that_is_in_no_extra")

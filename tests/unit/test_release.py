@@ -94,20 +94,38 @@ def test_of_two_promoters_one_wins(released, scans):
     outcomes = []
 
     def go():
-        try:
-            outcomes.append(promote(store, version, None).promoted)
-        except ReleaseError as error:
-            outcomes.append(str(error))
+        outcomes.append(promote(store, version, None))
 
     threads = [threading.Thread(target=go) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert outcomes.count(True) == 1
+    assert [outcome.promoted for outcome in outcomes].count(True) == 1
     assert release_numbers(store) == [1, 2]
-    # The others came second, or saw that it serves already.
-    assert all(o in (True, False) or "made by somebody else just now" in o for o in outcomes)
+    # The others came second and saw that it serves already.
+    assert {outcome.release.number for outcome in outcomes} == {2}
+
+
+def test_of_two_rollbacks_at_once_the_second_is_told(released, scans, monkeypatch):
+    store, _ = released
+    promote(store, another(store, scans, 0.0), None)
+    store.create("releases/history/3.json", store.read_bytes("releases/history/1.json"))
+    monkeypatch.setattr("mrcg.release.release_numbers", lambda store: [1, 2])
+    with pytest.raises(ReleaseError, match="release 3 was made by somebody else just now"):
+        rollback(store)
+
+
+def test_the_gate_does_not_compare_protocols(released, scans):
+    store, release = released
+    step = plan(tiny_config("evaluate.picture_queries=1"), list_source(str(scans))[0], "none")[-1]
+    report = Report.model_validate_json(store.artefact("reports", release.report).read_bytes("report.json"))
+    other = report.model_copy(update={"protocol": "dedup"})
+    version = publish(store, step, {"report.json": other.model_dump_json().encode()}).version
+    refused = promote(store, version, 1.0)
+    assert not refused.promoted
+    assert "protocol dedup cannot be compared with paper of release 1" in refused.why
+    assert promote(store, version, None).promoted
 
 
 def test_a_damaged_release_is_named(released):

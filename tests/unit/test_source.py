@@ -21,6 +21,7 @@ def test_folders_give_label_and_split(tmp_path):
         ("Training/a/1.png", "a", "Training"),
         ("d/3.png", "d", None),
     ]
+    assert files[0].fold is None
     assert read_file(where, "d/3.png") == b"d/3.png"
 
 
@@ -42,3 +43,11 @@ def test_no_such_source(tmp_path):
 def test_empty_source(tmp_path):
     with pytest.raises(SourceError, match="holds no files; expected SRC/<class>/<image>"):
         list_source(str(tmp_path))
+
+
+def test_folders_of_folds_and_of_a_validation_part(tmp_path):
+    where = folder(tmp_path, "fold2/a/1.png", "Fold_10/b/2.png", "val/a/3.png", "foldings/4.png")
+    _, files = list_source(where)
+    assert [(f.label, f.split, f.fold) for f in files] == [
+        ("b", None, 10), ("a", None, 2), ("foldings", None, None), ("a", "val", None),
+    ]  # fmt: skip

@@ -98,6 +98,8 @@ class EncoderTrainer:
         epoch = len(self.state.history)
         torch.manual_seed(seed_of(self.seed, "dropout", epoch, self.worker.rank))
         batches = self._batches(epoch)
+        if not batches:
+            raise TrainingError("no class has two training images: there is no triplet to learn from")
         sums = np.zeros(3)
         self.model.train()
         if self.settings.freeze == "convolutions":
@@ -115,7 +117,7 @@ class EncoderTrainer:
             "loss": loss,
             "triplet": triplet,
             "cross_entropy": cross_entropy,
-            "validation_map": self.validate(),
+            "validation_map": self.worker.agree(self.validate()),
         }
         self.state.add(row, score=row["validation_map"])
         return row

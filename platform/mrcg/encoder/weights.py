@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ class InitialWeights:
         """The weights as safetensors bytes, None where training starts from scratch."""
         if self.path is None:
             return None
-        if self.path.suffix == ".safetensors":
+        if self.path.suffix != ".pth":
             return self.path.read_bytes()
         import safetensors.torch
         import torch
@@ -47,16 +48,26 @@ def resolve_weights(settings: EncoderSettings) -> InitialWeights:
         path = _fetch_imagenet(settings.backbone)
     elif source.startswith(("http://", "https://")):
         path = _fetch(source)
+        _check_safetensors(source, path)
     else:
         path = Path(source).expanduser()
-        if path.suffix != ".safetensors":
-            raise WeightsError(
-                f"encoder.weights = {source}: expected imagenet, none, a .safetensors file or a URL of one"
-            )
         if not path.is_file():
-            raise WeightsError(f"encoder.weights = {source}: no such file")
+            raise WeightsError(f"encoder.weights = {source}: no such file; imagenet, none, a file or a URL are allowed")
+        _check_safetensors(source, path)
     with path.open("rb") as file:
         return InitialWeights(path, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def _check_safetensors(source: str, path: Path) -> None:
+    """Whether a file begins as safetensors do: 8 bytes of length, then a header in JSON."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            whole = length < path.stat().st_size and isinstance(json.loads(file.read(length)), dict)
+        except ValueError:
+            whole = False
+    if not whole:
+        raise WeightsError(f"encoder.weights = {source}: not a safetensors file (other formats are not read)")
 
 
 def cache_folder() -> Path:
@@ -65,7 +76,7 @@ def cache_folder() -> Path:
 
 
 def _fetch_imagenet(backbone: str) -> Path:
-    models = require("torchvision.models", "embed")
+    models = require("torchvision.models")
     try:
         url = str(models.get_model_weights(backbone).DEFAULT.url)
     except ValueError as error:
@@ -74,7 +85,7 @@ def _fetch_imagenet(backbone: str) -> Path:
 
 
 def _fetch(url: str) -> Path:
-    name = url.rsplit("/", 1)[-1]
+    name = Path(httpx.URL(url).path).name
     target = cache_folder() / "weights" / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}"
     if target.is_file():
         return target

@@ -47,7 +47,7 @@ def evaluate(
         protocol=str(inputs["splits"].manifest.counts["protocol"]),
         queries=len(test),
         gallery=int(split.train.sum()),
-        depth=DEPTH,
+        depth=min(DEPTH, test.relevant_qn.shape[1]),
         ann=order_figures(test.relevant_qn, labels, gallery),
         reranked=order_figures(np.take_along_axis(test.relevant_qn, order, 1), labels, gallery),
         index_recall_at_50=facts["recall"],

@@ -59,7 +59,8 @@ def order_figures(relevant_qn: Relevance, labels: Sequence[str], gallery: dict[s
         labels: class of each query.
         gallery: images of each class that a query can find.
     """
-    total = np.array([min(DEPTH, gallery.get(label, 0)) for label in labels], dtype=np.int64)
+    depth = min(DEPTH, relevant_qn.shape[1])
+    total = np.array([min(depth, gallery.get(label, 0)) for label in labels], dtype=np.int64)
     columns = {
         "map": average_precision(relevant_qn[:, :DEPTH]),
         "map_full": average_precision(relevant_qn[:, :DEPTH], total),

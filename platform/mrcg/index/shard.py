@@ -44,7 +44,7 @@ def build_faiss(vectors_nd: Vectors, settings: IndexSettings, seed: int) -> byte
         settings: kind and its parameters.
         seed: of the coarse quantiser.
     """
-    faiss = require("faiss", "index")
+    faiss = require("faiss")
     count, dim = vectors_nd.shape
     data = np.ascontiguousarray(vectors_nd, dtype=np.float32)
     lists = min(settings.lists, count // VECTORS_PER_LIST)
@@ -69,7 +69,7 @@ class Shard:
     """
 
     def __init__(self, index: bytes, vectors_nd: npt.NDArray[np.float16], rows: pa.Table) -> None:
-        self._faiss = require("faiss", "index")
+        self._faiss = require("faiss")
         self._index = self._faiss.deserialize_index(np.frombuffer(index, dtype=np.uint8))
         self.vectors_nd = vectors_nd
         self.rows: Rows = rows["row"].to_numpy().astype(np.int64)

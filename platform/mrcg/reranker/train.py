@@ -119,12 +119,18 @@ class RerankerTrainer:
         torch.manual_seed(seed_of(self.seed, "dropout", epoch, self.worker.rank))
         batches = shuffled_batches(len(self.graphs.train), self.settings.batch_size, self.seed, epoch)
         batches = own_share(batches, self.worker.rank, self.worker.world)
+        if not batches:
+            raise TrainingError("there are no training graphs: bring more labelled scans")
         self.model.train()
         total = 0.0
         for number, batch in enumerate(batches):
             total += self._step(batch, epoch, number)
             on_batch(number + 1, len(batches))
-        row = {"epoch": epoch, "loss": total / max(1, len(batches)), "validation_map": self.validate()}
+        row = {
+            "epoch": epoch,
+            "loss": total / max(1, len(batches)),
+            "validation_map": self.worker.agree(self.validate()),
+        }
         self.state.add(row, score=row["validation_map"])
         return row
 

@@ -73,7 +73,7 @@ def test_weights_are_resolved_by_content(tmp_path):
     ("weights", "message"),
     [
         ("nowhere.safetensors", "no such file"),
-        ("model.pth", "expected imagenet, none, a .safetensors file or a URL"),
+        ("README.md", "not a safetensors file"),
         ("http://127.0.0.1:9/w.safetensors", "cannot be fetched .*: set encoder.weights to none or to"),
     ],
 )

@@ -114,3 +114,17 @@ def test_leave_one_out_leaves_out_the_own_group():
     assert leave_one_out_map(vectors, labels, ["a", "b", "c", "d"]) < 0.6
     # Near strangers of one group vanish: what is left first is of the own class.
     assert leave_one_out_map(vectors, labels, ["a", "a", "b", "b"]) == pytest.approx(0.75)
+
+
+def test_classes_of_one_image_each_give_no_triplet():
+    settings = tiny_config("encoder.mining=explicit").encoder
+    few = images(4)
+    made = EncoderTrainer(new_encoder(settings, CLASSES, 1, None), settings, 1, few, few)
+    assert len(set(few.labels.tolist())) == 4
+    with pytest.raises(TrainingError, match="no class has two training images"):
+        made.run_epoch(nothing)
+
+
+def test_all_workers_take_the_first_ones_score():
+    made = trainer(worker=Worker(rank=0, world=1, agree=lambda value: 0.25))
+    assert made.run_epoch(nothing)["validation_map"] == 0.25
