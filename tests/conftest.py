@@ -25,6 +25,11 @@ hypothesis.settings.load_profile("mrcg")
 REPOSITORY = Path(__file__).parents[1]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the running service come last: it takes a part of the machine while it is up."""
+    items.sort(key=lambda item: "service" in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _environment() -> None:
     # A user's own habits must not steer the tests.

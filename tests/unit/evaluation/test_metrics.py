@@ -58,5 +58,5 @@ def test_classes_are_measured_apart_and_overall_is_their_weighted_mean():
     figures = order_figures(rows, ["a", "a", "b"], {"a": 10, "b": 1})
     assert figures.per_class["a"].queries == 2
     assert figures.map == pytest.approx((2 * figures.per_class["a"].map + figures.per_class["b"].map) / 3)
-    assert figures.per_class["a"].map_full == pytest.approx((1 / 10 + 0.5 / 10) / 2)
+    assert figures.per_class["a"].map_full == pytest.approx((1 / 2 + 0.5 / 2) / 2)
     assert figures.precision_at_5 == pytest.approx((0.2 + 0.2 + 0.4) / 3)
