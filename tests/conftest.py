@@ -62,11 +62,11 @@ def library_store(scans: Path, tmp_path_factory: pytest.TempPathFactory) -> Stor
 
 @dataclass(frozen=True)
 class RayRun:
-    """What two runs of ``mrcg run`` at once made of one messy source in one store."""
+    """What ``mrcg run`` made of a messy source."""
 
     source: Path
     store: Store
-    results: list[dict[str, Any]]
+    result: dict[str, Any]
 
     @property
     def release(self) -> Release:
@@ -75,19 +75,14 @@ class RayRun:
 
 @pytest.fixture(scope="session")
 def ray_run(tmp_path_factory: pytest.TempPathFactory) -> RayRun:
-    """Two runs at once on one store, over phantoms with bad files among them and a class of one image."""
+    """A run over phantoms with bad files among them and a class of one image; two workers train the encoder."""
     source = tmp_path_factory.mktemp("messy")
     write_samples(source, 96, seed=1)
     making.add_bad_files(source)
     store = Store(str(tmp_path_factory.mktemp("ray") / "store"))
-    words = [making.MRCG, "run", "--source", str(source), "--store", store.url, *making.TINY, "--json"]
-    runs = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    results = []
-    for run in runs:
-        out, err = run.communicate(timeout=500)
-        assert run.returncode == 0, err
-        results.append(json.loads(out))
-    return RayRun(source, store, results)
+    done = making.mrcg("run", "--source", str(source), "--store", store.url, *making.TINY, "--json", timeout=500)
+    assert done.returncode == 0, done.stderr
+    return RayRun(source, store, json.loads(done.stdout))
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,8 @@ OVERRIDES = (
     "ingest.images_per_file=32", "encoder.epochs=2", "encoder.input_size=32", "encoder.embedding_dim=16",
     "encoder.batch_size=16", "reranker.epochs=2", "reranker.hidden=8", "graph.neighbours=20", "evaluate.picture_queries=2",
 )  # fmt: skip
-TINY = ("--recipe", "demo", *(word for one in OVERRIDES for word in ("--set", one)))
+#: The same for the command line; two workers train the encoder.
+TINY = ("--recipe", "demo", *(word for one in (*OVERRIDES, "compute.encoder_workers=2") for word in ("--set", one)))
 MRCG = str(Path(sys.executable).parent / "mrcg")
 
 
