@@ -104,9 +104,7 @@ def test_a_run_killed_in_every_stage_finishes_as_if_undisturbed(ray_run, cluster
 
 
 def finish_twice_at_once(words, store):
-    """Two runs train the reranker, evaluate and promote at once on one store; each has its own Ray."""
-    for version in store.versions("rerankers"):
-        store.remove(f"rerankers/{version}")
+    """Two runs evaluate, publish and promote at once on one store; each has its own Ray."""
     own = [word for word in words if word not in ("--ray", words[words.index("--ray") + 1])]
     runs = [
         subprocess.Popen([MRCG, *own, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
