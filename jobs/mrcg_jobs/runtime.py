@@ -26,7 +26,6 @@ def start(address: str | None) -> None:
     """
     if ray.is_initialized():
         return
-    rayenv.quiet()
     try:
         ray.init(**rayenv.init_options(address))
     except (ConnectionError, RayError, ValueError) as error:

@@ -44,8 +44,9 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
 
 
 def short_counts(counts: Mapping[str, Any]) -> str:
-    """Counts on one line; nested ones by their number of entries."""
-    return ", ".join(f"{key} {_short(value)}" for key, value in counts.items() if value is not None)
+    """Counts on one line; nested ones by their number of entries, names left out."""
+    numbers = {key: value for key, value in counts.items() if value is not None and key not in ("fingerprint", "dim")}
+    return ", ".join(f"{key} {_short(value)}" for key, value in numbers.items())
 
 
 def _short(value: Any) -> str:

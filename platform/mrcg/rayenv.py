@@ -17,16 +17,11 @@ def prepare() -> None:
     """
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's errors come as exceptions and its logs are in files: what its C++ side writes between our
+    # lines helps nobody. It announces this setting once, in a line that cannot be turned off.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     # Train asks its workers this often (seconds) for reports, and an epoch's report waits for it.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-
-
-def quiet() -> None:
-    """Keep Ray's C++ side from writing between our lines; its errors come as exceptions, its logs are in files.
-
-    To be called after ``import ray``, which would announce the setting, and before ``ray.init``.
-    """
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 
 def init_options(address: str | None) -> dict[str, Any]:

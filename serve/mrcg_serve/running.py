@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import time
 from types import FrameType, TracebackType
@@ -40,7 +41,7 @@ class Service:
         self.release = 0
 
     def __enter__(self) -> Service:
-        rayenv.quiet()
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         try:
             ray.init(**rayenv.init_options(self._ray_address))
         except (ConnectionError, RayError, ValueError) as error:
