@@ -1,6 +1,5 @@
 """SIGKILL in every stage in turn; what is finished at the end equals an undisturbed run."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -14,7 +13,6 @@ from mrcg import schemas
 from mrcg.attempt import collect_garbage
 from mrcg.corpus import SCANS
 from mrcg.manifest import KINDS
-from mrcg.release import release_numbers
 from mrcg.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -99,26 +97,9 @@ def test_a_run_killed_in_every_stage_finishes_as_if_undisturbed(ray_run, cluster
         assert all(seen[k][0] == undisturbed[k][0] for k in seen)
         assert store.listdir(f"{kind}/_attempts"), "the attempt is left for the next run"
         done.add(kind)
-    finish_twice_at_once(words, store)
+    last = subprocess.run([MRCG, *words], capture_output=True, text=True, check=False)
+    assert last.returncode == 0, last.stderr
     assert_same(store, ray_run.store, undisturbed)
-
-
-def finish_twice_at_once(words, store):
-    """Two runs evaluate, publish and promote at once on one store; each has its own Ray."""
-    own = [word for word in words if word not in ("--ray", words[words.index("--ray") + 1])]
-    runs = [
-        subprocess.Popen([MRCG, *own, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in "ab"
-    ]
-    results = []
-    for run in runs:
-        out, err = run.communicate(timeout=400)
-        assert run.returncode == 0, err
-        results.append(json.loads(out))
-    versions = [[stage["version"] for stage in result["stages"]] for result in results]
-    assert versions[0] == versions[1]
-    assert sorted(result["promotion"]["promoted"] for result in results) == [False, True]
-    assert release_numbers(store) == [1]
 
 
 def assert_same(store, other, undisturbed):

@@ -1,0 +1,36 @@
+"""Two runs at once on one store, from the first stage to the promotion."""
+
+import json
+import subprocess
+
+import pytest
+
+from mrcg.manifest import KINDS
+from mrcg.release import release_numbers
+from mrcg.store import Store
+from tests.making import MRCG, TINY
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def test_both_end_well_with_the_same_versions_and_one_release(ray_run, tmp_path):
+    store = Store(str(tmp_path / "store"))
+    words = [MRCG, "run", "--source", str(ray_run.source), "--store", store.url, *TINY, "--json"]
+    runs = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    results = []
+    for run in runs:
+        out, err = run.communicate(timeout=800)
+        assert run.returncode == 0, err
+        results.append(json.loads(out))
+    alone = [(stage["stage"], stage["version"]) for stage in ray_run.result["stages"]]
+    for result in results:
+        assert [(stage["stage"], stage["version"]) for stage in result["stages"]] == alone
+    assert sorted(result["promotion"]["promoted"] for result in results) == [False, True]
+    assert release_numbers(store) == [1]
+    for kind, (_, version) in zip(KINDS, alone, strict=True):
+        assert store.versions(kind) == [version]
+        assert store.listdir(f"{kind}/_attempts") == []
+        assert store.artefact(kind, version).names()
+    for kind in ("corpus", "splits", "indexes"):
+        version = store.versions(kind)[0]
+        assert store.manifest(kind, version) == ray_run.store.manifest(kind, version)
