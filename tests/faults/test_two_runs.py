@@ -4,11 +4,11 @@ import json
 import subprocess
 
 import pytest
+from tests.making import MRCG, TINY
 
 from mrcg.manifest import KINDS
 from mrcg.release import release_numbers
 from mrcg.store import Store
-from tests.making import MRCG, TINY
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
