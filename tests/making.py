@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import socket
@@ -9,6 +10,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +20,27 @@ from PIL import Image
 
 from mrcg import schemas
 from mrcg.attempt import begin
-from mrcg.config import Config, load_config
-from mrcg.corpus import QUARANTINE, SCANS, SPLITS, Corpus, Split, embeddings_of
+from mrcg.config import Config, IngestSettings, load_config
+from mrcg.corpus import SPLITS, Corpus, Split, embeddings_of, read_scans
 from mrcg.encoder.spec import HISTORY, SPEC, WEIGHTS, fingerprint, spec_bytes
 from mrcg.evaluation.evaluate import evaluate
 from mrcg.graph.neighbours import neighbour_lists
 from mrcg.graph.table import graph_table
+from mrcg.imaging.readers import read
 from mrcg.index.shard import Shard, build_faiss
 from mrcg.index.sharded import ShardedIndex, shard_of
-from mrcg.ingest import ingest_chunk, join_chunks
-from mrcg.manifest import Manifest, make_manifest
+from mrcg.ingest import ImagesWriter, Rules, Segment, ingest_files
+from mrcg.joining import Joined, join_corpus
+from mrcg.manifest import FileEntry, Manifest, make_manifest
 from mrcg.release import Release, promote
-from mrcg.source import list_source, read_file
+from mrcg.source import SourceFile, open_source, survey
 from mrcg.splits import make_splits
 from mrcg.stages import Step, open_inputs, plan
-from mrcg.store import Artefact, Store
+from mrcg.store import Artefact, HashingFile, Store
 
 #: Overrides that make every stage take seconds.
 OVERRIDES = (
-    "ingest.images_per_file=32", "encoder.epochs=2", "encoder.input_size=32", "encoder.embedding_dim=16",
+    "ingest.file_bytes=65536", "encoder.epochs=2", "encoder.input_size=32", "encoder.embedding_dim=16",
     "encoder.batch_size=16", "reranker.epochs=2", "reranker.hidden=8", "graph.neighbours=20", "evaluate.picture_queries=2",
 )  # fmt: skip
 #: The same for the command line; two workers train the encoder.
@@ -106,19 +110,60 @@ def publish(store: Store, step: Step, files: dict[str, bytes], counts: dict[str,
         return attempt.publish(manifest)
 
 
+class Files:
+    """Outputs of an ingestion, in memory."""
+
+    def __init__(self) -> None:
+        self.content: dict[str, bytes] = {}
+
+    @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[HashingFile]:
+        buffer = io.BytesIO()
+        yield HashingFile(buffer)
+        self.content[name] = buffer.getvalue()
+
+    def write(self, name: str, data: bytes) -> FileEntry:
+        self.content[name] = data
+        return FileEntry.of(name, data)
+
+
+def rules_of(
+    settings: IngestSettings | None = None, pseudonyms: Any = None, suppressed: Any = (), generation: int = 0
+) -> Rules:
+    """Rules for a test."""
+    return Rules(settings or IngestSettings(), pseudonyms, frozenset(suppressed), generation)
+
+
+def ingest(files: list[SourceFile], read_file: Any, rules: Rules, out: Files | None = None) -> Segment:
+    """Ingest files in this process."""
+    with ImagesWriter((out or Files()).open, "images/g000-00000", rules.settings) as images:
+        return ingest_files(files, read_file, lambda data: read(data, rules.settings), rules, images)
+
+
+def join(segments: list[Segment], rules: Rules, base: Any = None, kept: Any = None) -> tuple[Joined, Files]:
+    """Join segments in this process."""
+    out = Files()
+    parts = [(segment.scans, segment.quarantine, segment.files) for segment in segments]
+    kept = np.empty(0, np.uint64) if kept is None else kept
+    return join_corpus(parts, base, kept, rules, out.write), out
+
+
+def publish_corpus(store: Store, step: Step, folder: Path, config: Config, pseudonyms: Any = None) -> Manifest:
+    """A corpus by library calls, without Ray."""
+    source, rules = open_source(str(folder)), rules_of(config.ingest, pseudonyms)
+    pixels = Files()
+    segment = ingest(list(source.walk()), source.read, rules, pixels)
+    joined, tables = join([segment], rules)
+    return publish(store, step, pixels.content | tables.content, joined.counts)
+
+
 def make_release(store: Store, scans: Path, config: Config | None = None) -> Release:
     """All stages by library calls, with untrained models: what is tested here is not how well they rank."""
     config = config or tiny_config()
-    source, listed = list_source(str(scans))
+    source = survey(open_source(str(scans)))
     steps = {step.stage.kind: step for step in plan(config, source, "none")}
-    chunk = ingest_chunk(listed, lambda key: read_file(str(scans), key), config.ingest, "images/00000.parquet")
-    table = join_chunks([chunk.scans], config.ingest)
-    files = {
-        "images/00000.parquet": schemas.to_parquet(chunk.images, config.ingest.images_per_row_group),
-        SCANS: schemas.to_parquet(table),
-        QUARANTINE: schemas.to_parquet(chunk.quarantine),
-    }
-    publish(store, steps["corpus"], files, {"images": table.num_rows})
+    publish_corpus(store, steps["corpus"], scans, config)
+    table = read_scans(_open(store, steps["corpus"]))
     splits = schemas.to_parquet(make_splits(table, config.split, config.seed))
     publish(store, steps["splits"], {SPLITS: splits}, {"protocol": config.split.protocol})
     _models(store, config, steps)

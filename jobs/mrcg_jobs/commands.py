@@ -88,7 +88,7 @@ def _run(
     as_json: bool,
 ) -> tuple[list[StageResult], Path | str]:
     config, opened = load_config(recipe, settings or ()), Store(store)
-    steps = plan_steps(opened, config, source)
+    found, steps = plan_steps(opened, config, source)
     chosen = steps if only is None else (step_named(steps, only),)
     results: list[StageResult] = []
     try:
@@ -99,7 +99,7 @@ def _run(
                 started[name] = bars.stage(name)
                 return started[name]
 
-            for result in run_stages(opened, config, source, chosen, ray, progress_of):
+            for result in run_stages(opened, config, found, chosen, ray, progress_of):
                 if result.stage in started:
                     started[result.stage].finish()
                 results.append(result)

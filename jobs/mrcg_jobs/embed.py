@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,8 @@ import pyarrow as pa
 import ray.data
 
 from mrcg import schemas
-from mrcg.corpus import grey_of
-from mrcg.imaging.decode import resize
+from mrcg.corpus import IMAGES, Corpus, images_in
+from mrcg.imaging.slices import resize
 from mrcg.store import Store
 from mrcg_jobs.job import Job, Outcome, entries, write_output
 from mrcg_jobs.runtime import cpus_each, own_errors
@@ -47,19 +48,21 @@ class _EmbedFile:
         torch.set_num_threads(self._threads)
         return Embedder.open(self._store.artefact("encoders", self._encoder), self._device)
 
+    @cached_property
+    def _rows(self) -> dict[str, list[int]]:
+        return Corpus(self._corpus).rows_by_file()
+
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        images = schemas.from_parquet(self._corpus.read_bytes(row["file"]))
-        side, parts = self._embedder.input_size, []
-        for start in range(0, images.num_rows, SLICE):
-            some = range(start, min(start + SLICE, images.num_rows))
-            pixels = np.stack([resize(grey_of(images, i), side) for i in some])
+        images = images_in(self._corpus.read_bytes(row["file"]), self._rows[row["file"]])
+        side, ids, parts = self._embedder.input_size, list[str](), []
+        while some := list(itertools.islice(images, SLICE)):
+            pixels = np.stack([resize(grey, side) for _, grey in some])
+            ids += [ident for ident, _ in some]
             parts.append(self._embedder.embed(pixels, self._batch_size).astype(np.float16))
         vectors = np.concatenate(parts)
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
-        table = pa.table(
-            {"image_id": images["image_id"], "embedding": column}, schema=schemas.embeddings(vectors.shape[1])
-        )
-        name = row["file"].replace("images/", "embeddings/").replace(".parquet", ".arrow")
+        table = pa.table({"image_id": ids, "embedding": column}, schema=schemas.embeddings(vectors.shape[1]))
+        name = row["file"].replace(IMAGES, "embeddings/").replace(".parquet", ".arrow")
         entry = write_output(self._store, self._output, name, schemas.to_ipc(table))
         return {**entry, "images": len(vectors), "dim": vectors.shape[1]}
 
@@ -67,7 +70,7 @@ class _EmbedFile:
 def run(job: Job) -> Outcome:
     """Make the embeddings: one Arrow file for each file of the corpus, in its order."""
     compute = job.config.compute
-    files = [{"file": name} for name in job.inputs["corpus"].names("images/")]
+    files = [{"file": name} for name in job.inputs["corpus"].names(IMAGES)]
     share = cpus_each(compute.embed_actors)
     job.progress(0, 0, "loading the encoder")
     dataset = ray.data.from_items(files, override_num_blocks=len(files)).map(

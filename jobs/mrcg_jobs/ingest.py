@@ -1,104 +1,232 @@
-"""Ingest: a source's files to a corpus, chunk by chunk through Ray Data."""
+"""Ingest: a source's files to a corpus, segment by segment through Ray Data.
+
+What a task did is there when its note is, so a run that was killed reads only the segments that lack one. Rows
+stay on the workers: the driver sees counts and the entries of files.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import functools
+import io
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import ray
 import ray.data
 
 from mrcg import schemas
-from mrcg.config import IngestSettings
-from mrcg.corpus import QUARANTINE, SCANS
+from mrcg.corpus import IMAGES, read_quarantine, read_scans
 from mrcg.errors import SourceError
-from mrcg.ingest import ingest_chunk, join_chunks
-from mrcg.source import SourceFile, list_source, read_file
-from mrcg.store import Store
-from mrcg_jobs.job import Job, Outcome, entries, write_output
+from mrcg.imaging.guard import Guard
+from mrcg.ingest import ImagesWriter, Rules, ingest_files
+from mrcg.joining import Joined, join_corpus
+from mrcg.lineage import source_name
+from mrcg.listing import PAGE, SEGMENTS, Digests, Plan, cut_segments, known_files, read_pages, write_listing
+from mrcg.manifest import FileEntry
+from mrcg.privacy import pseudonyms_from_environment
+from mrcg.source import SourceFile, open_source, survey
+from mrcg.stages import Source
+from mrcg.store import HashingFile, Store
+from mrcg.suppression import suppressed
+from mrcg_jobs.job import Job, Outcome
 from mrcg_jobs.runtime import own_errors
+from mrcg_jobs.watch import Watch
+
+#: Files between two reports of progress.
+REPORT_EVERY = 32
 
 
 @dataclass(frozen=True)
-class _ChunkTask:
-    """Reads one chunk of the source and writes its part of the corpus."""
+class _Ingestion:
+    """What every task of one ingestion knows: places, rules and the corpus that it grows from."""
 
     store: str
-    source: str
+    source: Source
+    base: str | None
+    attempt: str
     output: str
-    work: str
-    settings: IngestSettings
+    rules: Rules
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        files = [SourceFile(**file) for file in row["files"]]
-        number = int(row["number"])
-        name = f"images/{number:05d}.parquet"
-        chunk = ingest_chunk(files, lambda key: read_file(self.source, key), self.settings, name)
-        store = Store(self.store)
-        # Metadata go beside the output: they become one table when the whole corpus is grouped.
-        store.write_bytes(f"{self.work}/scans-{number:05d}.parquet", schemas.to_parquet(chunk.scans))
-        store.write_bytes(f"{self.work}/quarantine-{number:05d}.parquet", schemas.to_parquet(chunk.quarantine))
-        entry = write_output(
-            store, self.output, name, schemas.to_parquet(chunk.images, self.settings.images_per_row_group)
-        )
-        return {**entry, "files": len(files), "images": chunk.images.num_rows, "number": number}
+    @property
+    def listing(self) -> str:
+        return f"{self.attempt}/work/listing.parquet"
+
+    @property
+    def kept(self) -> str:
+        return f"{self.attempt}/work/kept.npy"
+
+    def note(self, segment: int) -> str:
+        return f"{self.attempt}/work/segment-{segment:05d}.json"
+
+    def table(self, kind: str, segment: int) -> str:
+        return f"{self.attempt}/work/{kind}-{segment:05d}.parquet"
+
+    def guard(self) -> Guard:
+        settings = self.rules.settings
+        return Guard(settings, settings.seconds_per_file, settings.reader_bytes)
 
 
 def run(job: Job) -> Outcome:
     """Make the corpus.
 
     Raises:
-        SourceError: nothing in the source can be used, or it changed since its version was derived.
+        SourceError: nothing in the source can be used, too much of it cannot, or it changed meanwhile.
+        UsageError: the source names patients and there is no key.
     """
-    settings = job.config.ingest
-    listed, files = list_source(job.source)
-    if listed.listing_digest != job.step.settings["listing"]:
-        raise SourceError(f"--source {job.source} changed while the run started: run again")
-    work = f"{job.attempt.folder}/work"
-    task = _ChunkTask(job.store.url, listed.location, job.attempt.output, work, settings)
-    chunks = _chunks(files, settings.images_per_file)
-    done, rows = 0, []
-    dataset = ray.data.from_items(chunks, override_num_blocks=len(chunks)).map(task)
+    base = job.inputs.get("corpus")
+    rules = Rules(
+        settings=job.config.ingest,
+        pseudonyms=pseudonyms_from_environment(),
+        suppressed=suppressed(job.store),
+        generation=0 if base is None else int(base.manifest.counts["generation"]) + 1,
+    )
+    version = None if base is None else base.manifest.version
+    task = _Ingestion(job.store.url, job.source, version, job.attempt.folder, job.attempt.output, rules)
     with own_errors():
-        for row in dataset.iter_rows():
-            rows.append(row)
-            done += row["files"]
-            job.progress(done, len(files), "files read")
-    rows.sort(key=lambda row: row["number"])
-    return _finish(job, rows, work)
-
-
-def _finish(job: Job, rows: Sequence[dict[str, Any]], work: str) -> Outcome:
-    def read(kind: str) -> list[Any]:
-        names = [f"{work}/{kind}-{row['number']:05d}.parquet" for row in rows]
-        return [schemas.from_parquet(job.store.read_bytes(name)) for name in names]
-
-    quarantine = pa.concat_tables(read("quarantine"))
-    images = sum(row["images"] for row in rows)
-    if not images:
-        first = quarantine.slice(0, 1).to_pylist()[0]
-        raise SourceError(
-            f"--source {job.source}: none of its {quarantine.num_rows} files is a usable image "
-            f"(first: {first['source_key']}, {first['reason']})"
-        )
-    scans = join_chunks(read("scans"), job.config.ingest)
-    labels = sorted({label for label in scans["label"].to_pylist() if label is not None})
-    files = [
-        *entries([row for row in rows if row["images"]]),
-        job.attempt.write(SCANS, schemas.to_parquet(scans)),
-        job.attempt.write(QUARANTINE, schemas.to_parquet(quarantine)),
-    ]
+        plan = _plan(job, task)
+        _read_segments(job, task, plan)
+        job.progress(plan.files, plan.files, "grouping near-duplicates")
+        joined: Joined = ray.get(_join.remote(task, len(plan.segments)))
+    _check(job, joined)
     counts = {
-        "images": images,
-        "quarantined": quarantine.num_rows,
-        "groups": len(set(scans["group_id"].to_pylist())),
-        "distinct": len(set(scans["pixel_hash"].to_pylist())),
-        "classes": {label: scans["label"].to_pylist().count(label) for label in labels},
+        **joined.counts,
+        "files": job.source.files,
+        "files_read": plan.files,
+        "source": source_name(job.source, rules.pseudonyms),
     }
-    return Outcome(counts, files)
+    return Outcome(counts, joined.files)
 
 
-def _chunks(files: Sequence[SourceFile], size: int) -> list[dict[str, Any]]:
-    parts = [files[start : start + size] for start in range(0, len(files), size)]
-    return [{"number": number, "files": [vars(file) for file in part]} for number, part in enumerate(parts)]
+def _plan(job: Job, task: _Ingestion) -> Plan:
+    place = f"{task.attempt}/work/plan.json"
+    if not job.store.exists(place):
+        job.progress(0, 0, "listing the source")
+        plan: Plan = ray.get(_write_plan.remote(task))
+        job.store.write_bytes(place, plan.to_bytes())
+    return Plan.from_json(job.store.read_json(place))
+
+
+@ray.remote(num_cpus=1)
+def _write_plan(task: _Ingestion) -> Plan:
+    store, files = Store(task.store), open_source(task.source.location)
+    if survey(files) != task.source:
+        raise SourceError(f"--source {task.source.location} changed while the run started: run again")
+    known: Digests = np.empty(0, dtype=np.uint64)
+    if task.base is not None:
+        base = store.artefact("corpus", task.base)
+        known = known_files(read_scans(base), read_quarantine(base))
+    with store.writer(task.listing) as sink:
+        listing = write_listing(files, task.source.files, task.rules, known, sink)
+    buffer = io.BytesIO()
+    np.save(buffer, listing.kept, allow_pickle=False)
+    store.write_bytes(task.kept, buffer.getvalue())
+    size = 0.0
+    if listing.files > PAGE * SEGMENTS * 4:  # below, the cut does not depend on it
+        size = _measure(task, listing.samples)
+    segments = cut_segments(listing.pages, listing.files, size, task.rules.settings.file_bytes)
+    return Plan(listing.files, segments)
+
+
+def _measure(task: _Ingestion, samples: Sequence[SourceFile]) -> float:
+    """Bytes of pixels that a file gives, from a few files."""
+    sizes: list[int] = []
+
+    @contextlib.contextmanager
+    def nowhere(name: str) -> Iterator[HashingFile]:
+        file = HashingFile(io.BytesIO())
+        yield file
+        sizes.append(file.size)
+
+    files = open_source(task.source.location)
+    with task.guard() as guard, ImagesWriter(nowhere, "sample", task.rules.settings) as images:
+        ingest_files(samples, files.read, guard.read, task.rules, images)
+    return sum(sizes) / len(samples)
+
+
+def _read_segments(job: Job, task: _Ingestion, plan: Plan) -> None:
+    done = [number for number in range(len(plan.segments)) if job.store.exists(task.note(number))]
+    pending = [
+        {"number": number, "first": first, "last": last}
+        for number, (first, last) in enumerate(plan.segments)
+        if number not in set(done)
+    ]
+    if not pending:
+        return
+    before = sum(int(job.store.read_json(task.note(number))["files_read"]) for number in done)
+    with Watch(job.progress) as watch:
+        watch.board.expect.remote(before, plan.files, "files read")
+        dataset = ray.data.from_items(pending, override_num_blocks=len(pending)).map(
+            functools.partial(_read_segment, task=task, board=watch.board), num_cpus=1
+        )
+        for _ in dataset.iter_rows():
+            pass
+
+
+def _read_segment(row: dict[str, Any], task: _Ingestion, board: ray.actor.ActorHandle) -> dict[str, Any]:
+    """Read one segment and write its part of the corpus; the note comes last."""
+    store, files = Store(task.store), open_source(task.source.location)
+    number = int(row["number"])
+    prefix = f"{IMAGES}g{task.rules.generation:03d}-{number:05d}"
+    count = 0
+
+    def reported() -> Iterator[SourceFile]:
+        nonlocal count
+        for file in read_pages(store, task.listing, range(row["first"], row["last"])):
+            yield file
+            count += 1
+            if count % REPORT_EVERY == 0:
+                board.part.remote(number, count)
+
+    with (
+        task.guard() as guard,
+        ImagesWriter(lambda name: store.writer(f"{task.output}/{name}"), prefix, task.rules.settings) as images,
+    ):
+        segment = ingest_files(reported(), files.read, guard.read, task.rules, images)
+    store.write_bytes(task.table("scans", number), schemas.to_parquet(segment.scans))
+    store.write_bytes(task.table("quarantine", number), schemas.to_parquet(segment.quarantine))
+    note = {"files_read": count, "entries": [entry.model_dump() for entry in segment.files]}
+    store.write_bytes(task.note(number), json.dumps(note).encode())
+    board.part.remote(number, count)
+    return {"number": number, "files": count}
+
+
+@ray.remote(num_cpus=1)
+def _join(task: _Ingestion, segments: int) -> Joined:
+    store = Store(task.store)
+
+    def read(number: int) -> tuple[pa.Table, pa.Table, list[FileEntry]]:
+        scans, quarantine = (
+            schemas.from_parquet(store.read_bytes(task.table(kind, number))) for kind in ("scans", "quarantine")
+        )
+        entries = [FileEntry.model_validate(one) for one in store.read_json(task.note(number))["entries"]]
+        return scans, quarantine, entries
+
+    def write(name: str, data: bytes) -> FileEntry:
+        store.write_bytes(f"{task.output}/{name}", data)
+        return FileEntry.of(name, data)
+
+    base = None if task.base is None else store.artefact("corpus", task.base)
+    kept = np.load(io.BytesIO(store.read_bytes(task.kept)), allow_pickle=False)
+    return join_corpus(map(read, range(segments)), base, kept, task.rules, write)
+
+
+def _check(job: Job, joined: Joined) -> None:
+    """Whether the source is good enough to make a corpus of."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in joined.counts["reasons"].items())
+    if not joined.counts["images"]:
+        first = "" if joined.first_bad is None else f" (first: {joined.first_bad[0]}, {joined.first_bad[1]})"
+        raise SourceError(
+            f"--source {job.source.location}: none of its {job.source.files} files is a usable image{first}"
+        )
+    fraction, limit = joined.bad_files / job.source.files, job.config.checks.max_bad_fraction
+    if fraction > limit:
+        raise SourceError(
+            f"--source {job.source.location}: {joined.bad_files} of {job.source.files} files are bad "
+            f"({100 * fraction:.1f} %, the limit is {100 * limit:g} %): {reasons}; "
+            "mend them, or raise --max-bad-fraction: what was read is not read again"
+        )

@@ -9,7 +9,7 @@ from typing import Any
 from mrcg.attempt import Attempt
 from mrcg.config import Config
 from mrcg.manifest import FileEntry
-from mrcg.stages import Step
+from mrcg.stages import Source, Step
 from mrcg.store import Artefact, Store
 from mrcg_jobs.progress import Progress
 
@@ -20,7 +20,7 @@ class Job:
 
     store: Store
     config: Config
-    source: str
+    source: Source
     step: Step
     inputs: Mapping[str, Artefact]
     attempt: Attempt

@@ -14,9 +14,11 @@ from mrcg.attempt import begin
 from mrcg.config import Config
 from mrcg.encoder.weights import resolve_weights
 from mrcg.errors import SettingsError
+from mrcg.lineage import ancestry_of
 from mrcg.manifest import Manifest, make_manifest
-from mrcg.source import list_source
-from mrcg.stages import STAGES, Step, open_inputs, plan
+from mrcg.privacy import pseudonyms_from_environment
+from mrcg.source import open_source, survey
+from mrcg.stages import STAGES, Source, Step, open_inputs, plan
 from mrcg.store import Store
 from mrcg_jobs.job import Job
 from mrcg_jobs.progress import Progress
@@ -36,24 +38,29 @@ class StageResult:
     counts: Mapping[str, Any]
 
 
-def plan_steps(store: Store, config: Config, source: str) -> tuple[Step, ...]:
-    """The versions that settings and source give; what cannot work fails here, before any work.
+def plan_steps(store: Store, config: Config, location: str) -> tuple[Source, tuple[Step, ...]]:
+    """A source as it is now and the versions that it gives; what cannot work fails here, before any work.
 
     Raises:
         SettingsError: the store lies in the source, so it would be ingested.
         SourceError: no such source, or an empty one.
+        UsageError: it names patients and there is no pseudonym key.
         WeightsError: the initial weights cannot be had.
     """
-    listed, _ = list_source(source)
-    if f"{store.root}/".startswith(f"{listed.location}/"):
-        raise SettingsError(f"--store {store.url} lies in --source {source}: it would be ingested; name another place")
-    return plan(config, listed, resolve_weights(config.encoder).digest)
+    files = open_source(location)
+    if f"{store.root}/".startswith(f"{files.location}/"):
+        raise SettingsError(
+            f"--store {store.url} lies in --source {location}: it would be ingested; name another place"
+        )
+    weights = resolve_weights(config.encoder).digest
+    source = survey(files)
+    return source, plan(config, source, weights, ancestry_of(store, config, source, pseudonyms_from_environment()))
 
 
 def run_stages(
     store: Store,
     config: Config,
-    source: str,
+    source: Source,
     steps: Iterable[Step],
     ray_address: str | None,
     progress_of: Callable[[str], Progress],
@@ -63,7 +70,7 @@ def run_stages(
     Args:
         store: where artefacts go.
         config: settings.
-        source: where the scans are.
+        source: of ``plan_steps``.
         steps: of ``plan_steps``, all or some.
         ray_address: of a cluster; None starts one on this machine.
         progress_of: gives a stage the progress it reports to.
@@ -83,7 +90,7 @@ def run_stages(
 
 
 def _run_step(
-    store: Store, config: Config, source: str, step: Step, ray_address: str | None, progress: Progress
+    store: Store, config: Config, source: Source, step: Step, ray_address: str | None, progress: Progress
 ) -> Manifest:
     inputs = open_inputs(store, step)
     if not step.stage.small:

@@ -17,10 +17,21 @@ class Board:
 
     def __init__(self) -> None:
         self._state: tuple[float, float, str] = (0.0, 0.0, "")
+        self._parts: dict[int, float] = {}
 
     def write(self, done: float, total: float, note: str) -> None:
         """Replace the state."""
         self._state = (done, total, note)
+
+    def expect(self, before: float, total: float, note: str) -> None:
+        """Work in parts follows: what is done already, and the total."""
+        self._parts = {-1: before}
+        self._state = (before, total, note)
+
+    def part(self, number: int, done: float) -> None:
+        """How much of one part is done; a part that is tried again starts again."""
+        self._parts[number] = done
+        self._state = (sum(self._parts.values()), *self._state[1:])
 
     def read(self) -> tuple[float, float, str]:
         """The state last written."""

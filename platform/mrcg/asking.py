@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 from mrcg.client import Client
-from mrcg.config import IngestSettings
+from mrcg.config import ReadSettings
 from mrcg.evaluation.picture import Panel, PanelRow, retrieval_picture
-from mrcg.imaging.decode import Grey, decode
-from mrcg.ingest import limits
+from mrcg.imaging.readers import query_slice, read
+from mrcg.imaging.slices import Grey
 from mrcg.search import Answer, Hit
 
 SHOWN = 10
@@ -74,6 +74,6 @@ def picture_of(image: bytes, asked: Asked) -> bytes:
         )
         for hit in _shown(answer, True)
     ]
-    query = Panel(decode(image, limits(IngestSettings())), "query")
+    query = Panel(query_slice(read(image, ReadSettings())), "query")
     order = "reranked" if answer.reranked else "ANN order"
     return retrieval_picture([PanelRow(query, hits)], f"Release {answer.release}, {order}")

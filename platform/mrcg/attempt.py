@@ -89,6 +89,8 @@ class Attempt:
         if _leases(self.store, self.folder)[-1:] != [self._lease.rsplit("/", 1)[-1]]:
             raise StoreError(f"{self.folder} was taken over by another run while this one slept: run again")
         for entry in manifest.files:
+            if entry.folder is not None:
+                continue  # stays where an earlier version put it
             self.store.move(f"{self.output}/{entry.name}", f"{manifest.folder}/{entry.name}")
         try:
             self.store.create(f"{self.kind}/{self.version}/manifest.json", manifest.to_bytes())

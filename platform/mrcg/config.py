@@ -28,16 +28,37 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class IngestSettings(Settings):
-    """Reading and checking scans (DESIGN §2)."""
+class ReadSettings(Settings):
+    """Turning a file into slices (DESIGN §2): the same for a corpus and for a query."""
 
     max_file_bytes: Count = 256 * 2**20
     max_pixels: int = Field(64_000_000, ge=1, le=89_000_000, description="more pixels are quarantined unread")
+    max_voxels: Count = Field(200_000_000, description="of a volume; more are quarantined unread")
+    max_frames: Count = Field(4096, description="frames of one DICOM file")
     min_side: Count = Field(16, description="pixels; smaller images are quarantined")
     max_side: Count = Field(512, description="pixels; larger images are shrunk to this longest side")
+    window: Literal["header", "percentiles"] = Field(
+        "header", description="grey levels of DICOM: by the header's VOI window where it has one, or by percentiles"
+    )
+    volume_planes: tuple[Literal["axial", "coronal", "sagittal"], ...] = Field(("axial",), min_length=1)
+    volume_step: Count = Field(1, description="NIfTI: take every k-th slice of a plane")
+    volume_slices: int = Field(16, ge=0, description="NIfTI: of those the n most informative; 0 takes all")
+    allow_burned_in: bool = Field(False, description="take DICOM whose header says that text is burned into the pixels")
+    allow_secondary_capture: bool = Field(False, description="take DICOM screen shots and scans of film")
+
+
+class IngestSettings(ReadSettings):
+    """Reading, checking and grouping a source of scans (DESIGN §2)."""
+
+    seconds_per_file: Positive = Field(60.0, description="a file that takes longer is quarantined")
+    reader_bytes: int = Field(2**30, ge=2**28, description="memory of the process that decodes files")
+    classes: tuple[str, ...] | None = Field(
+        None, description="folder names that are labels; none given: all, or with a pseudonym key none"
+    )
+    site: str | None = Field(None, description="site of all scans that a manifest does not give one")
     near_duplicate_bits: int = Field(12, ge=0, le=64, description="distance of two 256-bit difference hashes")
-    images_per_file: Count = Field(1024, description="rows of one Parquet file of the corpus")
-    images_per_row_group: Count = 16
+    file_bytes: int = Field(192 * 2**20, ge=2**16, le=2**30, description="size that a Parquet file of pixels aims at")
+    images_per_row_group: Count = Field(8, description="read together where one image is wanted")
 
 
 class SplitSettings(Settings):
@@ -149,6 +170,12 @@ class ServeSettings(Settings):
     rerank_reserve_ms: int = Field(50, ge=0, description="with less than this left the ANN order is returned")
 
 
+class CheckSettings(Settings):
+    """When a job gives up. Not part of any version."""
+
+    max_bad_fraction: Fraction = Field(0.05, description="of the source's files in quarantine: more fail the ingestion")
+
+
 class ComputeSettings(Settings):
     """Where and how wide the jobs run. Not part of any version, though other workers train slightly other weights."""
 
@@ -174,6 +201,7 @@ class Config(Settings):
     evaluate: EvaluateSettings = EvaluateSettings()
     release: ReleaseSettings = ReleaseSettings()
     serve: ServeSettings = ServeSettings()
+    checks: CheckSettings = CheckSettings()
     compute: ComputeSettings = ComputeSettings()
 
 

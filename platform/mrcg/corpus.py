@@ -11,18 +11,28 @@ import pyarrow.parquet as pq
 
 from mrcg import schemas
 from mrcg.errors import IntegrityError, NotFoundError
-from mrcg.imaging.decode import Grey, pixel_hash, resize
+from mrcg.imaging.slices import Grey, pixel_hash, resize
 from mrcg.store import Artefact
 
-SCANS, SPLITS, QUARANTINE = "scans.parquet", "splits.parquet", "quarantine/00000.parquet"
+SCANS, QUARANTINE, IMAGES, SPLITS = "scans/", "quarantine/", "images/", "splits.parquet"
+
+
+def read_scans(artefact: Artefact) -> pa.Table:
+    """The whole table of ``schemas.SCANS`` of a corpus."""
+    return pa.concat_tables(schemas.from_parquet(data) for _, data in artefact.each(SCANS))
+
+
+def read_quarantine(artefact: Artefact) -> pa.Table:
+    """The whole table of ``schemas.QUARANTINE`` of a corpus."""
+    return pa.concat_tables(schemas.from_parquet(data) for _, data in artefact.each(QUARANTINE))
 
 
 class Corpus:
-    """A version of kind ``corpus``. Rows are those of scans.parquet."""
+    """A version of kind ``corpus``. Rows are those of its table of scans."""
 
     def __init__(self, artefact: Artefact) -> None:
         self.artefact = artefact
-        self.scans: pa.Table = schemas.from_parquet(artefact.read_bytes(SCANS))
+        self.scans: pa.Table = read_scans(artefact)
         self.labels: list[str | None] = self.scans["label"].to_pylist()
         self.groups: list[str] = self.scans["group_id"].to_pylist()
         self._row_of: dict[str, int] | None = None
@@ -44,17 +54,24 @@ class Corpus:
 
     def images(self, rows: Sequence[int]) -> Iterator[tuple[int, Grey]]:
         """(place among ``rows``, grey levels at stored size) of some rows, file by file."""
-        files = self.scans["file"].to_pylist()
-        first: dict[str, int] = {}
-        for row, name in enumerate(files):
-            first.setdefault(name, row)
-        wanted: dict[str, list[int]] = {}
-        for place, row in enumerate(rows):
-            wanted.setdefault(files[row], []).append(place)
+        taken = self.scans.select(["file", "file_row"]).take(pa.array(rows, pa.int64()))
+        wanted: dict[str, list[tuple[int, int]]] = {}
+        for place, (name, file_row) in enumerate(
+            zip(taken["file"].to_pylist(), taken["file_row"].to_pylist(), strict=True)
+        ):
+            wanted.setdefault(name, []).append((place, file_row))
         for name, places in wanted.items():
-            table = schemas.from_parquet(self.artefact.read_bytes(name))
-            for place in places:
-                yield place, grey_of(table, rows[place] - first[name])
+            places.sort(key=lambda one: one[1])
+            data = self.artefact.read_bytes(name)
+            for (place, _), (_, grey) in zip(places, images_in(data, [one[1] for one in places]), strict=True):
+                yield place, grey
+
+    def rows_by_file(self) -> dict[str, list[int]]:
+        """Rows of each file that are part of this corpus, rising: a file that an earlier one wrote may have more."""
+        rows: dict[str, list[int]] = {}
+        for name, file_row in zip(self.scans["file"].to_pylist(), self.scans["file_row"].to_pylist(), strict=True):
+            rows.setdefault(name, []).append(file_row)
+        return rows
 
     def row_of(self, image_id: str) -> int:
         """Row of an image.
@@ -80,20 +97,40 @@ class Corpus:
             IntegrityError: its pixels are not those that were ingested.
         """
         row = self.row_of(image_id)
-        name = self.scans["file"][row].as_py()
+        name, file_row = self.scans["file"][row].as_py(), self.scans["file_row"][row].as_py()
         store = self.artefact.store
         with store.fs.open(store.path(self.artefact.relative(name)), "rb") as file:
             parquet = pq.ParquetFile(file)
-            for group in range(parquet.num_row_groups):
-                ids = parquet.read_row_group(group, columns=["image_id"])["image_id"].to_pylist()
-                if image_id in ids:
-                    grey = grey_of(parquet.read_row_group(group), ids.index(image_id))
-                    break
-            else:
-                raise IntegrityError(f"{name} lacks image {image_id}: run `mrcg ingest` into a new store")
+            group = 0
+            while file_row >= (rows := parquet.metadata.row_group(group).num_rows):
+                file_row -= rows
+                group += 1
+            grey = grey_of(parquet.read_row_group(group), file_row)
         if pixel_hash(grey) != self.scans["pixel_hash"][row].as_py():
             raise IntegrityError(f"{name}: the pixels of {image_id} were changed after they were ingested")
         return grey
+
+
+def images_in(data: bytes, rows: Sequence[int]) -> Iterator[tuple[str, Grey]]:
+    """(image id, grey levels at stored size) of some rows of a file of ``schemas.IMAGES``; one row group in memory.
+
+    Args:
+        data: the Parquet file.
+        rows: rising; a row may stand there more than once.
+    """
+    parquet = pq.ParquetFile(pa.BufferReader(data))
+    group, start, table = -1, 0, None
+    for row in rows:
+        while table is None or row >= start + table.num_rows:
+            start += 0 if table is None else table.num_rows
+            group += 1
+            # A group is only counted where none of its rows is wanted.
+            rows_in_group = parquet.metadata.row_group(group).num_rows
+            if row >= start + rows_in_group:
+                start, table = start + rows_in_group, None
+                continue
+            table = parquet.read_row_group(group)
+        yield table["image_id"][row - start].as_py(), grey_of(table, row - start)
 
 
 def grey_of(images: pa.Table, row: int) -> Grey:

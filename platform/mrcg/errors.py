@@ -110,6 +110,10 @@ EXTRAS = {
     "fastapi": "serve",
     "prometheus_client": "serve",
     "s3fs": "s3",
+    "pydicom": "imaging",
+    "nibabel": "imaging",
+    "h5py": "imaging",
+    "scipy": "imaging",
 }
 
 

@@ -14,8 +14,8 @@ from mrcg.hashing import digest, sha256
 
 #: Kinds of artefact in pipeline order, and the schema number of each: it is part of every version.
 KINDS: Mapping[str, int] = {
-    "corpus": 1,
-    "splits": 1,
+    "corpus": 2,
+    "splits": 2,
     "encoders": 1,
     "embeddings": 1,
     "indexes": 1,
@@ -30,11 +30,16 @@ class _Frozen(BaseModel):
 
 
 class FileEntry(_Frozen):
-    """One file: its name below the version's content folder, bytes and SHA-256."""
+    """One file: its name below the version's content folder, bytes and SHA-256.
+
+    ``folder`` is the content folder of an earlier version where the file stays that one's: a corpus that grows
+    does not copy what it had.
+    """
 
     name: str
     size: int
     sha256: str
+    folder: str | None = None
 
     @classmethod
     def of(cls, name: str, data: bytes) -> FileEntry:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from mrcg.config import ServeSettings
 from mrcg.encoder.embedder import Embedder
-from mrcg.imaging.decode import Grey
+from mrcg.imaging.slices import Grey
 from mrcg.index.searcher import Searcher
 from mrcg.index.sharded import ShardedIndex
 from mrcg.release import Release, read_release

@@ -17,17 +17,35 @@ IMAGES = pa.schema(
     ]
 )
 
-#: corpus/scans.parquet: one row per image, in the order of images/*.parquet.
+#: corpus/scans/*.parquet: one row per image, in the order of images/*.parquet.
 SCANS = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
         pa.field("file", pa.string(), nullable=False),
+        pa.field("file_row", pa.int32(), nullable=False),
         pa.field("label", pa.string()),
         pa.field("group_id", pa.string(), nullable=False),
-        pa.field("source_key", pa.string(), nullable=False),
+        pa.field("joins", pa.list_(pa.string()), nullable=False),  # other groups that this scan connects with its own
+        pa.field("cluster_id", pa.string(), nullable=False),  # near-duplicates, whoever the patient is
+        pa.field("generation", pa.int32(), nullable=False),  # of the corpus that the scan came with
+        pa.field("source_key", pa.string(), nullable=False),  # keyed hash of the path where there is a key
+        pa.field("stamp", pa.string(), nullable=False),
+        pa.field("frame", pa.int32(), nullable=False),
         pa.field("source_split", pa.string()),
         pa.field("fold", pa.int32()),
         pa.field("site", pa.string()),
+        pa.field("patient", pa.string()),  # pseudonyms, these five
+        pa.field("study", pa.string()),
+        pa.field("series", pa.string()),
+        pa.field("instance", pa.string()),
+        pa.field("accession", pa.string()),
+        pa.field("plane", pa.string()),
+        pa.field("sequence", pa.string()),
+        pa.field("acquired", pa.date32()),  # shifted by the patient's own offset
+        pa.field("year", pa.int16()),  # true
+        pa.field("spacing_mm", pa.float32()),
+        pa.field("position_mm", pa.float32()),
+        pa.field("slice_number", pa.int32()),  # within its series or volume, by position
         pa.field("pixel_hash", pa.string(), nullable=False),
         pa.field("difference_hash", pa.binary(32), nullable=False),
     ]
@@ -37,8 +55,23 @@ SCANS = pa.schema(
 QUARANTINE = pa.schema(
     [
         pa.field("source_key", pa.string(), nullable=False),
+        pa.field("stamp", pa.string(), nullable=False),
+        pa.field("frame", pa.int32()),  # None: the whole file
         pa.field("reason", pa.string(), nullable=False),
         pa.field("detail", pa.string(), nullable=False),
+    ]
+)
+
+#: The files of a source that one task reads; lives in an attempt only and never in a version.
+LISTING = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("stamp", pa.string(), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),
+        *(pa.field(name, pa.string()) for name in ("label", "split", "patient", "study", "site", "plane", "sequence")),
+        pa.field("acquired", pa.string()),
+        pa.field("fold", pa.int32()),
+        pa.field("labelled", pa.bool_(), nullable=False),
     ]
 )
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from mrcg.errors import MrcgError
-from mrcg.imaging.decode import Grey
+from mrcg.imaging.slices import Grey
 from mrcg.index.shard import Mask
 
 log = logging.getLogger(__name__)

@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
 from dataclasses import dataclass
 
-from mrcg.config import IngestSettings, ServeSettings
+from mrcg.config import IngestSettings, ReadSettings, ServeSettings
 from mrcg.encoder.spec import read_spec
 from mrcg.errors import UsageError
-from mrcg.imaging.decode import Grey, Limits, decode, resize
+from mrcg.imaging.guard import Guard
+from mrcg.imaging.readers import format_of, query_slice, read
+from mrcg.imaging.slices import Grey, resize
 from mrcg.release import Release
 from mrcg.search import Policy, RequestContext, SearchSettings
 from mrcg.store import Store
+
+
+class Decoder:
+    """Uploads to grey levels: everyday formats in this process, all others in one that may crash."""
+
+    def __init__(self, settings: ReadSettings, seconds: float, memory_bytes: int) -> None:
+        self._settings = settings
+        self._guard = Guard(settings, seconds, memory_bytes)
+        self._lock = threading.Lock()
+
+    def __call__(self, image: bytes) -> Grey:
+        """(height, width) grey levels of an image file, or of the middle slice of a volume.
+
+        Raises:
+            ImageError: the image cannot be used; names the limit.
+        """
+        if format_of(image) in (None, "raster"):
+            return query_slice(read(image, self._settings))
+        with self._lock:  # the guard's process reads one file at a time
+            return query_slice(self._guard.read(image))
 
 
 @dataclass(frozen=True)
@@ -20,7 +43,7 @@ class QueryRules:
     """Turns uploads into queries. A query is normalised as the release's corpus was."""
 
     release: int
-    limits: Limits
+    decode: Decoder
     input_size: int
     deadline_s: float
     search: SearchSettings
@@ -32,7 +55,14 @@ class QueryRules:
         spec, _ = read_spec(store.artefact("encoders", release.encoder))
         return cls(
             release=release.number,
-            limits=Limits(serve.max_upload_bytes, ingest.max_pixels, ingest.min_side, ingest.max_side),
+            decode=Decoder(
+                ReadSettings.model_validate(
+                    ingest.model_dump(include=set(ReadSettings.model_fields))
+                    | {"max_file_bytes": serve.max_upload_bytes}
+                ),
+                serve.deadline_ms / 1000,
+                ingest.reader_bytes,
+            ),
             input_size=spec.input_size,
             deadline_s=serve.deadline_ms / 1000,
             search=SearchSettings(release.neighbours, release.ood_threshold, serve.rerank_reserve_ms),
@@ -44,7 +74,7 @@ class QueryRules:
         Raises:
             ImageError: the image cannot be used; names the limit.
         """
-        return resize(decode(image, self.limits), self.input_size)
+        return resize(self.decode(image), self.input_size)
 
     def check_k(self, k: int) -> None:
         """Whether k hits can be asked for.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pyarrow as pa
 
 from mrcg import schemas
@@ -13,6 +16,7 @@ TRAIN_NAMES = frozenset({"train", "training"})
 TEST_NAMES = frozenset({"test", "testing"})
 #: Known as a split, part of neither: our validation part is drawn from the training part.
 VALIDATION_NAMES = frozenset({"val", "valid", "validation"})
+_COLUMNS = ("image_id", "label", "group_id", "joins", "source_split", "fold")
 
 
 def make_splits(scans: pa.Table, settings: SplitSettings, seed: int) -> pa.Table:
@@ -29,33 +33,48 @@ def make_splits(scans: pa.Table, settings: SplitSettings, seed: int) -> pa.Table
     Raises:
         SourceError: the source does not say what the protocol needs, or a part stays empty.
     """
-    splits = [
-        "none" if label is None else _split(settings, seed, image, group, given, fold)
-        for image, label, group, given, fold in zip(
-            *(scans[name].to_pylist() for name in ("image_id", "label", "group_id", "source_split", "fold")),
-            strict=True,
-        )
-    ]
+    rows = scans.select(_COLUMNS).to_pylist()
+    splits = ["none" if row["label"] is None else _split(row, settings, seed) for row in rows]
     if not {"train", "test"} <= set(splits):
-        raise SourceError(
-            f"protocol {settings.protocol}: the train or the test part has no labelled scan; "
-            "bring more scans or set another split.protocol (given: folders train and test; folds: fold0, fold1, …)"
-        )
+        raise SourceError(_no_part(scans, settings))
     validation = [
-        split == "train" and draw(seed, "validation", group) < settings.validation_fraction
-        for split, group in zip(splits, scans["group_id"].to_pylist(), strict=True)
+        split == "train" and draw(seed, "validation", row["group_id"]) < settings.validation_fraction
+        for split, row in zip(splits, rows, strict=True)
     ]
     return pa.table({"image_id": scans["image_id"], "split": splits, "validation": validation}, schema=schemas.SPLITS)
 
 
-def _split(settings: SplitSettings, seed: int, image: str, group: str, given: str | None, fold: int | None) -> str:
+def _split(row: Mapping[str, Any], settings: SplitSettings, seed: int) -> str:
     match settings.protocol:
         case "paper":
-            return "train" if draw(seed, "split", image) < settings.train_fraction else "test"
+            return _drawn(row["image_id"], settings, seed)
         case "dedup":
-            return "train" if draw(seed, "split", group) < settings.train_fraction else "test"
+            # A scan that connects groups of different parts belongs to neither.
+            parts = {_drawn(group, settings, seed) for group in (row["group_id"], *(row["joins"] or ()))}
+            return parts.pop() if len(parts) == 1 else "none"
         case "given":
-            name = (given or "").lower()
+            name = (row["source_split"] or "").lower()
             return "train" if name in TRAIN_NAMES else "test" if name in TEST_NAMES else "none"
         case "folds":
-            return "none" if fold is None else "test" if fold == settings.test_fold else "train"
+            return "none" if row["fold"] is None else "test" if row["fold"] == settings.test_fold else "train"
+
+
+def _drawn(key: str, settings: SplitSettings, seed: int) -> str:
+    """Every class is drawn with the same fraction, each member for itself.
+
+    Exact strata would need to know the other members: then one that comes or is erased could move them from one
+    part to the other, and a model would be tested on what it was trained on.
+    """
+    return "train" if draw(seed, "split", key) < settings.train_fraction else "test"
+
+
+def _no_part(scans: pa.Table, settings: SplitSettings) -> str:
+    if scans["label"].null_count == scans.num_rows:
+        return (
+            "no scan has a label: with a pseudonym key, folder names are labels only where ingest.classes lists them "
+            "(--set 'ingest.classes=[glioma,meningioma]'); or give a manifest with a column label"
+        )
+    return (
+        f"protocol {settings.protocol}: the train or the test part has no labelled scan; "
+        "bring more scans or set another split.protocol (given: folders train and test; folds: fold0, fold1, …)"
+    )

@@ -18,10 +18,31 @@ from mrcg.store import Artefact, Store
 
 @dataclass(frozen=True)
 class Source:
-    """A source of scans and the digest of its sorted listing."""
+    """A source of scans: where it is, the digest of its listing and what a walk through it counted.
+
+    ``identifying``: it holds files that name patients, as far as that can be told before they are read.
+    """
 
     location: str
     listing_digest: str
+    files: int
+    size: int
+    identifying: bool
+
+
+@dataclass(frozen=True)
+class Ancestry:
+    """What a corpus follows from beside its source and settings.
+
+    Attributes:
+        policy: of de-identification; None where nothing is made a pseudonym.
+        suppressed: digest of the suppression list.
+        base: version of the corpus that it grows from, None for the first.
+    """
+
+    policy: Mapping[str, Any] | None = None
+    suppressed: str = ""
+    base: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,23 +86,36 @@ class Step:
     inputs: Mapping[str, str]
 
 
-def plan(config: Config, source: Source, weights_digest: str) -> tuple[Step, ...]:
+def corpus_settings(config: Config, source: Source, ancestry: Ancestry) -> dict[str, Any]:
+    """The settings that a corpus' version follows from."""
+    return {
+        **_dump("ingest")(config),
+        "listing": source.listing_digest,
+        "policy": None if ancestry.policy is None else dict(ancestry.policy),
+        "suppressed": ancestry.suppressed,
+    }
+
+
+def plan(config: Config, source: Source, weights_digest: str, ancestry: Ancestry | None = None) -> tuple[Step, ...]:
     """The versions of all stages, in order.
 
     Args:
         config: settings of the pipeline.
         source: where the scans are; its listing decides the corpus version.
         weights_digest: digest of the encoder's initial weights (their place is not part of a version).
+        ancestry: of the corpus; None for a first one without pseudonyms.
     """
+    ancestry = ancestry or Ancestry()
     versions: dict[str, str] = {}
     steps: list[Step] = []
     for stage in STAGES:
         settings = stage.settings(config)
+        inputs = {kind: versions[kind] for kind in stage.inputs}
         if stage.kind == "corpus":
-            settings["listing"] = source.listing_digest
+            settings = corpus_settings(config, source, ancestry)
+            inputs = {} if ancestry.base is None else {"corpus": ancestry.base}
         if stage.kind == "encoders":
             settings["encoder"]["weights"] = weights_digest
-        inputs = {kind: versions[kind] for kind in stage.inputs}
         version = derive_version(stage.kind, settings, inputs)
         versions[stage.kind] = version
         steps.append(Step(stage, version, settings, inputs))

@@ -14,23 +14,32 @@ content gets another, and the one manifest names the folder that counts.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
 import shutil
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from mrcg.cache import Cache
 from mrcg.errors import AlreadyExistsError, IntegrityError, NotFoundError, StoreError, UsageError
 from mrcg.hashing import sha256
 from mrcg.manifest import KINDS, FileEntry, Manifest
 
 log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+#: Object stores answer 500, 503 and SlowDown as a matter of course.
+TRIES = 6
+_S3 = ("s3://", "s3a://")
+_S3_OPTIONS = {"config_kwargs": {"retries": {"mode": "standard", "max_attempts": 10}}}
 
 
 class Store:
@@ -101,6 +110,30 @@ class Store:
         except OSError as error:
             raise self._not_writable(error) from error
 
+    @contextlib.contextmanager
+    def writer(self, relative: str) -> Iterator[HashingFile]:
+        """A binary file to write piece by piece; a local one appears whole when the block ends without an error.
+
+        On an object store a file that was begun and not finished may appear: only attempts are written so.
+        """
+        path = self.path(relative)
+        try:
+            if not self.local:
+                with self.fs.open(path, "wb") as file:
+                    yield HashingFile(file)
+                return
+            temporary = _beside(Path(path))
+            try:
+                with temporary.open("wb") as file:
+                    yield HashingFile(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
+        except OSError as error:
+            raise self._not_writable(error) from error
+
     def create(self, relative: str, data: bytes) -> None:
         """Write a file that must not exist; of many writers one wins, whole.
 
@@ -119,6 +152,8 @@ class Store:
             else:
                 self.fs.pipe_file(path, data, mode="create")
         except FileExistsError as error:
+            if not self.local and self.read_bytes(relative) == data:
+                return  # ours: the store did it, its answer was lost and the try repeated
             raise AlreadyExistsError(f"{self.url}/{relative} exists already") from error
         except OSError as error:
             raise self._not_writable(error) from error
@@ -224,6 +259,72 @@ class Store:
         self.write_bytes(f"{manifest.kind}/{manifest.version}/run.json", json.dumps(timings, indent=1).encode())
 
 
+class HashingFile:
+    """A file to be written in order; knows its size and SHA-256 when it is done."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._state = hashlib.sha256()
+        self.size = 0
+        self.closed = False
+
+    def write(self, data: Any) -> int:
+        """Write bytes or a buffer."""
+        view = memoryview(data)
+        self._state.update(view)
+        self._file.write(view)
+        self.size += view.nbytes
+        return view.nbytes
+
+    def tell(self) -> int:
+        """Bytes written."""
+        return self.size
+
+    def flush(self) -> None:
+        """What is buffered stays so until the file ends."""
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+    def readable(self) -> bool:
+        """Never."""
+        return False
+
+    def seekable(self) -> bool:
+        """Never: the hash follows the order of writing."""
+        return False
+
+    def close(self) -> None:
+        """Left to the block that opened it."""
+        self.closed = True
+
+    def entry(self, name: str) -> FileEntry:
+        """What was written, as an entry of a manifest."""
+        return FileEntry(name=name, size=self.size, sha256=self._state.hexdigest())
+
+
+def retrying(fs: fsspec.AbstractFileSystem, call: Callable[[], Result]) -> Result:
+    """A call on a file system, tried again where a remote one fails for no fault of ours.
+
+    Raises:
+        OSError: of a local file system, or that there is no such file or no right to it.
+        StoreError: a remote one keeps failing.
+    """
+    for attempt in range(TRIES):
+        try:
+            return call()
+        except (FileNotFoundError, PermissionError, IsADirectoryError):
+            raise
+        except OSError as error:
+            if isinstance(fs, LocalFileSystem):
+                raise
+            if attempt == TRIES - 1:
+                raise StoreError(f"the remote store failed {TRIES} times: {error}; try again later") from error
+            time.sleep(0.2 * 2**attempt)
+    raise AssertionError("unreachable")
+
+
 def open_url(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """File system and path of a URL.
 
@@ -231,7 +332,7 @@ def open_url(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         UsageError: no file system of that name, or its package is not installed.
     """
     try:
-        fs, root = fsspec.core.url_to_fs(url)
+        fs, root = fsspec.core.url_to_fs(url, **(_S3_OPTIONS if url.startswith(_S3) else {}))
     except (ValueError, ImportError) as error:
         raise UsageError(
             f"{url} cannot be opened ({error}): name a folder, or s3://… with mrcg[s3] installed"
@@ -245,6 +346,9 @@ class Artefact:
     def __init__(self, store: Store, manifest: Manifest) -> None:
         self.store = store
         self.manifest = manifest
+        self._entries = {entry.name: entry for entry in manifest.files}
+        # A folder on this machine needs no copy of itself.
+        self._cache = None if store.local else Cache.of_this_node()
 
     def names(self, prefix: str = "") -> list[str]:
         """Names of the files below a prefix, sorted."""
@@ -256,14 +360,14 @@ class Artefact:
         Raises:
             NotFoundError: the version has no such file.
         """
-        for entry in self.manifest.files:
-            if entry.name == name:
-                return entry
-        raise NotFoundError(f"{self.manifest.kind}/{self.manifest.version} has no file {name}")
+        if name not in self._entries:
+            raise NotFoundError(f"{self.manifest.kind}/{self.manifest.version} has no file {name}")
+        return self._entries[name]
 
     def relative(self, name: str) -> str:
         """Path of a file, relative to the store."""
-        return f"{self.manifest.folder}/{self.entry(name).name}"
+        entry = self.entry(name)
+        return f"{entry.folder or self.manifest.folder}/{entry.name}"
 
     def read_bytes(self, name: str) -> bytes:
         """Content of a file, checked against the manifest's hash.
@@ -272,12 +376,16 @@ class Artefact:
             IntegrityError: the bytes are not those that were published.
         """
         entry = self.entry(name)
+        if self._cache is not None and (kept := self._cache.get(entry.sha256)) is not None:
+            return kept
         data = self.store.read_bytes(self.relative(name))
         if len(data) != entry.size or sha256(data) != entry.sha256:
             raise IntegrityError(
                 f"{self.store.url}/{self.relative(name)} does not match its manifest (SHA-256): "
                 f"restore the file, or remove {self.manifest.kind}/{self.manifest.version} and run again"
             )
+        if self._cache is not None:
+            self._cache.put(entry.sha256, data)
         return data
 
     def each(self, prefix: str) -> Iterator[tuple[str, bytes]]:
@@ -286,9 +394,13 @@ class Artefact:
             yield name, self.read_bytes(name)
 
 
-def _write_beside(path: Path, data: bytes) -> Path:
+def _beside(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
+    return path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
+
+
+def _write_beside(path: Path, data: bytes) -> Path:
+    temporary = _beside(path)
     with temporary.open("wb") as file:
         file.write(data)
         file.flush()

@@ -16,7 +16,7 @@ from ray import serve
 
 from mrcg.config import Autoscale
 from mrcg.errors import require
-from mrcg.imaging.decode import Grey
+from mrcg.imaging.slices import Grey
 from mrcg.release import read_release
 from mrcg.search import Found, RequestContext
 from mrcg.store import Store

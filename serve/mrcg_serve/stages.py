@@ -12,7 +12,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from mrcg.imaging.decode import Grey
+from mrcg.imaging.slices import Grey
 from mrcg.search import Found, RequestContext, StageUnavailableError
 
 log = logging.getLogger(__name__)

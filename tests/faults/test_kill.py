@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 from tests.making import MRCG, TINY
 
-from mrcg import schemas
 from mrcg.attempt import collect_garbage
-from mrcg.corpus import SCANS
+from mrcg.corpus import read_scans
 from mrcg.manifest import KINDS
 from mrcg.store import Store
 
@@ -21,7 +20,7 @@ DIE = str(Path(__file__).with_name("die.py"))
 #: When the run is killed in the making of each kind: in the middle of its work, seen from outside by a
 #: file of the attempt, or at a moment of publishing (see die.py).
 MOMENTS = {
-    "corpus": "work/scans-*",
+    "corpus": "work/segment-*",
     "splits": "published",
     "encoders": "checkpoints/*.safetensors",
     "embeddings": "output/embeddings/*.arrow",
@@ -107,10 +106,7 @@ def assert_same(store, other, undisturbed):
     assert {k: v[0] for k, v in finished.items()} == {k: v[0] for k, v in undisturbed.items()}
     for kind in ("corpus", "splits", "indexes"):
         assert finished[kind] == undisturbed[kind], kind
-    ids = [
-        schemas.from_parquet(s.artefact("corpus", finished["corpus"][0]).read_bytes(SCANS))["image_id"].to_pylist()
-        for s in (store, other)
-    ]
+    ids = [read_scans(s.artefact("corpus", finished["corpus"][0]))["image_id"].to_pylist() for s in (store, other)]
     assert ids[0] == ids[1]
     collect_garbage(store)
     assert visible(store) == finished

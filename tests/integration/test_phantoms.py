@@ -6,8 +6,8 @@ import pytest
 from mrcg.config import load_config
 from mrcg.encoder.train import EncoderTrainer, LabelledImages, embed_pixels, new_encoder
 from mrcg.evaluation.metrics import mean_average_precision
-from mrcg.imaging.decode import resize
 from mrcg.imaging.phantom import CLASSES, phantoms
+from mrcg.imaging.slices import resize
 
 pytestmark = pytest.mark.slow
 

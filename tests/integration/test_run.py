@@ -7,7 +7,7 @@ import pytest
 from tests.making import BAD_FILES, TINY, mrcg
 
 from mrcg import schemas
-from mrcg.corpus import QUARANTINE, SCANS, Corpus
+from mrcg.corpus import Corpus, read_quarantine, read_scans
 from mrcg.evaluation.report import Report
 from mrcg.manifest import KINDS
 from mrcg.store import Store
@@ -32,9 +32,9 @@ def test_every_stage_ran_and_left_one_version_and_a_release(ray_run):
 
 def test_bad_files_are_in_quarantine_and_all_others_in_the_corpus(ray_run):
     corpus = artefact(ray_run, "corpus")
-    rows = schemas.from_parquet(corpus.read_bytes(QUARANTINE)).to_pylist()
+    rows = read_quarantine(corpus).to_pylist()
     assert {row["source_key"]: row["reason"] for row in rows} == BAD_FILES
-    scans = schemas.from_parquet(corpus.read_bytes(SCANS))
+    scans = read_scans(corpus)
     assert scans.schema == schemas.SCANS
     assert scans.num_rows == 97
     assert len(set(scans["image_id"].to_pylist())) == 97

@@ -1,14 +1,25 @@
-from tests.making import bomb
-from tests.unit.imaging.test_decode import encoded, slice_of
+import datetime
 
+import pyarrow as pa
+import pytest
+from tests import making
+from tests.unit.imaging.test_raster import encoded, slice_of
+
+from mrcg import schemas
 from mrcg.config import IngestSettings
-from mrcg.ingest import ingest_chunk, join_chunks
+from mrcg.errors import UsageError
+from mrcg.imaging.slices import Facts, Reading, Slice, image_id, pixel_hash
+from mrcg.ingest import ImagesWriter, ingest_files
+from mrcg.privacy import Pseudonyms
 from mrcg.source import SourceFile
+from mrcg.suppression import IMAGE, PATIENT, PIXELS, token
+
+NAMES = Pseudonyms(bytes(32))
 
 
 def test_bad_files_are_quarantined_with_a_reason_and_good_ones_kept():
     contents = {
-        "a/bomb.png": bomb(20_000),
+        "a/bomb.png": making.bomb(20_000),
         "a/empty.png": b"",
         "a/good.png": encoded(slice_of()),
         "a/good2.png": encoded(slice_of(41)),
@@ -17,33 +28,150 @@ def test_bad_files_are_quarantined_with_a_reason_and_good_ones_kept():
         "a/truncated.jpg": encoded(slice_of(), "JPEG")[:-300],
     }
 
-    def read(key):
-        if key == "a/locked.png":
+    def read(file):
+        if file.key == "a/locked.png":
             raise PermissionError(13, "Permission denied")
-        return contents[key]
+        return contents[file.key]
 
-    files = [SourceFile(key, "", "a", None) for key in sorted([*contents, "a/locked.png"])]
-    chunk = ingest_chunk(files, read, IngestSettings(), "images/00000.parquet")
-    assert chunk.scans["source_key"].to_pylist() == ["a/good.png", "a/good2.png"]
-    assert chunk.images["image_id"].to_pylist() == chunk.scans["image_id"].to_pylist()
-    assert {row["source_key"]: row["reason"] for row in chunk.quarantine.to_pylist()} == {
+    files = [SourceFile(key, "", 1, "a") for key in sorted([*contents, "a/locked.png"])]
+    files += [SourceFile("a/gone.png", "missing", -1, "a"), SourceFile("a/huge.png", "", 2**40, "a")]
+    out = making.Files()
+    segment = making.ingest(files, read, making.rules_of(), out)
+    assert segment.scans["source_key"].to_pylist() == ["a/good.png", "a/good2.png"]
+    (name,) = out.content
+    images = schemas.from_parquet(out.content[name])
+    assert images["image_id"].to_pylist() == segment.scans["image_id"].to_pylist()
+    assert segment.scans["file"].to_pylist() == [name, name]
+    assert segment.scans["file_row"].to_pylist() == [0, 1]
+    assert {row["source_key"]: row["reason"] for row in segment.quarantine.to_pylist()} == {
         "a/bomb.png": "too_many_pixels",
         "a/empty.png": "empty",
+        "a/gone.png": "missing",
+        "a/huge.png": "too_many_bytes",
         "a/locked.png": "unreadable",
         "a/text.png": "not_an_image",
         "a/tiny.png": "too_small",
         "a/truncated.jpg": "truncated",
     }
-    assert all(row["detail"] for row in chunk.quarantine.to_pylist())
+    assert all(row["detail"] for row in segment.quarantine.to_pylist())
 
 
-def test_copies_share_a_group_across_chunks():
-    data = encoded(slice_of())
-    chunks = [
-        ingest_chunk([SourceFile(key, "", "a", None)], lambda key: data, IngestSettings(), "f")
-        for key in ("a/1", "a/2")
-    ]
-    table = join_chunks([chunk.scans for chunk in chunks], IngestSettings())
-    assert len(set(table["image_id"].to_pylist())) == 2
-    assert len(set(table["group_id"].to_pylist())) == 1
-    assert len(set(table["pixel_hash"].to_pylist())) == 1
+def test_files_of_pixels_roll_over_and_row_groups_are_small():
+    settings = IngestSettings(file_bytes=2**16, images_per_row_group=4)
+    files = [SourceFile(f"{n}.png", "", 1) for n in range(30)]
+    contents = {file.key: encoded(slice_of(100 + n)) for n, file in enumerate(files)}
+    out = making.Files()
+    segment = making.ingest(files, lambda file: contents[file.key], making.rules_of(settings), out)
+    assert len(out.content) > 2
+    assert [entry.name for entry in segment.files] == sorted(out.content)
+    for entry in segment.files:
+        data = out.content[entry.name]
+        assert (entry.size, entry.sha256) == (len(data), making.FileEntry.of("", data).sha256)
+        parquet = pa.parquet.ParquetFile(pa.BufferReader(data))
+        groups = [parquet.metadata.row_group(n).num_rows for n in range(parquet.num_row_groups)]
+        assert all(rows == 4 for rows in groups[:-1])
+        assert len(data) < 2 * settings.file_bytes
+    for row in segment.scans.to_pylist():
+        images = schemas.from_parquet(out.content[row["file"]])
+        assert images["image_id"][row["file_row"]].as_py() == row["image_id"]
+
+
+def test_a_file_of_pixels_does_not_appear_after_an_error():
+    out = making.Files()
+
+    def read(file):
+        if file.key == "2":
+            raise KeyboardInterrupt
+        return encoded(slice_of())
+
+    with (
+        pytest.raises(KeyboardInterrupt),
+        ImagesWriter(out.open, "x", IngestSettings(images_per_row_group=1)) as images,
+    ):
+        ingest_files([SourceFile(str(n), "", 1) for n in range(4)], read, decoded(), making.rules_of(), images)
+    assert out.content == {}
+
+
+FACTS = Facts(
+    label=None, patient="DOE^JANE", study="1.2.3", series="1.2.3.4", instance="1.2.3.4.5", accession="A77", plane="axial",
+    sequence="T2", acquired=datetime.date(2020, 3, 1), position=12.5, spacing=0.5,
+)  # fmt: skip
+
+
+def decoded(facts=FACTS):
+    return lambda data: Reading([Slice(slice_of(), 3, facts)])
+
+
+def one_row(file, rules, facts=FACTS):
+    with ImagesWriter(making.Files().open, "x", rules.settings) as images:
+        segment = ingest_files([file], lambda _: b"bytes", decoded(facts), rules, images)
+    return (segment.scans.to_pylist() or segment.quarantine.to_pylist())[0]
+
+
+def test_identifiers_become_pseudonyms_and_facts_columns():
+    row = one_row(SourceFile("JANE/1.dcm", "s", 1, "JANE"), making.rules_of(pseudonyms=NAMES))
+    assert row["patient"] == NAMES.name("patient", "DOE^JANE")
+    assert row["study"] == NAMES.name("study", "1.2.3")
+    assert row["accession"] == NAMES.name("accession", "A77")
+    assert row["series"] == NAMES.uid("series", "1.2.3.4")
+    assert row["instance"].startswith("2.25.")
+    assert row["source_key"] == NAMES.name("path", "JANE/1.dcm")
+    assert row["image_id"] == image_id(row["source_key"], 3, pixel_hash(slice_of()))
+    assert (row["year"], row["plane"], row["sequence"], row["spacing_mm"]) == (2020, "axial", "T2", 0.5)
+    assert 0 < abs((row["acquired"] - datetime.date(2020, 3, 1)).days) <= 182
+    assert row["label"] is None, "the folder may be a name"
+    assert "JANE" not in str(row)
+
+
+def test_with_a_key_only_listed_folders_are_labels():
+    rules = making.rules_of(IngestSettings(classes=("glioma",)), NAMES)
+    assert one_row(SourceFile("glioma/1", "s", 1, "glioma"), rules)["label"] == "glioma"
+    assert one_row(SourceFile("JANE/1", "s", 1, "JANE"), rules)["label"] is None
+    plain = Facts()
+    assert one_row(SourceFile("any/1", "s", 1, "any"), making.rules_of(), plain)["label"] == "any"
+    assert one_row(SourceFile("any/1", "s", 1, "any"), making.rules_of(rules.settings), plain)["label"] is None
+
+
+def test_what_a_manifest_says_goes_before_what_the_file_says():
+    said = SourceFile(
+        "1", "s", 1, label=None, labelled=True, patient="P1", site="north", plane="sagittal", sequence="T1",
+        acquired="2021-05-06",
+    )  # fmt: skip
+    row = one_row(said, making.rules_of(pseudonyms=NAMES), Facts(label="glioma", patient="X", plane="axial"))
+    assert (row["label"], row["site"], row["plane"], row["sequence"], row["year"]) == (
+        None,
+        "north",
+        "sagittal",
+        "T1",
+        2021,
+    )
+    assert row["patient"] == NAMES.name("patient", "P1")
+    stated = SourceFile("1", "s", 1, label="folder")
+    assert one_row(stated, making.rules_of(), Facts(label="glioma"))["label"] == "glioma"
+
+
+def test_a_volume_takes_its_sequence_from_its_name():
+    volume = Facts(plane="axial", position=1.0)
+    assert one_row(SourceFile("a/sub-01_T1w.nii.gz", "s", 1), making.rules_of(), volume)["sequence"] == "T1"
+
+
+def test_identifying_formats_need_a_key():
+    data = b"\0" * 128 + b"DICM" + b"\0" * 100
+    with pytest.raises(UsageError, match=r"DICOM files name patients .*mrcg keys new --kind pseudonym"):
+        making.ingest([SourceFile("1", "s", 1)], lambda _: data, making.rules_of())
+
+
+@pytest.mark.parametrize("kind", [PATIENT, IMAGE, PIXELS])
+def test_the_suppression_list_is_asked_before_anything_is_kept(kind):
+    file, rules = SourceFile("1", "s", 1), making.rules_of(pseudonyms=NAMES)
+    row = one_row(file, rules)
+    value = {PATIENT: row["patient"], IMAGE: row["image_id"], PIXELS: row["pixel_hash"]}[kind]
+    out = making.Files()
+    listed = making.rules_of(pseudonyms=NAMES, suppressed=[token(NAMES, kind, value)])
+    with ImagesWriter(out.open, "x", listed.settings) as images:
+        segment = ingest_files([file], lambda _: b"", decoded(), listed, images)
+    assert segment.scans.num_rows == 0
+    assert out.content == {}
+    assert segment.quarantine["reason"].to_pylist() == ["suppressed"]
+    other = making.rules_of(pseudonyms=NAMES, suppressed=[token(None, kind, value)])
+    assert one_row(file, other)["image_id"] == row["image_id"], "an entry under another key means nobody"

@@ -6,7 +6,7 @@ from tests.making import make_release, publish, tiny_config
 from mrcg.errors import IntegrityError, NotFoundError, ReleaseError
 from mrcg.evaluation.report import Report
 from mrcg.release import candidate, promote, read_release, release_numbers, rollback
-from mrcg.source import list_source
+from mrcg.source import open_source, survey
 from mrcg.stages import plan
 from mrcg.store import Store
 
@@ -19,7 +19,7 @@ def released(scans, tmp_path):
 
 def another(store, scans, drop):
     """A report on the same models under other settings, with a MAP lower by ``drop``."""
-    step = plan(tiny_config("evaluate.picture_queries=1"), list_source(str(scans))[0], "none")[-1]
+    step = plan(tiny_config("evaluate.picture_queries=1"), survey(open_source(str(scans))), "none")[-1]
     first = read_release(store, 1)
     report = Report.model_validate_json(store.artefact("reports", first.report).read_bytes("report.json"))
     worse = report.reranked.model_copy(update={"map": report.reranked.map - drop})
@@ -118,7 +118,7 @@ def test_of_two_rollbacks_at_once_the_second_is_told(released, scans, monkeypatc
 
 def test_the_gate_does_not_compare_protocols(released, scans):
     store, release = released
-    step = plan(tiny_config("evaluate.picture_queries=1"), list_source(str(scans))[0], "none")[-1]
+    step = plan(tiny_config("evaluate.picture_queries=1"), survey(open_source(str(scans))), "none")[-1]
     report = Report.model_validate_json(store.artefact("reports", release.report).read_bytes("report.json"))
     other = report.model_copy(update={"protocol": "dedup"})
     version = publish(store, step, {"report.json": other.model_dump_json().encode()}).version

@@ -1,7 +1,13 @@
+import os
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import scipy.io
 
 from mrcg.errors import SourceError
-from mrcg.source import list_source, read_file
+from mrcg.source import listed, listing_table, open_source, survey
 
 
 def folder(tmp_path, *keys):
@@ -12,9 +18,13 @@ def folder(tmp_path, *keys):
     return str(tmp_path)
 
 
+def walked(where):
+    return list(open_source(where).walk())
+
+
 def test_folders_give_label_and_split(tmp_path):
     where = folder(tmp_path, "Training/a/1.png", "Testing/b/c/2.png", "d/3.png", "4.png", ".hidden/a/5.png", "d/.6.png")
-    _, files = list_source(where)
+    files = walked(where)
     assert [(f.key, f.label, f.split) for f in files] == [
         ("4.png", None, None),
         ("Testing/b/c/2.png", "b", "Testing"),
@@ -22,32 +32,114 @@ def test_folders_give_label_and_split(tmp_path):
         ("d/3.png", "d", None),
     ]
     assert files[0].fold is None
-    assert read_file(where, "d/3.png") == b"d/3.png"
+    assert open_source(where).read(files[-1]) == b"d/3.png"
+
+
+def test_the_walk_is_in_the_order_of_the_keys(tmp_path):
+    keys = ["a.png", "a/1", "a/b/2", "a-b/3", "b", "A/z", "a/b.x", "ab/1"]
+    where = folder(tmp_path, *keys)
+    assert [file.key for file in walked(where)] == sorted(keys)
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    for key in keys:
+        memory.pipe_file(f"/walked/{key}", b"x")
+    assert [file.key for file in walked("memory://walked")] == sorted(keys)
+    memory.rm("/walked", recursive=True)
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    where = folder(tmp_path / "src", "a/1.png")
+    folder(tmp_path / "elsewhere", "2.png")
+    os.symlink(tmp_path / "elsewhere", tmp_path / "src" / "b")
+    os.symlink(tmp_path / "src", tmp_path / "src" / "a" / "up")
+    os.symlink(tmp_path / "nowhere", tmp_path / "src" / "c.png")
+    assert [(file.key, file.size >= 0) for file in walked(where)] == [
+        ("a/1.png", True), ("b/2.png", True), ("c.png", False),
+    ]  # fmt: skip
 
 
 def test_the_digest_follows_the_files(tmp_path):
     where = folder(tmp_path, "a/1.png", "a/2.png")
-    before = list_source(where)[0].listing_digest
-    assert list_source(where)[0].listing_digest == before
+    before = survey(open_source(where))
+    assert survey(open_source(where)) == before
+    assert (before.files, before.size, before.identifying) == (2, 14, False)
     (tmp_path / "a/2.png").write_bytes(b"other bytes")
-    changed = list_source(where)[0].listing_digest
-    folder(tmp_path, "a/3.png")
-    assert len({before, changed, list_source(where)[0].listing_digest}) == 3
+    changed = survey(open_source(where)).listing_digest
+    folder(tmp_path, "a/3.dcm")
+    third = survey(open_source(where))
+    assert len({before.listing_digest, changed, third.listing_digest}) == 3
+    assert third.identifying
 
 
 def test_no_such_source(tmp_path):
-    with pytest.raises(SourceError, match="nowhere: no such folder"):
-        list_source(str(tmp_path / "nowhere"))
+    with pytest.raises(SourceError, match="nowhere: no such folder or manifest"):
+        open_source(str(tmp_path / "nowhere"))
 
 
 def test_empty_source(tmp_path):
-    with pytest.raises(SourceError, match="holds no files; expected SRC/<class>/<image>"):
-        list_source(str(tmp_path))
+    with pytest.raises(SourceError, match="holds no files; expected SRC/<class>/<image> or a manifest"):
+        survey(open_source(str(tmp_path)))
 
 
 def test_folders_of_folds_and_of_a_validation_part(tmp_path):
-    where = folder(tmp_path, "fold2/a/1.png", "Fold_10/b/2.png", "val/a/3.png", "foldings/4.png")
-    _, files = list_source(where)
+    files = walked(folder(tmp_path, "fold2/a/1.png", "Fold_10/b/2.png", "val/a/3.png", "foldings/4.png"))
     assert [(f.label, f.split, f.fold) for f in files] == [
         ("b", None, 10), ("a", None, 2), ("foldings", None, None), ("a", "val", None),
     ]  # fmt: skip
+
+
+def test_cvind_gives_the_folds_of_numbered_files(tmp_path):
+    where = folder(tmp_path, "1.mat", "2.mat", "other.mat")
+    scipy.io.savemat(tmp_path / "cvind.mat", {"cvind": np.array([[3], [5]])})
+    assert [(file.key, file.fold) for file in walked(where)] == [("1.mat", 3), ("2.mat", 5), ("other.mat", None)]
+    (tmp_path / "cvind.mat").write_bytes(b"MATLAB 5.0 MAT-file, but damaged")
+    with pytest.raises(SourceError, match="cvind.mat"):
+        walked(where)
+
+
+def manifest(tmp_path, text, name="scans.csv"):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    return str(tmp_path / name)
+
+
+def test_a_manifest_says_what_files_are(tmp_path):
+    folder(tmp_path / "x", "1.png")
+    where = manifest(
+        tmp_path,
+        "path,label,patient,site,plane,sequence,acquired,fold,split,comment\n"
+        f"x/1.png,glioma,P 1,north,axial,T2,2021-02-03,4,train,ignored\n{tmp_path}/x/1.png,,,,,,,,,\nx/gone.png,,,,,,,,,\n",
+    )
+    one, two, gone = walked(where)
+    assert (one.key, one.label, one.patient, one.site, one.plane, one.sequence, one.acquired, one.fold, one.split) == (
+        "x/1.png", "glioma", "P 1", "north", "axial", "T2", "2021-02-03", 4, "train",
+    )  # fmt: skip
+    assert (two.label, two.patient, two.labelled, two.size) == (None, None, True, one.size)
+    assert gone.size == -1
+    assert open_source(where).read(two) == b"1.png"
+    assert survey(open_source(where)).identifying
+    assert listed(listing_table([one, two])) == [one, two]
+
+
+def test_a_manifest_may_be_parquet(tmp_path):
+    folder(tmp_path, "1.png")
+    pq.write_table(pa.table({"path": ["1.png"], "fold": [2], "label": ["a"]}), tmp_path / "m.parquet")
+    (one,) = walked(str(tmp_path / "m.parquet"))
+    assert (one.label, one.fold, one.patient) == ("a", 2, None)
+    assert not survey(open_source(str(tmp_path / "m.parquet"))).identifying
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,label\n1.png,a\n", "no column path; a manifest has path and any of label, patient"),
+        ("path,fold\n1.png,first\n", "row 1: fold is not a whole number"),
+        ("path,acquired\n1.png,3.2.2021\n", "row 1: acquired is not a day like"),
+        ("path,plane\n1.png,front\n", "row 1: plane is not one of axial, coronal, sagittal"),
+        ("path,label\n1.png,a\n ,b\n", "row 2 has no path"),
+    ],
+)
+def test_a_wrong_manifest_names_row_and_column(tmp_path, text, message):
+    folder(tmp_path, "1.png")
+    with pytest.raises(SourceError, match=message):
+        walked(manifest(tmp_path, text))

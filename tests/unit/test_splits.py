@@ -13,6 +13,7 @@ def scans(count, groups=None, **columns):
     rows = [
         {
             "image_id": f"i{n}", "file": "f", "label": "a", "group_id": f"g{groups[n] if groups else n}", "source_key": f"k{n}",
+            "file_row": n, "joins": [], "cluster_id": f"c{n}", "generation": 0, "stamp": "s", "frame": 0,
             "pixel_hash": "p", "difference_hash": bytes(32), **{name: values[n] for name, values in columns.items()},
         }
         for n in range(count)
@@ -67,3 +68,17 @@ def test_unlabelled_scans_take_no_part():
 def test_a_protocol_without_what_it_needs():
     with pytest.raises(SourceError, match="protocol given: .* set another split.protocol"):
         split(scans(5), "given")
+
+
+def test_a_scan_that_joins_groups_of_different_parts_is_in_none():
+    alone = split(scans(40), "dedup")["split"].to_pylist()
+    one, other = alone.index("train"), alone.index("test")
+    same = next(n for n in range(one + 1, 40) if alone[n] == "train")
+    table = split(scans(42, [*range(40), one, one], joins=[[]] * 40 + [[f"g{other}"], [f"g{same}"]]), "dedup")
+    assert table["split"].to_pylist()[:40] == alone
+    assert table["split"].to_pylist()[40:] == ["none", "train"]
+
+
+def test_without_labels_the_way_out_is_named():
+    with pytest.raises(SourceError, match=r"no scan has a label: .* ingest.classes"):
+        split(scans(5, label=[None] * 5), "paper")

@@ -5,7 +5,7 @@ from mrcg.errors import NotFoundError
 from mrcg.manifest import KINDS
 from mrcg.stages import STAGES, Source, open_inputs, plan
 
-SOURCE = Source("somewhere", "listing")
+SOURCE = Source("somewhere", "listing", 1, 1, False)
 
 
 def versions(*overrides, source=SOURCE, weights="none"):
@@ -50,7 +50,9 @@ def test_how_wide_a_job_runs_is_not_part_of_a_version(override):
 
 
 def test_the_place_of_source_and_weights_is_not_part_of_a_version():
-    assert versions() == versions("encoder.weights=/elsewhere.safetensors", source=Source("moved", "listing"))
+    assert versions() == versions(
+        "encoder.weights=/elsewhere.safetensors", source=Source("moved", "listing", 1, 1, False)
+    )
     assert changed(versions(), versions(weights="other"))[0] == "encoders"
 
 

@@ -10,7 +10,7 @@ from mrcg.encoder.model import Encoder
 from mrcg.encoder.spec import WEIGHTS, fingerprint, read_spec
 from mrcg.encoder.train import embed_pixels
 from mrcg.errors import IntegrityError
-from mrcg.imaging.decode import Grey
+from mrcg.imaging.slices import Grey
 from mrcg.store import Artefact
 
 

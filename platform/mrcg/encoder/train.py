@@ -17,7 +17,7 @@ from mrcg.encoder.spec import EncoderSpec
 from mrcg.errors import TrainingError
 from mrcg.evaluation.metrics import mean_average_precision
 from mrcg.hashing import seed_of
-from mrcg.imaging.decode import Grey
+from mrcg.imaging.slices import Grey
 from mrcg.training import TrainingState, Worker
 
 

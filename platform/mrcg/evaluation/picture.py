@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-from mrcg.imaging.decode import Grey
+from mrcg.imaging.slices import Grey
 
 TILE, GAP, CAPTION, FRAME = 112, 8, 34, 3
 INK, PAPER, FAINT = "#1b2733", "#ffffff", "#66757f"

@@ -1,17 +1,21 @@
-"""Near-duplicates by difference hash, joined into groups (DESIGN §2)."""
+"""Near-duplicates by difference hash: pairs from a FAISS binary index, joined by union-find (DESIGN §2)."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from mrcg.imaging.decode import Grey
+from mrcg.errors import require
+from mrcg.imaging.slices import Grey
 
-HASH_BYTES = 32
-_BLOCK = 1024
+HASH_BITS = 256
+HASH_BYTES = HASH_BITS // 8
+Hashes = npt.NDArray[np.uint8]
+Pairs = npt.NDArray[np.int64]
+_BLOCK = 8192
+#: Tables with shorter keys than this would hold everything in few buckets: comparing all is then quicker.
+_SHORTEST_KEY = 8
 
 
 def difference_hash(grey: Grey) -> bytes:
@@ -21,24 +25,52 @@ def difference_hash(grey: Grey) -> bytes:
     return np.packbits(levels[:, 1:] > levels[:, :-1]).tobytes()
 
 
-def near_pairs(hashes: Sequence[bytes], max_bits: int) -> npt.NDArray[np.int64]:
-    """All pairs (i, j), i < j, whose hashes differ in at most ``max_bits`` bits: (pairs, 2).
+def near_pairs(hashes_nb: Hashes, max_bits: int) -> Pairs:
+    """Pairs (i, j), i < j, that join all hashes within ``max_bits`` of each other: (pairs, 2).
 
-    Compares all pairs block by block: seconds for 10^4 images, memory of one block.
+    Copies are joined to the first of them only, so a scan that is there a thousand times gives a thousand
+    pairs and not half a million. Of the distinct hashes every near pair is found: ``max_bits`` flipped
+    bits leave at least one of ``max_bits + 1`` disjoint keys untouched, so that both share a bucket.
+
+    Args:
+        hashes_nb: (n, 32) bytes.
+        max_bits: Hamming distance up to which two are near.
     """
-    words = np.frombuffer(b"".join(hashes), dtype=np.uint64).reshape(len(hashes), HASH_BYTES // 8)
+    whole = np.ascontiguousarray(hashes_nb).view(f"V{HASH_BYTES}").reshape(-1)
+    _, first, member_of = np.unique(whole, return_index=True, return_inverse=True)
+    own = np.arange(len(whole), dtype=np.int64)
+    copies = np.stack([first[member_of], own], axis=1)[first[member_of] != own]
+    pairs = first[_distinct_pairs(np.ascontiguousarray(hashes_nb[first]), max_bits)] if max_bits else copies[:0]
+    return np.sort(np.concatenate([copies, pairs]), axis=1)
+
+
+def _distinct_pairs(hashes_nb: Hashes, max_bits: int) -> Pairs:
+    faiss = require("faiss")
+    key_bits = HASH_BITS // (max_bits + 1)
+    if key_bits < _SHORTEST_KEY:
+        index = faiss.IndexBinaryFlat(HASH_BITS)
+    else:
+        # Keys are consecutive bits. Neighbouring bits are alike (the background around a head is the same in all
+        # scans), so they are dealt out anew; distances stay what they are.
+        hashes_nb = _dealt(hashes_nb)
+        index = faiss.IndexBinaryMultiHash(HASH_BITS, max_bits + 1, min(key_bits, 32))
+    index.add(hashes_nb)
     found = [np.empty((0, 2), dtype=np.int64)]
-    for start in range(0, len(words), _BLOCK):
-        block = words[start : start + _BLOCK]
-        others = words[start:]
-        bits = np.bitwise_count(block[:, None, :] ^ others[None, :, :]).sum(axis=2, dtype=np.uint16)
-        i, j = np.nonzero(bits <= max_bits)
-        keep = i < j
-        found.append(np.stack([i[keep] + start, j[keep] + start], axis=1))
+    for start in range(0, len(hashes_nb), _BLOCK):
+        # FAISS counts as near what is below the radius.
+        limits, _, near = index.range_search(hashes_nb[start : start + _BLOCK], max_bits + 1)
+        queries = np.repeat(np.arange(start, start + len(limits) - 1), np.diff(limits.astype(np.int64)))
+        keep = queries < near
+        found.append(np.stack([queries[keep], near[keep]], axis=1))
     return np.concatenate(found)
 
 
-def join_groups(count: int, pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _dealt(hashes_nb: Hashes) -> Hashes:
+    order = np.random.default_rng(256).permutation(HASH_BITS)
+    return np.packbits(np.unpackbits(hashes_nb, axis=1)[:, order], axis=1)
+
+
+def join_groups(count: int, pairs: Pairs) -> npt.NDArray[np.int64]:
     """Connected components: for each member the smallest member of its group, shape (count,)."""
     parent = list(range(count))
 
@@ -52,12 +84,3 @@ def join_groups(count: int, pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.int6
         a, b = root(i), root(j)
         parent[max(a, b)] = min(a, b)
     return np.array([root(member) for member in range(count)], dtype=np.int64)
-
-
-def group_ids(image_ids: Sequence[str], hashes: Sequence[bytes], max_bits: int) -> list[str]:
-    """Group of each image: named after the smallest image id in it, whatever the order of the input."""
-    roots = join_groups(len(image_ids), near_pairs(hashes, max_bits))
-    smallest: dict[int, str] = {}
-    for member, group in zip(image_ids, roots.tolist(), strict=True):
-        smallest[group] = min(member, smallest.get(group, member))
-    return [smallest[group] for group in roots.tolist()]

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mrcg.hashing import seed_of
-from mrcg.imaging.decode import Grey
+from mrcg.imaging.slices import Grey
 
 CLASSES = ("glioma_tumor", "meningioma_tumor", "no_tumor", "pituitary_tumor")
 SIDE = 128

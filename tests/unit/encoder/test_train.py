@@ -5,8 +5,8 @@ from tests.making import tiny_config
 
 from mrcg.encoder.train import EncoderTrainer, LabelledImages, leave_one_out_map, new_encoder
 from mrcg.errors import IntegrityError, TrainingError
-from mrcg.imaging.decode import resize
 from mrcg.imaging.phantom import CLASSES, phantoms
+from mrcg.imaging.slices import resize
 from mrcg.training import Worker
 
 

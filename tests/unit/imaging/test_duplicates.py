@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mrcg.imaging import duplicates
-from mrcg.imaging.duplicates import difference_hash, group_ids, join_groups, near_pairs
+from mrcg.imaging.duplicates import difference_hash, join_groups, near_pairs
 from mrcg.imaging.phantom import draw_slice
 
 hashes = st.lists(
@@ -15,21 +15,45 @@ def bits_apart(a, b):
     return bin(int.from_bytes(a, "big") ^ int.from_bytes(b, "big")).count("1")
 
 
-@given(hashes, st.integers(0, 20))
-def test_pairs_equal_the_naive_ones(values, max_bits):
-    naive = {
+def matrix(values):
+    return np.frombuffer(b"".join(values), dtype=np.uint8).reshape(-1, 32)
+
+
+def components(values, max_bits):
+    near = [
         (i, j)
         for i in range(len(values))
         for j in range(i + 1, len(values))
         if bits_apart(values[i], values[j]) <= max_bits
-    }
-    assert {tuple(pair) for pair in near_pairs(values, max_bits).tolist()} == naive
+    ]
+    return join_groups(len(values), np.array(near, dtype=np.int64).reshape(-1, 2)).tolist()
+
+
+@given(hashes, st.sampled_from([0, 1, 5, 12, 20, 40]))
+def test_groups_equal_those_of_all_pairs(values, max_bits):
+    pairs = near_pairs(matrix(values), max_bits)
+    assert all(bits_apart(values[i], values[j]) <= max_bits and i < j for i, j in pairs.tolist())
+    assert join_groups(len(values), pairs).tolist() == components(values, max_bits)
+
+
+@given(st.binary(min_size=32, max_size=32), st.sets(st.integers(0, 255), min_size=12, max_size=12))
+def test_no_way_of_flipping_twelve_bits_hides_a_copy(value, flipped):
+    bits = np.unpackbits(np.frombuffer(value, np.uint8))
+    bits[list(flipped)] ^= 1
+    assert near_pairs(matrix([value, np.packbits(bits).tobytes()]), 12).tolist() == [[0, 1]]
+    bits[next(n for n in range(256) if n not in flipped)] ^= 1
+    assert near_pairs(matrix([value, np.packbits(bits).tobytes()]), 12).tolist() == []
 
 
 def test_pairs_reach_over_blocks(monkeypatch):
     monkeypatch.setattr(duplicates, "_BLOCK", 3)
-    values = [bytes([n % 4]) + bytes(31) for n in range(10)]
-    assert len(near_pairs(values, 0)) == sum(1 for i in range(10) for j in range(i + 1, 10) if i % 4 == j % 4)
+    values = [bytes([n]) + bytes(31) for n in range(16)]
+    assert len(near_pairs(matrix(values), 12)) == 16 * 15 / 2
+
+
+def test_copies_are_joined_one_by_one():
+    values = [bytes(32)] * 500
+    assert near_pairs(matrix(values), 12).tolist() == [[0, n] for n in range(1, 500)]
 
 
 @given(
@@ -45,15 +69,6 @@ def test_groups_equal_repeated_joining(case):
             low = min(naive[i], naive[j])
             naive = [low if g in (naive[i], naive[j]) else g for g in naive]
     assert join_groups(count, np.array(pairs, dtype=np.int64).reshape(-1, 2)).tolist() == naive
-
-
-@given(st.permutations(range(6)))
-def test_group_names_do_not_depend_on_the_order(order):
-    ids = [f"id{n}" for n in range(6)]
-    values = [bytes([n // 2 * 255]) * 32 if n < 4 else bytes([17 * n]) * 32 for n in range(6)]
-    straight = dict(zip(ids, group_ids(ids, values, 2), strict=True))
-    shuffled = [ids[n] for n in order]
-    assert dict(zip(shuffled, group_ids(shuffled, [values[n] for n in order], 2), strict=True)) == straight
 
 
 def test_a_slightly_changed_scan_is_near_and_another_is_far():

@@ -1,0 +1,132 @@
+"""From segments and an earlier corpus to one corpus: its tables, its counts, its files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mrcg import schemas
+from mrcg.corpus import QUARANTINE, SCANS, read_quarantine, read_scans
+from mrcg.grouping import conflicts, group_scans, without_repeats
+from mrcg.ingest import HARMLESS, Rules, is_suppressed
+from mrcg.listing import PASSING, Digests, row_digests
+from mrcg.manifest import FileEntry
+from mrcg.store import Artefact
+
+#: Rows of one file of the table of scans.
+ROWS_PER_FILE = 500_000
+
+Write = Callable[[str, bytes], FileEntry]
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A corpus that is ready to be published, and what was refused in it."""
+
+    files: Sequence[FileEntry]
+    counts: dict[str, Any]
+    bad_files: int
+    first_bad: tuple[str, str] | None
+
+
+def join_corpus(
+    segments: Iterable[tuple[pa.Table, pa.Table, Sequence[FileEntry]]],
+    base: Artefact | None,
+    kept: Digests,
+    rules: Rules,
+    write: Write,
+) -> Joined:
+    """Put segments and what is left of the base together, group all of it, write the tables.
+
+    Args:
+        segments: scans, quarantine and files of pixels of each, in order.
+        base: corpus that this one grows from.
+        kept: digests of the base's files that the source still has.
+        rules: of this ingestion.
+        write: writes a file of the corpus.
+    """
+    old_scans, old_quarantine, files = _kept(base, kept, rules)
+    scans, quarantine = [old_scans], [old_quarantine]
+    for new_scans, new_quarantine, new_files in segments:
+        scans.append(new_scans)
+        quarantine.append(new_quarantine)
+        files += new_files
+    table, repeats = without_repeats(pa.concat_tables(scans))
+    quarantine.append(_refused(repeats, "listed_twice", "the source lists this file more than once"))
+    refused = pa.concat_tables(quarantine)
+    table = group_scans(table, rules.generation, rules.settings.near_duplicate_bits)
+    for number, start in enumerate(range(0, max(1, table.num_rows), ROWS_PER_FILE)):
+        part = table.slice(start, ROWS_PER_FILE)
+        files.append(write(f"{SCANS}{number:05d}.parquet", schemas.to_parquet(part)))
+    files.append(write(f"{QUARANTINE}00000.parquet", schemas.to_parquet(refused)))
+    bad = bad_rows(refused)
+    first = bad.slice(0, 1).to_pylist()
+    return Joined(
+        files,
+        _counts(table, refused, rules),
+        bad.num_rows,
+        (first[0]["source_key"], first[0]["reason"]) if first else None,
+    )
+
+
+def bad_rows(quarantine: pa.Table) -> pa.Table:
+    """Rows of files that are bad as a whole; single slices and harmless reasons left out."""
+    harmful = pa.array([reason not in HARMLESS for reason in quarantine["reason"].to_pylist()], pa.bool_())
+    return quarantine.filter(pc.and_(pc.is_null(quarantine["frame"]), harmful))
+
+
+def _kept(base: Artefact | None, kept: Digests, rules: Rules) -> tuple[pa.Table, pa.Table, list[FileEntry]]:
+    if base is None:
+        return schemas.SCANS.empty_table(), schemas.QUARANTINE.empty_table(), []
+    scans, quarantine = read_scans(base), read_quarantine(base)
+    scans = scans.filter(pa.array(np.isin(row_digests(scans), kept)))
+    lasting = np.array([reason not in PASSING for reason in quarantine["reason"].to_pylist()], dtype=bool)
+    quarantine = quarantine.filter(pa.array(np.isin(row_digests(quarantine), kept) & lasting))
+    if rules.suppressed:
+        gone = pa.array(
+            [is_suppressed(row, rules) for row in scans.select(["image_id", "pixel_hash", "patient"]).to_pylist()],
+            pa.bool_(),
+        )
+        quarantine = pa.concat_tables(
+            [quarantine, _refused(scans.filter(gone), "suppressed", "on the suppression list")]
+        )
+        scans = scans.filter(pc.invert(gone))
+    files = []
+    for name in pc.unique(scans["file"]).to_pylist():
+        entry = base.entry(name)
+        # It stays where it is: the new manifest names the folder of the version that wrote it.
+        files.append(entry.model_copy(update={"folder": entry.folder or base.manifest.folder}))
+    return scans, quarantine, files
+
+
+def _refused(scans: pa.Table, reason: str, detail: str) -> pa.Table:
+    rows = [
+        {"source_key": key, "stamp": stamp, "frame": None, "reason": reason, "detail": detail}
+        for key, stamp in dict.fromkeys(zip(scans["source_key"].to_pylist(), scans["stamp"].to_pylist(), strict=True))
+    ]
+    return pa.Table.from_pylist(rows, schemas.QUARANTINE)
+
+
+def _counts(scans: pa.Table, quarantine: pa.Table, rules: Rules) -> dict[str, Any]:
+    def distinct(column: str) -> int:
+        return int(pc.count_distinct(scans[column]).as_py())
+
+    labels = Counter(label for label in scans["label"].to_pylist() if label is not None)
+    return {
+        "images": scans.num_rows,
+        "quarantined": quarantine.num_rows,
+        "reasons": dict(sorted(Counter(quarantine["reason"].to_pylist()).items())),
+        "groups": distinct("group_id"),
+        "clusters": distinct("cluster_id"),
+        "distinct": distinct("pixel_hash"),
+        "patients": distinct("patient"),
+        "conflicts": len(conflicts(scans)),
+        "classes": dict(sorted(labels.items())),
+        "generation": rules.generation,
+    }
