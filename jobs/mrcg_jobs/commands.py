@@ -17,9 +17,20 @@ from mrcg.store import Store
 from mrcg_jobs.pipeline import StageResult, plan_steps, run_stages, step_named
 from mrcg_jobs.progress import Progress
 
-SourceOption = Annotated[str, typer.Option("--source", help="Folder of scans: SRC/<class>/… or SRC/<split>/<class>/….")]
+SourceOption = Annotated[
+    str,
+    typer.Option(
+        "--source", help="Folder of scans, SRC/<class>/… or SRC/<split>/<class>/…, or a manifest (.csv, .parquet)."
+    ),
+]
 RayOption = Annotated[
     str | None, typer.Option("--ray", help="Address of a Ray cluster; without it one is started here.")
+]
+
+
+BadOption = Annotated[
+    float | None,
+    typer.Option("--max-bad-fraction", min=0.0, max=1.0, help="Part of the files that may be bad; 0.05 by default."),
 ]
 
 
@@ -40,11 +51,13 @@ def run(
     promote_when: Annotated[
         PromoteWhen, typer.Option("--promote", help="When the result becomes the release.")
     ] = PromoteWhen.gate,
+    max_bad_fraction: BadOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run all stages from a folder of scans to a release; what is there already is skipped."""
+    settings = _with_limit(settings, max_bad_fraction)
     results, report = _run(source, store, recipe, settings, ray, None, as_json)
-    opened, config = Store(store), load_config(recipe, settings or ())
+    opened, config = Store(store), load_config(recipe, settings)
     outcome = None
     if promote_when != PromoteWhen.never:
         drop = config.release.max_map_drop if promote_when == PromoteWhen.gate else None
@@ -68,7 +81,25 @@ def _stage_command(name: str, summary: str) -> Callable[..., None]:
     return command
 
 
-ingest = _stage_command("ingest", "Read, check, hash and group scans into a corpus.")
+def ingest(
+    source: SourceOption,
+    store: StoreOption,
+    recipe: RecipeOption = None,
+    settings: SetOption = None,
+    ray: RayOption = None,
+    max_bad_fraction: BadOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Read, check, make nameless and group scans; of a source that grew only what is new. One stage of `mrcg run`."""
+    results, report = _run(source, store, recipe, _with_limit(settings, max_bad_fraction), ray, "ingest", as_json)
+    _show(results, report, None, as_json)
+
+
+def _with_limit(settings: list[str] | None, max_bad_fraction: float | None) -> list[str]:
+    limit = [] if max_bad_fraction is None else [f"checks.max_bad_fraction={max_bad_fraction}"]
+    return [*(settings or ()), *limit]
+
+
 split = _stage_command("split", "Say who is gallery and who is query.")
 train_encoder = _stage_command("train-encoder", "Train the triplet CNN.")
 embed = _stage_command("embed", "Embed every scan of the corpus.")

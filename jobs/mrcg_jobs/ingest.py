@@ -7,9 +7,10 @@ stay on the workers: the driver sees counts and the entries of files.
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import json
+import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,25 +21,23 @@ import ray
 import ray.data
 
 from mrcg import schemas
-from mrcg.corpus import IMAGES, read_quarantine, read_scans
+from mrcg.corpus import IMAGES
 from mrcg.errors import SourceError
 from mrcg.imaging.guard import Guard
 from mrcg.ingest import ImagesWriter, Rules, ingest_files
 from mrcg.joining import Joined, join_corpus
 from mrcg.lineage import source_name
-from mrcg.listing import PAGE, SEGMENTS, Digests, Plan, cut_segments, known_files, read_pages, write_listing
+from mrcg.listing import MEASURED, Plan, cut_segments, known_files, write_listing
 from mrcg.manifest import FileEntry
 from mrcg.privacy import pseudonyms_from_environment
-from mrcg.source import SourceFile, open_source, survey
+from mrcg.segment import SegmentReader, SegmentWork
+from mrcg.source import SourceFile, open_source
 from mrcg.stages import Source
 from mrcg.store import HashingFile, Store
 from mrcg.suppression import suppressed
 from mrcg_jobs.job import Job, Outcome
 from mrcg_jobs.runtime import own_errors
-from mrcg_jobs.watch import Watch
-
-#: Files between two reports of progress.
-REPORT_EVERY = 32
+from mrcg_jobs.watch import Watch, part_reporter
 
 
 @dataclass(frozen=True)
@@ -66,10 +65,6 @@ class _Ingestion:
     def table(self, kind: str, segment: int) -> str:
         return f"{self.attempt}/work/{kind}-{segment:05d}.parquet"
 
-    def guard(self) -> Guard:
-        settings = self.rules.settings
-        return Guard(settings, settings.seconds_per_file, settings.reader_bytes)
-
 
 def run(job: Job) -> Outcome:
     """Make the corpus.
@@ -89,7 +84,7 @@ def run(job: Job) -> Outcome:
     task = _Ingestion(job.store.url, job.source, version, job.attempt.folder, job.attempt.output, rules)
     with own_errors():
         plan = _plan(job, task)
-        _read_segments(job, task, plan)
+        seconds = _read_segments(job, task, plan)
         job.progress(plan.files, plan.files, "grouping near-duplicates")
         joined: Joined = ray.get(_join.remote(task, len(plan.segments)))
     _check(job, joined)
@@ -99,37 +94,30 @@ def run(job: Job) -> Outcome:
         "files_read": plan.files,
         "source": source_name(job.source, rules.pseudonyms),
     }
-    return Outcome(counts, joined.files)
+    return Outcome(counts, joined.files, {"reading_seconds": seconds})
 
 
 def _plan(job: Job, task: _Ingestion) -> Plan:
+    """Walk the source and cut what is new into segments; a resumed ingestion goes by the first one's."""
     place = f"{task.attempt}/work/plan.json"
-    if not job.store.exists(place):
-        job.progress(0, 0, "listing the source")
-        plan: Plan = ray.get(_write_plan.remote(task))
-        job.store.write_bytes(place, plan.to_bytes())
-    return Plan.from_json(job.store.read_json(place))
-
-
-@ray.remote(num_cpus=1)
-def _write_plan(task: _Ingestion) -> Plan:
-    store, files = Store(task.store), open_source(task.source.location)
-    if survey(files) != task.source:
-        raise SourceError(f"--source {task.source.location} changed while the run started: run again")
-    known: Digests = np.empty(0, dtype=np.uint64)
-    if task.base is not None:
-        base = store.artefact("corpus", task.base)
-        known = known_files(read_scans(base), read_quarantine(base))
-    with store.writer(task.listing) as sink:
+    if job.store.exists(place):
+        return Plan.from_json(job.store.read_json(place))
+    job.progress(0, 0, "listing the source")
+    files = open_source(task.source.location)
+    base = job.inputs.get("corpus")
+    known = np.empty(0, dtype=np.uint64) if base is None else known_files(base)
+    with job.store.writer(task.listing) as sink:
         listing = write_listing(files, task.source.files, task.rules, known, sink)
+    if listing.source != task.source:
+        raise SourceError(f"--source {task.source.location} changed while the run started: run again")
     buffer = io.BytesIO()
     np.save(buffer, listing.kept, allow_pickle=False)
-    store.write_bytes(task.kept, buffer.getvalue())
-    size = 0.0
-    if listing.files > PAGE * SEGMENTS * 4:  # below, the cut does not depend on it
-        size = _measure(task, listing.samples)
-    segments = cut_segments(listing.pages, listing.files, size, task.rules.settings.file_bytes)
-    return Plan(listing.files, segments)
+    job.store.write_bytes(task.kept, buffer.getvalue())
+    # With few files the cut does not depend on what they give.
+    size = _measure(task, listing.samples) if listing.files > MEASURED else 0.0
+    plan = Plan(listing.files, cut_segments(listing.pages, listing.files, size, task.rules.settings.file_bytes))
+    job.store.write_bytes(place, plan.to_bytes())
+    return plan
 
 
 def _measure(task: _Ingestion, samples: Sequence[SourceFile]) -> float:
@@ -142,57 +130,68 @@ def _measure(task: _Ingestion, samples: Sequence[SourceFile]) -> float:
         yield file
         sizes.append(file.size)
 
-    files = open_source(task.source.location)
-    with task.guard() as guard, ImagesWriter(nowhere, "sample", task.rules.settings) as images:
+    files, settings = open_source(task.source.location), task.rules.settings
+    guarded = Guard(settings, settings.seconds_per_file, settings.reader_bytes)
+    with guarded as guard, ImagesWriter(nowhere, "sample", settings) as images:
         ingest_files(samples, files.read, guard.read, task.rules, images)
     return sum(sizes) / len(samples)
 
 
-def _read_segments(job: Job, task: _Ingestion, plan: Plan) -> None:
-    done = [number for number in range(len(plan.segments)) if job.store.exists(task.note(number))]
+def _read_segments(job: Job, task: _Ingestion, plan: Plan) -> float:
+    """Read what is not read yet; returns the seconds from the first segment's begin to the last one's end."""
+    done = {number for number in range(len(plan.segments)) if job.store.exists(task.note(number))}
     pending = [
         {"number": number, "first": first, "last": last}
         for number, (first, last) in enumerate(plan.segments)
-        if number not in set(done)
+        if number not in done
     ]
     if not pending:
-        return
+        return 0.0
     before = sum(int(job.store.read_json(task.note(number))["files_read"]) for number in done)
+    begin, end = math.inf, 0.0
+    readers = min(len(pending), max(1, int(ray.cluster_resources().get("CPU", 1))))
     with Watch(job.progress) as watch:
         watch.board.expect.remote(before, plan.files, "files read")
         dataset = ray.data.from_items(pending, override_num_blocks=len(pending)).map(
-            functools.partial(_read_segment, task=task, board=watch.board), num_cpus=1
+            _ReadSegment,
+            fn_constructor_args=(task, watch.board),
+            # All at once: what an actor needs is imported beside the others', not after them.
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=readers, initial_size=readers),
+            num_cpus=1,
         )
-        for _ in dataset.iter_rows():
-            pass
+        for row in dataset.iter_rows():
+            begin, end = min(begin, row["begin"]), max(end, row["end"])
+    return end - begin
 
 
-def _read_segment(row: dict[str, Any], task: _Ingestion, board: ray.actor.ActorHandle) -> dict[str, Any]:
-    """Read one segment and write its part of the corpus; the note comes last."""
-    store, files = Store(task.store), open_source(task.source.location)
-    number = int(row["number"])
-    prefix = f"{IMAGES}g{task.rules.generation:03d}-{number:05d}"
-    count = 0
+class _ReadSegment:
+    """Reads segments and writes their parts of the corpus, one after the other."""
 
-    def reported() -> Iterator[SourceFile]:
-        nonlocal count
-        for file in read_pages(store, task.listing, range(row["first"], row["last"])):
-            yield file
-            count += 1
-            if count % REPORT_EVERY == 0:
-                board.part.remote(number, count)
+    def __init__(self, task: _Ingestion, board: ray.actor.ActorHandle) -> None:
+        self._task = task
+        self._board = board
+        self._store = Store(task.store)
+        self._read = SegmentReader(task.rules.settings.reader_bytes)
 
-    with (
-        task.guard() as guard,
-        ImagesWriter(lambda name: store.writer(f"{task.output}/{name}"), prefix, task.rules.settings) as images,
-    ):
-        segment = ingest_files(reported(), files.read, guard.read, task.rules, images)
-    store.write_bytes(task.table("scans", number), schemas.to_parquet(segment.scans))
-    store.write_bytes(task.table("quarantine", number), schemas.to_parquet(segment.quarantine))
-    note = {"files_read": count, "entries": [entry.model_dump() for entry in segment.files]}
-    store.write_bytes(task.note(number), json.dumps(note).encode())
-    board.part.remote(number, count)
-    return {"number": number, "files": count}
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        begin, number, task, store = time.time(), int(row["number"]), self._task, self._store
+        work = SegmentWork(
+            store=task.store,
+            source=task.source.location,
+            listing=task.listing,
+            pages=(row["first"], row["last"]),
+            output=task.output,
+            prefix=f"{IMAGES}g{task.rules.generation:03d}-{number:05d}",
+            rules=task.rules,
+        )
+        segment = self._read(work, part_reporter(self._board, number))
+        store.write_bytes(task.table("scans", number), schemas.to_parquet(segment.scans))
+        store.write_bytes(task.table("quarantine", number), schemas.to_parquet(segment.quarantine))
+        # The note comes last: it says that the rest is there.
+        note = {"files_read": segment.files_read, "entries": [entry.model_dump() for entry in segment.files]}
+        store.write_bytes(task.note(number), json.dumps(note).encode())
+        self._board.part.remote(number, segment.files_read)
+        return {"begin": begin, "end": time.time()}
 
 
 @ray.remote(num_cpus=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mrcg.attempt import Attempt
@@ -29,10 +29,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage made: its files below the attempt's output, and counts for the manifest."""
+    """What a stage made: its files below the attempt's output, counts for the manifest, times for ``run.json``."""
 
     counts: Mapping[str, Any]
     files: Sequence[FileEntry]
+    times: Mapping[str, float] = field(default_factory=dict)
 
 
 def write_output(store: Store, output: str, name: str, data: bytes) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def _run_step(
             step.stage.kind, step.version, step.settings, step.inputs, outcome.counts, outcome.files
         )
         published = attempt.publish(manifest)
-    store.record_run(published, {"started": started, "seconds": time.time() - started})
+    store.record_run(published, {"started": started, "seconds": time.time() - started, **outcome.times})
     return published
 
 

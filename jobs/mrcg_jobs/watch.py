@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
 
 import ray
 
 from mrcg_jobs.progress import Progress
+
+POLL_SECONDS = 0.5
 
 
 @ray.remote(num_cpus=0)
@@ -59,7 +62,7 @@ class Watch:
         ray.kill(self.board)
 
     def _poll(self) -> None:
-        while not self._stop.wait(0.5):
+        while not self._stop.wait(POLL_SECONDS):
             done, total, note = ray.get(self.board.read.remote())
             if total:
                 self._progress(done, total, note)
@@ -70,3 +73,16 @@ def reporter(board: ray.actor.ActorHandle | None) -> Callable[[float, float, str
     if board is None:
         return lambda done, total, note: None
     return lambda done, total, note: board.write.remote(done, total, note)
+
+
+def part_reporter(board: ray.actor.ActorHandle, number: int) -> Callable[[float], None]:
+    """A function for a worker that writes how much of its part is done, now and then: each call costs both sides."""
+    last = 0.0
+
+    def report(done: float) -> None:
+        nonlocal last
+        if time.monotonic() - last >= POLL_SECONDS:
+            last = time.monotonic()
+            board.part.remote(number, done)
+
+    return report

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import warnings
 from importlib.metadata import EntryPoint, entry_points
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 #: Order in which help lists the commands.
 ORDER = (
-    "sample", "run", "ingest", "split", "train-encoder", "embed", "build-index", "build-graphs", "train-reranker",
-    "evaluate", "serve", "query", "releases", "store", "gc",
+    "sample", "keys", "run", "ingest", "corpus", "split", "train-encoder", "embed", "build-index", "build-graphs",
+    "train-reranker", "evaluate", "serve", "query", "releases", "store", "gc",
 )  # fmt: skip
 
 
@@ -52,6 +53,10 @@ app = typer.Typer(cls=_LazyGroup, no_args_is_help=True, add_completion=False, pr
 releases_app = typer.Typer(no_args_is_help=True, help="Which release serves: list, show, promote, roll back.")
 store_app = typer.Typer(no_args_is_help=True, help="What is in a store, and why a version exists.")
 app.add_typer(releases_app, name="releases")
+keys_app = typer.Typer(no_args_is_help=True, help="Keys: make one for pseudonyms.")
+corpus_app = typer.Typer(no_args_is_help=True, help="What is in a corpus, and what was refused.")
+app.add_typer(keys_app, name="keys")
+app.add_typer(corpus_app, name="corpus")
 app.add_typer(store_app, name="store")
 
 
@@ -72,16 +77,43 @@ def sample(
     folder: Annotated[Path, typer.Argument(help="Folder to write to.")],
     images: Annotated[int, typer.Option("--images", min=1, help="How many images.")] = 400,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 1,
+    kind: Annotated[str, typer.Option("--format", help="png, dicom, nifti or mat.")] = "png",
     as_json: JsonOption = False,
 ) -> None:
-    """Write a phantom corpus: PNG files by class, several slices a patient."""
-    from mrcg.imaging.samples import write_samples
+    """Write phantom scans by class, several slices a patient, with true headers in every format."""
+    from mrcg.imaging.samples import SampleFormat, write_samples
 
-    written = write_samples(folder, images, seed)
+    if kind not in SampleFormat.__members__:
+        raise UsageError(f"--format {kind}: one of {', '.join(SampleFormat.__members__)}")
+    files, written = write_samples(folder, images, seed, SampleFormat(kind))
     if as_json:
-        console.emit_json({"folder": str(folder), "images": images, "written": written})
+        console.emit_json({"folder": str(folder), "images": images, "files": files, "written": written})
     else:
-        console.say(f"{images} phantoms in {folder} ({written} written, {images - written} were there)")
+        console.say(f"{images} phantoms in {files} files in {folder} ({written} written, {files - written} were there)")
+
+
+@keys_app.command("new")
+def keys_new(
+    kind: Annotated[str, typer.Option("--kind", help="pseudonym: makes patients nameless.")],
+    out: Annotated[Path | None, typer.Option("--out", help="File for the key, readable by its owner alone.")] = None,
+) -> None:
+    """Make a key. It is shown or written once and kept nowhere else."""
+    from mrcg.privacy import ENVIRONMENT, new_key
+
+    if kind != "pseudonym":
+        raise UsageError(f"--kind {kind}: the kinds are pseudonym")
+    if out is None:
+        console.say(new_key())
+        return
+    try:
+        # Created by us alone and for us alone: a key that is there is never written over.
+        with os.fdopen(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(new_key() + "\n")
+    except FileExistsError as error:
+        raise UsageError(f"--out {out} is there already: a new key would make all its pseudonyms strangers") from error
+    except OSError as error:
+        raise UsageError(f"--out {out} cannot be written: {error.strerror}") from error
+    console.say(f"pseudonym key in {out}; use it with {ENVIRONMENT}={out}, keep a copy in a safe place")
 
 
 @app.command()

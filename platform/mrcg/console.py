@@ -43,9 +43,12 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     out.print(table, markup=False)
 
 
+_NOT_SHOWN = ("fingerprint", "dim", "source", "generation")
+
+
 def short_counts(counts: Mapping[str, Any]) -> str:
     """Counts on one line; nested ones by their number of entries, names left out."""
-    numbers = {key: value for key, value in counts.items() if value is not None and key not in ("fingerprint", "dim")}
+    numbers = {key: value for key, value in counts.items() if value not in (None, {}) and key not in _NOT_SHOWN}
     return ", ".join(f"{key} {_short(value)}" for key, value in numbers.items())
 
 

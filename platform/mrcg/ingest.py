@@ -56,6 +56,7 @@ class Segment:
     scans: pa.Table
     quarantine: pa.Table
     files: Sequence[FileEntry]
+    files_read: int
 
 
 def ingest_files(
@@ -81,7 +82,9 @@ def ingest_files(
     """
     scans: list[dict[str, Any]] = []
     refused: list[dict[str, Any]] = []
+    count = 0
     for file in files:
+        count += 1
         try:
             reading = _read(file, read, decode, rules)
         except ImageError as error:
@@ -103,6 +106,7 @@ def ingest_files(
         pa.Table.from_pylist(scans, schemas.SCANS),
         pa.Table.from_pylist(refused, schemas.QUARANTINE),
         images.finish(),
+        count,
     )
 
 

@@ -16,12 +16,15 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mrcg import schemas
+from mrcg.corpus import QUARANTINE, SCANS
 from mrcg.ingest import Rules
-from mrcg.source import Files, SourceFile, listed, listing_table
-from mrcg.store import HashingFile, Store
+from mrcg.source import Files, SourceFile, Surveyor, listed, listing_table
+from mrcg.stages import Source
+from mrcg.store import Artefact, HashingFile, Store
 
 #: Files of a page: what the smallest task reads.
 PAGE = 64
@@ -29,6 +32,8 @@ PAGE = 64
 SEGMENTS = 8
 #: Files that are looked at to learn how many bytes of pixels one gives.
 SAMPLES = 32
+#: From so many new files on, a few are read to learn what they give before the source is cut.
+MEASURED = 2048
 #: Refused for reasons that may pass: read again when the source is ingested again.
 PASSING = frozenset({"missing", "unreadable", "timeout", "crashed", "too_much_memory"})
 
@@ -40,12 +45,14 @@ class Listing:
     """What a walk through a source found.
 
     Attributes:
+        source: as the walk found it.
         files: new or changed ones.
         pages: row groups of the listing.
         kept: digests of the files that the base has read already, sorted.
         samples: new files spread evenly over the source.
     """
 
+    source: Source
     files: int
     pages: int
     kept: Digests
@@ -63,16 +70,17 @@ def file_digests(keys: Iterable[str], stamps: Iterable[str]) -> Digests:
     )
 
 
-def known_files(scans: pa.Table, quarantine: pa.Table) -> Digests:
+def known_files(corpus: Artefact) -> Digests:
     """Digests, sorted, of the files that a corpus has read for good."""
-    lasting = quarantine.filter(
-        pa.array([reason not in PASSING for reason in quarantine["reason"].to_pylist()], pa.bool_())
-    )
-    tables = [
-        table.select(["source_key", "stamp"]).group_by(["source_key", "stamp"]).aggregate([])
-        for table in (scans, lasting)
-    ]
-    return np.unique(np.concatenate([row_digests(table) for table in tables]))
+    found = [np.empty(0, dtype=np.uint64)]
+    for _, data in corpus.each(SCANS):
+        table = pq.read_table(pa.BufferReader(data), columns=["source_key", "stamp"])
+        found.append(row_digests(table.group_by(["source_key", "stamp"]).aggregate([])))
+    for _, data in corpus.each(QUARANTINE):
+        table = pq.read_table(pa.BufferReader(data), columns=["source_key", "stamp", "reason"])
+        lasting = pc.invert(pc.is_in(table["reason"], pa.array(sorted(PASSING))))
+        found.append(row_digests(table.filter(lasting)))
+    return np.unique(np.concatenate(found))
 
 
 def row_digests(table: pa.Table) -> Digests:
@@ -94,12 +102,13 @@ def write_listing(files: Files, total: int, rules: Rules, known: Digests, sink: 
     pages, count, samples = 0, 0, list[SourceFile]()
     found = np.zeros(len(known), dtype=bool)
     with pq.ParquetWriter(sink, schemas.LISTING, compression="zstd") as writer:
-        for page in _pages(_new(files.walk(), rules, known, found)):
+        surveyor = Surveyor(files)
+        for page in _pages(_new(surveyor.walk(), rules, known, found)):
             writer.write_table(listing_table(page), row_group_size=len(page))
             samples += [file for place, file in enumerate(page, count) if place % stride == 0]
             pages += 1
             count += len(page)
-    return Listing(count, pages, known[found], samples[:SAMPLES])
+    return Listing(surveyor.source(), count, pages, known[found], samples[:SAMPLES])
 
 
 def cut_segments(pages: int, files: int, bytes_per_file: float, file_bytes: int) -> list[tuple[int, int]]:

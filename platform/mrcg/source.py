@@ -11,7 +11,7 @@ import io
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Protocol
 
@@ -22,7 +22,6 @@ from fsspec.implementations.local import LocalFileSystem
 
 from mrcg import schemas
 from mrcg.errors import ImageError, SourceError
-from mrcg.hashing import canonical_json
 from mrcg.imaging.matlab import read_folds
 from mrcg.splits import TEST_NAMES, TRAIN_NAMES, VALIDATION_NAMES
 from mrcg.stages import Source
@@ -104,15 +103,40 @@ def survey(files: Files) -> Source:
     Raises:
         SourceError: it holds no file.
     """
-    state, count, size, identifying = hashlib.blake2b(digest_size=16), 0, 0, files.declares_patients
-    for file in files.walk():
-        state.update(canonical_json(astuple(file)))
-        count += 1
-        size += max(0, file.size)
-        identifying = identifying or bool(_IDENTIFYING.search(file.key))
-    if not count:
-        raise SourceError(f"--source {files.location}: it holds no files; expected SRC/<class>/<image> or a manifest")
-    return Source(files.location, state.hexdigest(), count, size, identifying)
+    surveyor = Surveyor(files)
+    for _ in surveyor.walk():
+        pass
+    return surveyor.source()
+
+
+class Surveyor:
+    """Counts and digests the files of a source while somebody walks it."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self._state = hashlib.blake2b(digest_size=16)
+        self._count = self._size = 0
+        self._identifying = files.declares_patients
+
+    def walk(self) -> Iterator[SourceFile]:
+        """The files, one by one."""
+        for file in self._files.walk():
+            self._state.update(repr(file).encode("utf-8", "surrogatepass"))
+            self._count += 1
+            self._size += max(0, file.size)
+            self._identifying = self._identifying or bool(_IDENTIFYING.search(file.key))
+            yield file
+
+    def source(self) -> Source:
+        """What was found, when the walk is over.
+
+        Raises:
+            SourceError: no file.
+        """
+        where = self._files.location
+        if not self._count:
+            raise SourceError(f"--source {where}: it holds no files; expected SRC/<class>/<image> or a manifest")
+        return Source(where, self._state.hexdigest(), self._count, self._size, self._identifying)
 
 
 class FolderSource:

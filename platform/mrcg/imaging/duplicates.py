@@ -7,7 +7,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from mrcg.errors import require
-from mrcg.imaging.slices import Grey
+from mrcg.imaging.slices import Grey, as_image
 
 HASH_BITS = 256
 HASH_BYTES = HASH_BITS // 8
@@ -20,7 +20,7 @@ _SHORTEST_KEY = 8
 
 def difference_hash(grey: Grey) -> bytes:
     """256 bits: is each cell of a 16 x 17 thumbnail brighter than its left neighbour."""
-    thumbnail = Image.fromarray(grey).resize((17, 16), Image.Resampling.BOX)
+    thumbnail = as_image(grey).resize((17, 16), Image.Resampling.BOX)
     levels = np.asarray(thumbnail, dtype=np.int16)
     return np.packbits(levels[:, 1:] > levels[:, :-1]).tobytes()
 

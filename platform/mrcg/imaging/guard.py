@@ -10,14 +10,17 @@ import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe
 from types import TracebackType
+from typing import Any
 
 from mrcg.config import ReadSettings
 from mrcg.errors import ImageError, MrcgError
+from mrcg.imaging.readers import read
 from mrcg.imaging.slices import Reading
 
-#: How long a new child may take to import what a format needs, on a busy machine.
+#: How long a new child may take to import what it needs, on a busy machine.
 START_SECONDS = 60.0
 
 
@@ -30,7 +33,6 @@ class Guard:
         self._memory = memory_bytes
         self._child: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
-        self.restarts = 0
 
     def __enter__(self) -> Guard:
         return self
@@ -51,12 +53,10 @@ class Guard:
             pipe.send_bytes(data)
             if not pipe.poll(self._seconds):
                 self.close()
-                self.restarts += 1
                 raise ImageError("timeout", f"not decoded in {self._seconds:g} s")
             answer = pipe.recv()
         except (EOFError, OSError) as error:
             self.close()
-            self.restarts += 1
             raise ImageError("crashed", "the decoder crashed on it") from error
         if isinstance(answer, Exception):
             raise answer
@@ -65,65 +65,68 @@ class Guard:
 
     def close(self) -> None:
         """End the child; a later read starts another."""
-        if self._pipe is not None:
-            self._pipe.close()
-            self._pipe = None
-        if self._child is not None:
-            self._child.kill()
-            self._child.wait()
-            self._child = None
+        end_child(self._child, self._pipe)
+        self._child = self._pipe = None
 
     def _start(self) -> Connection:
-        ours, theirs = Pipe()
-        # One thread a decoder: the machine's cores are shared out among readers already.
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        self._child = subprocess.Popen(
-            [sys.executable, "-m", "mrcg.imaging.guard", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            # Decoders write what they find in headers to stderr: names of people would get into logs.
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        theirs.close()
-        ours.send((self._settings, self._memory))
-        if not ours.poll(START_SECONDS):
-            self._pipe = ours
-            self.close()
-            raise RuntimeError(f"the reading process did not start in {START_SECONDS:g} s")
-        ours.recv()
-        self._pipe = ours
-        return ours
+        self._child, self._pipe = start_child("mrcg.imaging.guard", self._settings, self._memory)
+        return self._pipe
 
 
-def serve(pipe: Connection) -> None:
-    """The child: read what comes until the parent is gone."""
-    settings, memory = pipe.recv()
-    from mrcg.imaging.readers import read
+def start_child(module: str, *first: Any) -> tuple[subprocess.Popen[bytes], Connection]:
+    """A child that runs a module's ``serve`` on a pipe; what it is sent first, and waited for to be ready."""
+    ours, theirs = Pipe()
+    # One thread a decoder: the machine's cores are shared out among readers already.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    child = subprocess.Popen(
+        [sys.executable, "-m", module, str(theirs.fileno())],
+        pass_fds=[theirs.fileno()],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        # Decoders write what they find in headers to stderr: names of people would get into logs.
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    theirs.close()
+    for one in first:
+        ours.send(one)
+    if not ours.poll(START_SECONDS):
+        end_child(child, ours)
+        raise RuntimeError(f"the reading process did not start in {START_SECONDS:g} s")
+    ours.recv()
+    return child, ours
 
-    _limit(memory)
-    pipe.send("ready")
-    while True:
+
+def end_child(child: subprocess.Popen[bytes] | None, pipe: Connection | None) -> None:
+    """Kill a child and close its pipe."""
+    if pipe is not None:
+        pipe.close()
+    if child is not None:
+        child.kill()
+        child.wait()
+
+
+def decoding(settings: ReadSettings) -> Callable[[bytes], Reading]:
+    """``readers.read`` for a process with a memory limit: reaching it refuses the file."""
+
+    def decode(data: bytes) -> Reading:
         try:
-            data = pipe.recv_bytes()
-        except EOFError:
-            return
-        answer: Reading | Exception
-        try:
-            answer = read(data, settings)
-        except MrcgError as error:
-            answer = error.with_traceback(None)
-            answer.__cause__ = answer.__context__ = None
-        except MemoryError:
-            answer = ImageError("too_much_memory", f"decoding takes more than {memory:,} bytes")
-        except RecursionError:
-            answer = ImageError("unreadable", "nested too deeply")
-        del data
-        pipe.send(answer)
+            return read(data, settings)
+        except MemoryError as error:
+            raise ImageError("too_much_memory", "decoding takes more memory than ingest.reader_bytes") from error
+        except RecursionError as error:
+            raise ImageError("unreadable", "nested too deeply") from error
+
+    return decode
 
 
-def _limit(memory: int) -> None:
+def bare(error: MrcgError) -> MrcgError:
+    """An error without what led to it: that may quote a header, and cannot always cross a pipe."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
+
+
+def limit_process(memory: int) -> None:
     """Limit this process' memory and bind its life to the parent's, where the system can."""
     with contextlib.suppress(ImportError):
         import resource
@@ -136,6 +139,25 @@ def _limit(memory: int) -> None:
 
         die_with_parent = 1  # PR_SET_PDEATHSIG
         ctypes.CDLL(None).prctl(die_with_parent, signal.SIGKILL)
+
+
+def serve(pipe: Connection) -> None:
+    """The child: read what comes until the parent is gone."""
+    decode = decoding(pipe.recv())
+    limit_process(pipe.recv())
+    pipe.send("ready")
+    while True:
+        try:
+            data = pipe.recv_bytes()
+        except EOFError:
+            return
+        answer: Reading | MrcgError
+        try:
+            answer = decode(data)
+        except MrcgError as error:
+            answer = bare(error)
+        del data
+        pipe.send(answer)
 
 
 if __name__ == "__main__":

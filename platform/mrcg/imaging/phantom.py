@@ -9,7 +9,7 @@ more, so a network has to learn where to look.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,10 +35,10 @@ class Phantom:
     pixels: Grey
 
 
-def phantoms(images: int, seed: int) -> Iterator[Phantom]:
-    """``images`` slices, classes in turn, four slices a patient; equal for equal seeds."""
-    per_class = [len(range(c, images, len(CLASSES))) for c in range(len(CLASSES))]
-    for label, count in zip(CLASSES, per_class, strict=True):
+def phantoms(images: int, seed: int, classes: Sequence[str] = CLASSES) -> Iterator[Phantom]:
+    """``images`` slices, shared out among the classes, four slices a patient; equal for equal seeds."""
+    per_class = [len(range(c, images, len(classes))) for c in range(len(classes))]
+    for label, count in zip(classes, per_class, strict=True):
         for number in range(count):
             patient, slice_number = divmod(number, SLICES_PER_PATIENT)
             yield Phantom(label, patient, slice_number, draw_slice(label, seed, patient, slice_number))

@@ -1,39 +1,180 @@
-"""Phantoms as files: a source of scans that anybody may see."""
+"""Phantoms as files of every format: sources of scans that anybody may see."""
 
 from __future__ import annotations
 
+import datetime
+import enum
+import gzip
 import io
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 from PIL import Image
 
-from mrcg.errors import UsageError
-from mrcg.imaging.phantom import phantoms
+from mrcg.errors import UsageError, require
+from mrcg.hashing import seed_of
+from mrcg.imaging.matlab import LABELS
+from mrcg.imaging.phantom import CLASSES, Phantom, phantoms
+
+if TYPE_CHECKING:
+    from pydicom.dataset import FileDataset
+
+SPACING_MM, GAP_MM = 1.8, 5.0
+SEQUENCES = ("T1w TSE", "T1w TSE post contrast", "T2w TSE", "T2w FLAIR")
+FOLDS = 5
+
+Patient = Sequence[Phantom]
 
 
-def write_samples(folder: Path, images: int, seed: int) -> int:
-    """Write ``<class>/patient-<p>-slice-<s>.png`` files, the same for the same arguments.
+class SampleFormat(enum.StrEnum):
+    """Formats that phantoms are written in."""
+
+    png = "png"
+    dicom = "dicom"
+    nifti = "nifti"
+    mat = "mat"
+
+
+def write_samples(folder: Path, images: int, seed: int, kind: SampleFormat = SampleFormat.png) -> tuple[int, int]:
+    """Write phantoms, the same files for the same arguments.
+
+    ``png``: ``<class>/patient-<p>-slice-<s>.png``. ``dicom``: a series of MR images a patient below
+    ``<class>/<patient>/<series>/``. ``nifti``: a volume a patient below ``<class>/``. ``mat``: ``1.mat``, … as CE-MRI
+    has them, three classes, with ``cvind.mat``.
 
     A file that is there already with the same bytes is left alone: so its time, and with it the
     version of a corpus made from it, does not change.
 
     Returns:
-        How many files were written.
+        How many files there are, and how many of them were written.
 
     Raises:
         UsageError: the folder cannot be written.
+        MissingExtraError: the format's library is not installed.
     """
-    written = 0
-    for phantom in phantoms(images, seed):
-        buffer = io.BytesIO()
-        Image.fromarray(phantom.pixels).save(buffer, "PNG")
-        path = folder / phantom.label / f"patient-{phantom.patient:04d}-slice-{phantom.slice_number}.png"
+    files = written = 0
+    for name, data in _WRITERS[kind](images, seed):
+        path = folder / name
+        files += 1
         try:
-            if path.is_file() and path.read_bytes() == buffer.getvalue():
+            if path.is_file() and path.read_bytes() == data:
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(buffer.getvalue())
+            path.write_bytes(data)
         except OSError as error:
             raise UsageError(f"{folder} cannot be written: {error.strerror}") from error
         written += 1
-    return written
+    return files, written
+
+
+def _patients(images: int, seed: int, classes: Sequence[str] = CLASSES) -> Iterator[Patient]:
+    for _, slices in itertools.groupby(phantoms(images, seed, classes), key=lambda one: (one.label, one.patient)):
+        yield list(slices)
+
+
+def _png(images: int, seed: int) -> Iterator[tuple[str, bytes]]:
+    for one in phantoms(images, seed):
+        buffer = io.BytesIO()
+        Image.fromarray(one.pixels).save(buffer, "PNG")
+        yield f"{one.label}/patient-{one.patient:04d}-slice-{one.slice_number}.png", buffer.getvalue()
+
+
+def _dicom(images: int, seed: int) -> Iterator[tuple[str, bytes]]:
+    rle = require("pydicom.uid").RLELossless
+    for patient in _patients(images, seed):
+        for one in patient:
+            dataset = _mr_image(one, seed)
+            if one.patient % 2:
+                dataset.compress(rle, generate_instance_uid=False)
+            buffer = io.BytesIO()
+            dataset.save_as(buffer, enforce_file_format=True)
+            yield f"{one.label}/P{one.patient:04d}/S1/IM{one.slice_number:04d}", buffer.getvalue()
+
+
+def _mr_image(one: Phantom, seed: int) -> FileDataset:
+    """One MR image with the headers that a scanner writes; names and dates are made up."""
+    pydicom = require("pydicom")
+    rng = np.random.default_rng(seed_of(seed, "header", one.label, one.patient))
+    who = f"{one.label}-{one.patient}-{seed}"
+
+    def uid(*parts: object) -> str:
+        return str(pydicom.uid.generate_uid(entropy_srcs=[who, *map(str, parts)]))
+
+    meta = pydicom.dataset.FileMetaDataset()
+    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
+    meta.MediaStorageSOPInstanceUID = uid("instance", one.slice_number)
+    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    dataset: FileDataset = pydicom.dataset.FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+    day = datetime.date(2018, 1, 1) + datetime.timedelta(days=int(rng.integers(0, 2500)))
+    sequence = SEQUENCES[int(rng.integers(0, len(SEQUENCES)))]
+    dataset.SOPClassUID, dataset.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = uid("study"), uid("series")
+    dataset.PatientName, dataset.PatientID = f"Phantom^{one.label}^{one.patient:04d}", f"PH-{who}"
+    dataset.PatientBirthDate, dataset.PatientSex = "19600101", "O"
+    dataset.StudyDate = dataset.SeriesDate = dataset.AcquisitionDate = day.strftime("%Y%m%d")
+    dataset.AccessionNumber, dataset.InstitutionName = f"A{rng.integers(10**8)}", "Phantom Hospital"
+    dataset.Modality, dataset.SeriesDescription, dataset.SeriesNumber = "MR", sequence, 1
+    dataset.ImageType = ["ORIGINAL", "PRIMARY", "M"]
+    dataset.InstanceNumber = one.slice_number + 1
+    dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    dataset.ImagePositionPatient = [-115.0, -115.0, one.slice_number * GAP_MM]
+    dataset.PixelSpacing, dataset.SliceThickness = [SPACING_MM, SPACING_MM], GAP_MM
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.Rows, dataset.Columns = one.pixels.shape
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 12, 11, 0
+    dataset.WindowCenter, dataset.WindowWidth = 2040, 4080
+    dataset.PixelData = (one.pixels.astype("<u2") * 16).tobytes()
+    return dataset
+
+
+def _nifti(images: int, seed: int) -> Iterator[tuple[str, bytes]]:
+    nibabel = require("nibabel")
+    for patient in _patients(images, seed):
+        # Axes to the right, to the front and up, so that a reader turns the slices back as they were drawn.
+        volume = np.stack([one.pixels.T[::-1, ::-1] for one in patient], axis=2).astype(np.int16)
+        affine = np.diag([SPACING_MM, SPACING_MM, GAP_MM, 1.0])
+        one = patient[0]
+        data = nibabel.Nifti1Image(volume, affine).to_bytes()
+        yield f"{one.label}/sub-{one.patient:04d}_T1w.nii.gz", gzip.compress(data, mtime=0)
+
+
+def _mat(images: int, seed: int) -> Iterator[tuple[str, bytes]]:
+    numbers = {f"{name}_tumor": number for number, name in LABELS.items()}
+    folds: list[int] = []
+    for place, patient in enumerate(_patients(images, seed, tuple(numbers))):
+        for one in patient:
+            folds.append(place % FOLDS + 1)
+            yield f"{len(folds)}.mat", _cjdata(one, numbers[one.label], f"PH{place:05d}")
+    yield "cvind.mat", _matlab73({"cvind": np.array([folds], dtype=np.float64)})
+
+
+def _cjdata(one: Phantom, label: int, patient: str) -> bytes:
+    return _matlab73(
+        {
+            # MATLAB keeps columns first.
+            "cjdata/image": one.pixels.T.astype(np.int16) * 16,
+            "cjdata/label": np.array([[label]], dtype=np.float64),
+            "cjdata/PID": np.array([[ord(letter)] for letter in patient], dtype=np.uint16),
+        }
+    )
+
+
+def _matlab73(content: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]) -> bytes:
+    """A MATLAB 7.3 file: HDF5 behind 512 bytes that begin with a line of text."""
+    buffer = io.BytesIO()
+    with require("h5py").File(buffer, "w", userblock_size=512) as file:
+        for name, values in content.items():
+            file.create_dataset(name, data=values, track_times=False)
+    text = b"MATLAB 7.3 MAT-file, phantom".ljust(124) + b"\x00\x02IM"
+    return text.ljust(512, b"\0") + buffer.getvalue()[512:]
+
+
+_WRITERS: dict[SampleFormat, Callable[[int, int], Iterator[tuple[str, bytes]]]] = {
+    SampleFormat.png: _png,
+    SampleFormat.dicom: _dicom,
+    SampleFormat.nifti: _nifti,
+    SampleFormat.mat: _mat,
+}

@@ -142,7 +142,8 @@ def finish(grey: Grey, settings: ReadSettings) -> Grey:
     Raises:
         ImageError: blank.
     """
-    most = int(np.bincount(grey.reshape(-1), minlength=256).max())
+    image = as_image(grey)
+    most = max(image.histogram())
     if most >= BLANK * grey.size:
         raise ImageError("blank", f"{100 * most / grey.size:.1f} % of the pixels are equal")
     height, width = grey.shape
@@ -150,7 +151,13 @@ def finish(grey: Grey, settings: ReadSettings) -> Grey:
     if scale >= 1:
         return grey
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.LANCZOS))
+    return np.asarray(image.resize(size, Image.Resampling.LANCZOS))
+
+
+def as_image(grey: Grey) -> Image.Image:
+    """Grey levels as a Pillow image that shares their memory where it can."""
+    height, width = grey.shape
+    return Image.frombuffer("L", (width, height), np.ascontiguousarray(grey), "raw", "L", 0, 1)
 
 
 def resize(grey: Grey, side: int) -> Grey:
@@ -158,7 +165,7 @@ def resize(grey: Grey, side: int) -> Grey:
 
     One function for training, indexing and serving, so that no query is resized in another way.
     """
-    return np.asarray(Image.fromarray(grey).resize((side, side), Image.Resampling.BILINEAR))
+    return np.asarray(as_image(grey).resize((side, side), Image.Resampling.BILINEAR))
 
 
 def pixel_hash(grey: Grey) -> str:

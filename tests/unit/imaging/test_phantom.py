@@ -25,7 +25,7 @@ def test_slices_of_a_patient_are_alike_but_not_equal():
 
 
 def test_samples_that_are_there_are_left_alone(tmp_path):
-    assert write_samples(tmp_path, 8, 1) == 8
+    assert write_samples(tmp_path, 8, 1) == (8, 8)
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png")}
-    assert write_samples(tmp_path, 8, 1) == 0
+    assert write_samples(tmp_path, 8, 1) == (8, 0)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png")} == times
