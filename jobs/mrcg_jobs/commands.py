@@ -119,7 +119,7 @@ def _run(
     as_json: bool,
 ) -> tuple[list[StageResult], Path | str]:
     config, opened = load_config(recipe, settings or ()), Store(store)
-    found, steps = plan_steps(opened, config, source)
+    found, steps = plan_steps(opened, config, source, only)
     chosen = steps if only is None else (step_named(steps, only),)
     results: list[StageResult] = []
     try:

@@ -38,8 +38,16 @@ class StageResult:
     counts: Mapping[str, Any]
 
 
-def plan_steps(store: Store, config: Config, location: str) -> tuple[Source, tuple[Step, ...]]:
+def plan_steps(
+    store: Store, config: Config, location: str, last: str | None = None
+) -> tuple[Source, tuple[Step, ...]]:
     """A source as it is now and the versions that it gives; what cannot work fails here, before any work.
+
+    Args:
+        store: where artefacts go.
+        config: settings.
+        location: of the source.
+        last: name of the last stage wanted; all where it is None.
 
     Raises:
         SettingsError: the store lies in the source, so it would be ingested.
@@ -52,9 +60,13 @@ def plan_steps(store: Store, config: Config, location: str) -> tuple[Source, tup
         raise SettingsError(
             f"--store {store.url} lies in --source {location}: it would be ingested; name another place"
         )
-    weights = resolve_weights(config.encoder).digest
+    names = [stage.name for stage in STAGES]
+    count = len(names) if last is None else names.index(last) + 1
+    # Weights may have to be fetched: not for a stage that comes before the encoder.
+    weights = resolve_weights(config.encoder).digest if "train-encoder" in names[:count] else ""
     source = survey(files)
-    return source, plan(config, source, weights, ancestry_of(store, config, source, pseudonyms_from_environment()))
+    ancestry = ancestry_of(store, config, source, pseudonyms_from_environment())
+    return source, plan(config, source, weights, ancestry)[:count]
 
 
 def run_stages(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import warnings
 from importlib.metadata import EntryPoint, entry_points
@@ -15,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from mrcg import __version__, console
+from mrcg.cli_corpus import corpus_app, keys_app
 from mrcg.console import JsonOption, StoreOption
 from mrcg.errors import MrcgError, UsageError, missing_extra
 
@@ -53,8 +53,6 @@ app = typer.Typer(cls=_LazyGroup, no_args_is_help=True, add_completion=False, pr
 releases_app = typer.Typer(no_args_is_help=True, help="Which release serves: list, show, promote, roll back.")
 store_app = typer.Typer(no_args_is_help=True, help="What is in a store, and why a version exists.")
 app.add_typer(releases_app, name="releases")
-keys_app = typer.Typer(no_args_is_help=True, help="Keys: make one for pseudonyms.")
-corpus_app = typer.Typer(no_args_is_help=True, help="What is in a corpus, and what was refused.")
 app.add_typer(keys_app, name="keys")
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(store_app, name="store")
@@ -92,30 +90,6 @@ def sample(
         console.say(f"{images} phantoms in {files} files in {folder} ({written} written, {files - written} were there)")
 
 
-@keys_app.command("new")
-def keys_new(
-    kind: Annotated[str, typer.Option("--kind", help="pseudonym: makes patients nameless.")],
-    out: Annotated[Path | None, typer.Option("--out", help="File for the key, readable by its owner alone.")] = None,
-) -> None:
-    """Make a key. It is shown or written once and kept nowhere else."""
-    from mrcg.privacy import ENVIRONMENT, new_key
-
-    if kind != "pseudonym":
-        raise UsageError(f"--kind {kind}: the kinds are pseudonym")
-    if out is None:
-        console.say(new_key())
-        return
-    try:
-        # Created by us alone and for us alone: a key that is there is never written over.
-        with os.fdopen(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(new_key() + "\n")
-    except FileExistsError as error:
-        raise UsageError(f"--out {out} is there already: a new key would make all its pseudonyms strangers") from error
-    except OSError as error:
-        raise UsageError(f"--out {out} cannot be written: {error.strerror}") from error
-    console.say(f"pseudonym key in {out}; use it with {ENVIRONMENT}={out}, keep a copy in a safe place")
-
-
 @app.command()
 def query(
     image: Annotated[Path, typer.Argument(help="Image file to search for.")],
@@ -146,10 +120,7 @@ def query(
     else:
         _show_answer(asked.answer)
     if out is not None:
-        try:
-            out.write_bytes(picture_of(data, asked))
-        except OSError as error:
-            raise UsageError(f"--out {out} cannot be written: {error.strerror}") from error
+        console.write_file(out, picture_of(data, asked))
         console.err.print(f"picture: {out}", highlight=False, soft_wrap=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any
 
@@ -11,6 +12,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from mrcg.errors import UsageError
 
 StoreOption = Annotated[
     str, typer.Option("--store", envvar="MRCG_STORE", help="Store: a folder or s3://bucket/prefix.")
@@ -41,6 +44,18 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     for row in rows:
         table.add_row(*row)
     out.print(table, markup=False)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write what ``--out`` asked for.
+
+    Raises:
+        UsageError: the place cannot be written.
+    """
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise UsageError(f"--out {path} cannot be written: {error.strerror}") from error
 
 
 _NOT_SHOWN = ("fingerprint", "dim", "source", "generation")

@@ -37,7 +37,7 @@ def test_every_command_has_help(capsys, command):
 def test_sample_writes_and_says_so(capsys, tmp_path):
     assert run(capsys, "sample", tmp_path / "x", "--images", 8)[:2] == (
         0,
-        f"8 phantoms in {tmp_path / 'x'} (8 written, 0 were there)\n",
+        f"8 phantoms in 8 files in {tmp_path / 'x'} (8 written, 0 were there)\n",
     )
     code, out, _ = run(capsys, "sample", tmp_path / "x", "--images", 8, "--json")
     assert (code, json.loads(out)["written"]) == (0, 0)

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from mrcg.imaging.slices import Grey
 
 TILE, GAP, CAPTION, FRAME = 112, 8, 34, 3
+EMPTY = "#eef2f5"
 INK, PAPER, FAINT = "#1b2733", "#ffffff", "#66757f"
 RIGHT, WRONG, NEUTRAL = "#2e8b57", "#d62728", "#8aa0b2"
 
@@ -55,13 +56,20 @@ def retrieval_picture(rows: Sequence[PanelRow], title: str) -> bytes:
 
 
 def _draw_panel(canvas: Image.Image, draw: ImageDraw.ImageDraw, left: int, top: int, panel: Panel) -> None:
+    if panel.pixels is None:
+        draw.rectangle((left, top, left + TILE - 1, top + TILE - 1), EMPTY)
+        _draw_words(draw, left, top, panel)
+        return
     colour = NEUTRAL if panel.relevant is None else RIGHT if panel.relevant else WRONG
     draw.rectangle((left - FRAME, top - FRAME, left + TILE + FRAME - 1, top + TILE + FRAME - 1), colour)
     draw.rectangle((left, top, left + TILE - 1, top + TILE - 1), "black")
-    if panel.pixels is not None:
-        image = Image.fromarray(panel.pixels)
-        image.thumbnail((TILE, TILE), Image.Resampling.LANCZOS)
-        canvas.paste(image, (left + (TILE - image.width) // 2, top + (TILE - image.height) // 2))
+    image = Image.fromarray(panel.pixels)
+    image.thumbnail((TILE, TILE), Image.Resampling.LANCZOS)
+    canvas.paste(image, (left + (TILE - image.width) // 2, top + (TILE - image.height) // 2))
+    _draw_words(draw, left, top, panel)
+
+
+def _draw_words(draw: ImageDraw.ImageDraw, left: int, top: int, panel: Panel) -> None:
     draw.text((left, top + TILE + FRAME + 1), _fit(draw, panel.caption, 12), INK, font=ImageFont.load_default(12))
     draw.text((left, top + TILE + FRAME + 16), _fit(draw, panel.note, 10), FAINT, font=ImageFont.load_default(10))
 
