@@ -63,22 +63,6 @@ def kill_at(kind, moment, words):
     return run.returncode
 
 
-@pytest.fixture
-def cluster():
-    """Address of a Ray cluster that outlives the runs on it, as a hospital's does."""
-    code = (
-        "from mrcg import rayenv; rayenv.prepare(); import ray, sys; ray.init(**rayenv.init_options(None));"
-        "print(ray.get_runtime_context().gcs_address, flush=True); sys.stdin.read(); ray.shutdown()"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    yield process.stdout.readline().strip()
-    process.stdin.close()
-    process.wait(timeout=60)
-    process.stdout.close()
-
-
 def test_a_run_killed_in_every_stage_finishes_as_if_undisturbed(ray_run, cluster, tmp_path):
     store = Store(str(tmp_path / "store"))
     words = ["run", "--source", str(ray_run.source), "--store", store.url, "--ray", cluster, *TINY]
