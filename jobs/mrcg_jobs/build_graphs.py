@@ -11,12 +11,13 @@ import ray.data
 
 from mrcg import schemas
 from mrcg.corpus import Split
+from mrcg.errors import MrcgError
 from mrcg.graph.neighbours import neighbour_lists
 from mrcg.graph.table import graph_table
 from mrcg.index.sharded import ShardedIndex
 from mrcg.store import Store
 from mrcg_jobs.job import Job, Outcome, entries, write_output
-from mrcg_jobs.runtime import own_errors
+from mrcg_jobs.runtime import carry, each_row, own_errors
 
 QUERIES_PER_FILE = 512
 
@@ -40,6 +41,12 @@ class _GraphBlock:
         return Split(self._store.artefact("splits", self._inputs["splits"]))
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return self._find(row)
+        except MrcgError as error:
+            return carry(error)
+
+    def _find(self, row: dict[str, Any]) -> dict[str, Any]:
         queries = np.asarray(row["queries"], dtype=np.int64)
         tables = []
         for part, members in _parts(self._split).items():
@@ -75,7 +82,7 @@ def run(job: Job) -> Outcome:
     )
     rows, done = [], 0
     with own_errors():
-        for row in dataset.iter_rows():
+        for row in each_row(dataset):
             rows.append(row)
             done += row["train"] + row["validation"] + row["test"]
             job.progress(done, len(queries), "queries")

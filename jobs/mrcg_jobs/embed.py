@@ -12,10 +12,11 @@ import ray.data
 
 from mrcg import schemas
 from mrcg.corpus import IMAGES, Corpus, images_in
+from mrcg.errors import MrcgError
 from mrcg.imaging.slices import resize
 from mrcg.store import Store
 from mrcg_jobs.job import Job, Outcome, entries, write_output
-from mrcg_jobs.runtime import cpus_each, own_errors
+from mrcg_jobs.runtime import carry, cpus_each, each_row, own_errors
 
 if TYPE_CHECKING:
     from mrcg.encoder.embedder import Embedder
@@ -53,6 +54,12 @@ class _EmbedFile:
         return Corpus(self._corpus).rows_by_file()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return self._embed(row)
+        except MrcgError as error:
+            return carry(error)
+
+    def _embed(self, row: dict[str, Any]) -> dict[str, Any]:
         images = images_in(self._corpus.read_bytes(row["file"]), self._rows[row["file"]])
         side, ids, parts = self._embedder.input_size, list[str](), []
         while some := list(itertools.islice(images, SLICE)):
@@ -90,7 +97,7 @@ def run(job: Job) -> Outcome:
     )
     total, rows, done = int(job.inputs["corpus"].manifest.counts["images"]), [], 0
     with own_errors():
-        for row in dataset.iter_rows():
+        for row in each_row(dataset):
             rows.append(row)
             done += row["images"]
             job.progress(done, total, "images embedded")

@@ -22,7 +22,7 @@ import ray.data
 
 from mrcg import schemas
 from mrcg.corpus import IMAGES
-from mrcg.errors import SourceError
+from mrcg.errors import MrcgError, SourceError
 from mrcg.imaging.guard import Guard
 from mrcg.ingest import ImagesWriter, Rules, ingest_files
 from mrcg.joining import Joined, join_corpus
@@ -36,7 +36,7 @@ from mrcg.stages import Source
 from mrcg.store import HashingFile, Store
 from mrcg.suppression import suppressed
 from mrcg_jobs.job import Job, Outcome
-from mrcg_jobs.runtime import own_errors
+from mrcg_jobs.runtime import carry, each_row, own_errors
 from mrcg_jobs.watch import Watch, part_reporter
 
 
@@ -159,7 +159,7 @@ def _read_segments(job: Job, task: _Ingestion, plan: Plan) -> float:
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=readers, initial_size=readers),
             num_cpus=1,
         )
-        for row in dataset.iter_rows():
+        for row in each_row(dataset):
             begin, end = min(begin, row["begin"]), max(end, row["end"])
     return end - begin
 
@@ -174,6 +174,12 @@ class _ReadSegment:
         self._read = SegmentReader(task.rules.settings.reader_bytes)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return self._do(row)
+        except MrcgError as error:
+            return carry(error)
+
+    def _do(self, row: dict[str, Any]) -> dict[str, Any]:
         begin, number, task, store = time.time(), int(row["number"]), self._task, self._store
         work = SegmentWork(
             store=task.store,

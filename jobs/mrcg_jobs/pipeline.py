@@ -38,9 +38,7 @@ class StageResult:
     counts: Mapping[str, Any]
 
 
-def plan_steps(
-    store: Store, config: Config, location: str, last: str | None = None
-) -> tuple[Source, tuple[Step, ...]]:
+def plan_steps(store: Store, config: Config, location: str, last: str | None = None) -> tuple[Source, tuple[Step, ...]]:
     """A source as it is now and the versions that it gives; what cannot work fails here, before any work.
 
     Args:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import ray
 import ray.data
 from ray.exceptions import RayError, RayTaskError
 from ray.train import TrainingFailedError
 
-from mrcg import rayenv
+from mrcg import errors, rayenv
 from mrcg.errors import MrcgError, SettingsError, UsageError
 
 
@@ -52,6 +53,21 @@ def own_errors() -> Iterator[None]:
         if cause is None:
             raise
         raise cause from error
+
+
+def carry(error: MrcgError) -> dict[str, Any]:
+    """One of our errors as a row: what Ray Data wraps around an exception keeps nothing of it."""
+    return {"error": type(error).__name__, "message": str(error)}
+
+
+def each_row(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
+    """The rows of a dataset as they come; an error that a worker carried is raised here."""
+    for row in dataset.iter_rows():
+        if row.get("error") is not None:
+            kind = getattr(errors, row["error"])
+            assert issubclass(kind, MrcgError)
+            raise kind(row["message"])
+        yield row
 
 
 def _cause(error: BaseException | None) -> MrcgError | None:

@@ -68,6 +68,9 @@ class SegmentReader:
         self._pipe: Connection | None = None
         self._start()
 
+    def __del__(self) -> None:
+        self.close()
+
     def __call__(self, work: SegmentWork, report: Report) -> Segment:
         """Ingest the files of a segment.
 

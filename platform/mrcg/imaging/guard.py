@@ -42,6 +42,9 @@ class Guard:
     ) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        self.close()
+
     def read(self, data: bytes) -> Reading:
         """The slices of a file, as ``readers.read``.
 
