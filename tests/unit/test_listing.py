@@ -1,0 +1,112 @@
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from hypothesis import given
+from hypothesis import strategies as st
+from tests import making
+
+from mrcg import listing
+from mrcg.imaging.samples import write_samples
+from mrcg.listing import PAGE, Plan, cut_segments, file_digests, known_files, read_pages, write_listing
+from mrcg.source import SourceFile, survey
+from mrcg.stages import plan
+from mrcg.store import HashingFile
+
+
+class Walk:
+    """A source that is a list."""
+
+    location = "somewhere"
+    declares_patients = False
+
+    def __init__(self, files):
+        self.files = files
+
+    def walk(self):
+        return iter(self.files)
+
+    def read(self, file):
+        raise AssertionError("a listing reads no file")
+
+
+def files(count, stamp="s"):
+    return [SourceFile(f"{n:05d}.png", stamp, n) for n in range(count)]
+
+
+def written(source, known=()):
+    buffer = io.BytesIO()
+    known = np.sort(np.array(known, dtype=np.uint64))
+    found = write_listing(source, len(source.files), making.rules_of(), known, HashingFile(buffer))
+    return found, pq.ParquetFile(pa.BufferReader(buffer.getvalue()))
+
+
+def test_a_listing_has_every_file_once_in_small_pages():
+    source = Walk(files(3 * PAGE + 5))
+    found, parquet = written(source)
+    assert (found.files, found.pages, parquet.num_row_groups) == (3 * PAGE + 5, 4, 4)
+    assert parquet.read()["key"].to_pylist() == [file.key for file in source.files]
+    assert found.source == survey(source)
+    assert len(found.kept) == 0
+    assert 1 < len(found.samples) <= listing.SAMPLES
+
+
+@given(st.sets(st.integers(0, 199)), st.integers(0, 3))
+def test_only_what_is_new_or_changed_is_listed(changed, gone):
+    before = files(200)
+    known = file_digests((f.key for f in before), (f.stamp for f in before))
+    now = [SourceFile(f.key, "other" if n in changed else "s", n) for n, f in enumerate(before)][gone:]
+    found, parquet = written(Walk(now), known)
+    assert parquet.read()["key"].to_pylist() == [f.key for f in now if f.stamp == "other"]
+    unchanged = [f for f in now if f.stamp == "s"]
+    assert set(found.kept.tolist()) == set(
+        file_digests((f.key for f in unchanged), (f.stamp for f in unchanged)).tolist()
+    )
+
+
+@given(st.integers(0, 500), st.floats(0, 1e7), st.integers(2**16, 2**30))
+def test_segments_cover_all_pages_in_order(pages, size, wanted):
+    segments = cut_segments(pages, pages * PAGE, size, wanted)
+    assert [page for first, last in segments for page in range(first, last)] == list(range(pages))
+    assert all(last > first for first, last in segments)
+    if pages >= listing.SEGMENTS:
+        assert len(segments) >= listing.SEGMENTS
+
+
+def test_segments_make_files_of_the_wanted_size():
+    # A million slices of 130 KB in files of 192 MB.
+    segments = cut_segments(10**6 // PAGE, 10**6, 130e3, 192 * 2**20)
+    sizes = [(last - first) * PAGE * 130e3 / 2**20 for first, last in segments]
+    assert min(sizes) > 128
+    assert max(sizes) < 256
+
+
+def test_a_plan_comes_back_as_it_was():
+    import json
+
+    one = Plan(5, [(0, 2), (2, 3)])
+    assert Plan.from_json(json.loads(one.to_bytes())) == one
+
+
+def test_what_a_corpus_has_read_is_known_and_what_may_pass_is_not(store, tmp_path):
+    folder = tmp_path / "scans"
+    write_samples(folder, 4, seed=1)
+    (folder / "words.png").write_text("words")
+    (folder / "late.png").symlink_to(folder / "not-there-yet.png")
+    config = making.tiny_config()
+    from mrcg.source import open_source
+
+    source = open_source(str(folder))
+    step = plan(config, survey(source), "none")[0]
+    making.publish_corpus(store, step, folder, config)
+    known = known_files(store.artefact("corpus", step.version))
+    there = [file for file in source.walk() if file.key != "late.png"]
+    assert set(known.tolist()) == set(file_digests((f.key for f in there), (f.stamp for f in there)).tolist())
+
+
+def test_pages_are_read_alone(store):
+    buffer = io.BytesIO()
+    write_listing(Walk(files(200)), 200, making.rules_of(), np.empty(0, np.uint64), HashingFile(buffer))
+    store.write_bytes("listing.parquet", buffer.getvalue())
+    assert [file.size for file in read_pages(store, "listing.parquet", range(1, 3))] == list(range(PAGE, 3 * PAGE))
