@@ -1,20 +1,22 @@
-"""Write the README's table of figures from the reports in docs/reports, so that none is typed.
+"""Write the tables of figures from what was measured, so that none is typed.
 
-python docs/figures.py          rewrites the block between the markers
-python docs/figures.py --check  fails where the block is not what the reports say
+python docs/figures.py          rewrites the blocks between the markers
+python docs/figures.py --check  fails where a block is not what was measured
 
-A report gets there by hand: copy ``report.json`` from the folder that `mrcg run` prints last.
+README.md: reports in docs/reports; one gets there by hand, ``report.json`` from the folder that `mrcg run` prints last.
+docs/corpus.md: docs/bench/ingest.json, as ``python -m tests.bench.ingest --out docs/bench/ingest.json`` writes it.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 from mrcg.evaluation.report import Report
 
 DOCS = Path(__file__).parent
-README = DOCS.parent / "README.md"
+README, CORPUS = DOCS.parent / "README.md", DOCS / "corpus.md"
 BEGIN, END = "<!-- figures: docs/figures.py -->", "<!-- /figures -->"
 
 
@@ -35,17 +37,34 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def ingest_table() -> str:
+    """One line for each source of the ingestion benchmark."""
+    lines = [
+        "| source | images | reading, images/s | pool, images/s | ratio | whole command, s | pool, s | peak memory, MB |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in json.loads((DOCS / "bench" / "ingest.json").read_text()):
+        ours, theirs = row["images"] / row["reading"], row["images"] / row["pool_reading"]
+        cells = [
+            row["source"], f"{row['images']:,}", f"{ours:,.0f}", f"{theirs:,.0f}", f"{ours / theirs:.2f}",
+            f"{row['command']:.0f}", f"{row['pool']:.0f}", f"{row['peak_mb']:,.0f}",
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
-    """Rewrite or check the block."""
-    text = README.read_text(encoding="utf-8")
-    head, rest = text.split(BEGIN)
-    tail = rest.split(END)[1]
-    wanted = f"{head}{BEGIN}\n{table()}\n{END}{tail}"
-    if "--check" in sys.argv[1:]:
-        if wanted != text:
-            sys.exit("README.md: the figures are not those of docs/reports; run python docs/figures.py")
-        return
-    README.write_text(wanted, encoding="utf-8")
+    """Rewrite or check the blocks."""
+    for page, block in ((README, table()), (CORPUS, ingest_table())):
+        text = page.read_text(encoding="utf-8")
+        head, rest = text.split(BEGIN)
+        tail = rest.split(END)[1]
+        wanted = f"{head}{BEGIN}\n{block}\n{END}{tail}"
+        if wanted == text:
+            continue
+        if "--check" in sys.argv[1:]:
+            sys.exit(f"{page.name}: the figures are not those that were measured; run python docs/figures.py")
+        page.write_text(wanted, encoding="utf-8")
 
 
 if __name__ == "__main__":

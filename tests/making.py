@@ -24,6 +24,7 @@ from mrcg.config import Config, IngestSettings, load_config
 from mrcg.corpus import SPLITS, Corpus, Split, embeddings_of, read_scans
 from mrcg.encoder.spec import HISTORY, SPEC, WEIGHTS, fingerprint, spec_bytes
 from mrcg.evaluation.evaluate import evaluate
+from mrcg.files import HashingFile
 from mrcg.graph.neighbours import neighbour_lists
 from mrcg.graph.table import graph_table
 from mrcg.imaging.readers import read
@@ -36,7 +37,7 @@ from mrcg.release import Release, promote
 from mrcg.source import SourceFile, open_source, survey
 from mrcg.splits import make_splits
 from mrcg.stages import Step, open_inputs, plan
-from mrcg.store import Artefact, HashingFile, Store
+from mrcg.store import Artefact, Store
 
 #: Overrides that make every stage take seconds.
 OVERRIDES = (
@@ -154,7 +155,8 @@ def publish_corpus(store: Store, step: Step, folder: Path, config: Config, pseud
     pixels = Files()
     segment = ingest(list(source.walk()), source.read, rules, pixels)
     joined, tables = join([segment], rules)
-    return publish(store, step, pixels.content | tables.content, joined.counts)
+    counts = joined.counts | {"files": survey(source).files}
+    return publish(store, step, pixels.content | tables.content, counts)
 
 
 def make_release(store: Store, scans: Path, config: Config | None = None) -> Release:

@@ -23,6 +23,7 @@ import ray.data
 from mrcg import schemas
 from mrcg.corpus import IMAGES
 from mrcg.errors import MrcgError, SourceError
+from mrcg.files import HashingFile
 from mrcg.imaging.guard import Guard
 from mrcg.ingest import ImagesWriter, Rules, ingest_files
 from mrcg.joining import Joined, join_corpus
@@ -33,7 +34,7 @@ from mrcg.privacy import pseudonyms_from_environment
 from mrcg.segment import SegmentReader, SegmentWork
 from mrcg.source import SourceFile, open_source
 from mrcg.stages import Source
-from mrcg.store import HashingFile, Store
+from mrcg.store import Store
 from mrcg.suppression import suppressed
 from mrcg_jobs.job import Job, Outcome
 from mrcg_jobs.runtime import carry, each_row, own_errors

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from mrcg import schemas
 from mrcg.config import IngestSettings
 from mrcg.errors import ImageError
+from mrcg.files import HashingFile
 from mrcg.imaging.duplicates import difference_hash
 from mrcg.imaging.readers import IDENTIFYING, format_of
 from mrcg.imaging.sequences import sequence_of_text
@@ -26,7 +27,6 @@ from mrcg.imaging.slices import Facts, Reading, Slice, image_id, pixel_hash
 from mrcg.manifest import FileEntry
 from mrcg.privacy import Pseudonyms, key_needed
 from mrcg.source import SourceFile
-from mrcg.store import HashingFile
 from mrcg.suppression import IMAGE, PATIENT, PIXELS, token
 
 #: Reasons that say nothing bad of a source: a directory of files, a patient who wants to be forgotten.

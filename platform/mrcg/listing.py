@@ -21,10 +21,11 @@ import pyarrow.parquet as pq
 
 from mrcg import schemas
 from mrcg.corpus import QUARANTINE, SCANS
+from mrcg.files import HashingFile
 from mrcg.ingest import Rules
 from mrcg.source import Files, SourceFile, Surveyor, listed, listing_table
 from mrcg.stages import Source
-from mrcg.store import Artefact, HashingFile, Store
+from mrcg.store import Artefact, Store
 
 #: Files of a page: what the smallest task reads.
 PAGE = 64

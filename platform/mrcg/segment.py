@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 from mrcg.errors import MrcgError
+from mrcg.files import HashingFile
 from mrcg.imaging.guard import Guard, bare, decoding, end_child, limit_process, start_child
 from mrcg.imaging.slices import Reading
 from mrcg.ingest import ImagesWriter, Rules, Segment, ingest_files
 from mrcg.listing import read_pages
 from mrcg.source import SourceFile, open_source
-from mrcg.store import HashingFile, Store
+from mrcg.store import Store
 
 log = logging.getLogger(__name__)
 

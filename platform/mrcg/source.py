@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,10 +21,10 @@ from fsspec.implementations.local import LocalFileSystem
 
 from mrcg import schemas
 from mrcg.errors import ImageError, SourceError
+from mrcg.files import open_url, retrying
 from mrcg.imaging.matlab import read_folds
 from mrcg.splits import TEST_NAMES, TRAIN_NAMES, VALIDATION_NAMES
 from mrcg.stages import Source
-from mrcg.store import open_url, retrying
 
 SPLIT_NAMES = TRAIN_NAMES | TEST_NAMES | VALIDATION_NAMES
 FOLD = re.compile(r"fold[-_]?(\d+)", re.IGNORECASE)
@@ -241,15 +240,20 @@ class ManifestSource:
         if self._root.lower().endswith(".parquet"):
             with self._fs.open(self._root, "rb") as file:
                 return list(pq.read_schema(file).names)
-        with self._fs.open(self._root, "rb") as file:
-            return next(csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline="")), [])
+        with self._text() as file:
+            return next(csv.reader(file), [])
+
+    def _text(self) -> IO[str]:
+        file: IO[str] = self._fs.open(self._root, "r", encoding="utf-8-sig", newline="")
+        return file
 
     def _rows(self) -> Iterator[Mapping[str, str | None]]:
         try:
+            if not self._root.lower().endswith(".parquet"):
+                with self._text() as text:
+                    yield from csv.DictReader(text)
+                return
             with self._fs.open(self._root, "rb") as file:
-                if not self._root.lower().endswith(".parquet"):
-                    yield from csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""))
-                    return
                 wanted = [name for name in self._names() if name in ("path", *COLUMNS)]
                 for batch in pq.ParquetFile(file).iter_batches(columns=wanted):
                     for row in batch.to_pylist():

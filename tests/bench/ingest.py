@@ -130,11 +130,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scans", help="folder of real scans, measured too")
     parser.add_argument("--times", type=int, nargs="*", default=[4, 16], help=f"multiples of {IMAGES} phantoms")
+    parser.add_argument("--out", type=Path, help="JSON file for the figures")
     options = parser.parse_args()
     columns = (
         "images", "command s", "pool s", "reading s", "pool reading s", "images/s", "pool images/s", "ratio", "peak MB",
     )  # fmt: skip
     print(f"{'source':>14} " + " ".join(columns))
+    measured: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory(prefix="bench-ingest-") as folder:
         sources = {"scans": options.scans} if options.scans else {}
         for times in options.times:
@@ -147,12 +149,26 @@ def main() -> None:
             images, seconds, reading, peak = run_mrcg(source, store)
             shutil.rmtree(out)
             shutil.rmtree(store)
+            measured.append(
+                {
+                    "source": name,
+                    "images": images,
+                    "reading": reading,
+                    "pool_reading": pool_reading,
+                    "command": seconds,
+                    "pool": pool_seconds,
+                    "peak_mb": peak,
+                }
+            )
             values = (
                 f"{images}", f"{seconds:.1f}", f"{pool_seconds:.1f}", f"{reading:.1f}", f"{pool_reading:.1f}",
                 f"{images / reading:.0f}", f"{images / pool_reading:.0f}", f"{pool_reading / reading:.2f}", f"{peak:.0f}",
             )  # fmt: skip
             cells = (f"{value:>{len(column)}}" for value, column in zip(values, columns, strict=True))
             print(f"{name:>14} " + " ".join(cells), flush=True)
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(measured, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,9 +13,10 @@ from tests import making
 
 from mrcg.corpus import Corpus, read_quarantine
 from mrcg.errors import AlreadyExistsError
+from mrcg.files import open_url
 from mrcg.imaging.samples import write_samples
 from mrcg.inventory import newest_corpus
-from mrcg.store import Store, open_url
+from mrcg.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from tests import making
 
 from mrcg import listing
+from mrcg.files import HashingFile
 from mrcg.imaging.samples import write_samples
 from mrcg.listing import PAGE, Plan, cut_segments, file_digests, known_files, read_pages, write_listing
 from mrcg.source import SourceFile, survey
 from mrcg.stages import plan
-from mrcg.store import HashingFile
 
 
 class Walk:

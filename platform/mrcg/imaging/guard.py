@@ -2,6 +2,8 @@
 
 Decoders in C can crash, hang or take all memory on files that were damaged or made to do so. The child
 has a memory limit, the parent a clock; a child that dies or is late is replaced, and the file is refused.
+
+This holds against damage, not against an attacker who takes the child over: what comes back is unpickled.
 """
 
 from __future__ import annotations
