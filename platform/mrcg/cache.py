@@ -72,7 +72,8 @@ class Cache:
             os.replace(temporary, path)
         except OSError as error:
             log.warning("not cached in %s: %s", self.folder, error.strerror)
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
     def remove(self, digest: str) -> None:
         """Forget a file."""

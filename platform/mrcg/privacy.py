@@ -59,7 +59,7 @@ class Pseudonyms:
         try:
             return day + datetime.timedelta(days=offset if offset else _SHIFT_DAYS)
         except OverflowError:  # year 1 or 9999 of a damaged header
-            return day.replace(month=1, day=1)
+            return day.replace(month=1 if day.month > 6 else 7, day=1)
 
     def policy(self) -> dict[str, Any]:
         """What the corpus manifest records of all this."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -26,8 +27,8 @@ from mrcg.store import Store
 
 log = logging.getLogger(__name__)
 
-#: Files between two signs of life.
-EVERY = 8
+#: Seconds between two signs of life, as long as files come and go.
+EVERY = 0.25
 #: What writing needs beside decoding.
 _WRITING_BYTES = 2**29
 
@@ -101,12 +102,13 @@ class SegmentReader:
         return self._pipe
 
     def _in_child(self, work: SegmentWork, report: Report) -> Segment:
+        if self._child is not None and self._child.poll() is not None:
+            self.close()
         pipe = self._pipe or self._start()
         try:
             pipe.send(work)
             while True:
-                # A sign of life comes every few files: each of them has its time.
-                if not pipe.poll(work.rules.settings.seconds_per_file * EVERY):
+                if not pipe.poll(work.rules.settings.seconds_per_file + EVERY):
                     raise _ChildLostError
                 answer = pipe.recv()
                 if isinstance(answer, Segment):
@@ -127,8 +129,10 @@ def do_segment(work: SegmentWork, decode: Callable[[bytes], Reading], report: Re
     store, source = Store(work.store), open_source(work.source)
 
     def reported() -> Iterator[SourceFile]:
+        last = 0.0
         for number, file in enumerate(read_pages(store, work.listing, range(*work.pages))):
-            if number % EVERY == 0:
+            if time.monotonic() - last >= EVERY:
+                last = time.monotonic()
                 report(number)
             yield file
 

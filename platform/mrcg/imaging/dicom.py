@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mrcg.config import ReadSettings
-from mrcg.errors import ImageError, require
+from mrcg.errors import ImageError, MissingExtraError, require
 from mrcg.imaging.sequences import normal_of, plane_of, sequence_of_text, sequence_of_times
 from mrcg.imaging.slices import (  # fmt: skip
     Facts,
@@ -39,6 +39,12 @@ _DIRECTORY = "1.2.840.10008.1.3.10"
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _MR = ("1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.4.1", "1.2.840.10008.5.1.4.1.1.4.4")
 _GREY = ("MONOCHROME1", "MONOCHROME2")
+#: Repetition, echo and inversion time: functional group of enhanced MR, its keyword and the classic one.
+_TIMES = (
+    ("MRTimingAndRelatedParametersSequence", ("RepetitionTime",)),
+    ("MREchoSequence", ("EffectiveEchoTime", "EchoTime")),
+    ("MRModifierSequence", ("InversionTimes", "InversionTime")),
+)
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
@@ -64,8 +70,14 @@ def read_dicom(data: bytes, settings: ReadSettings) -> Reading:
         MissingExtraError: pydicom is not installed.
     """
     dataset = _parse(data)
-    _check(dataset, settings)
-    count = _frames(dataset)
+    try:
+        _check(dataset, settings)
+        count = _frames(dataset)
+    except (ImageError, MemoryError, MissingExtraError):
+        raise
+    except Exception as error:
+        # pydicom parses a value when it is asked for, and raises what the damage makes it raise.
+        raise ImageError("unreadable", f"the DICOM header is damaged ({type(error).__name__})") from error
     slices, refused = [], []
     try:
         for frame, stored in enumerate(stored_frames(dataset)):
@@ -124,10 +136,10 @@ def _check(dataset: Dataset, settings: ReadSettings) -> None:
     if sop == _DIRECTORY or "DirectoryRecordSequence" in dataset:
         raise ImageError("dicomdir", "a directory of DICOM files; the files themselves are read")
     if not any(name in dataset for name in _PIXELS):
-        raise ImageError("no_pixels", "a DICOM object without pixels")
+        raise ImageError("no_pixels", "a DICOM object without pixels, or cut off before they end")
     if str(_value(dataset, "BurnedInAnnotation") or "").upper() == "YES" and not settings.allow_burned_in:
         raise ImageError("burned_in", "text is burned into its pixels; ingest.allow_burned_in takes it")
-    secondary = sop.startswith(_SECONDARY_CAPTURE) or "ConversionType" in dataset
+    secondary = sop == _SECONDARY_CAPTURE or sop.startswith(f"{_SECONDARY_CAPTURE}.") or "ConversionType" in dataset
     if secondary and not settings.allow_secondary_capture:
         raise ImageError("secondary_capture", "a screen shot or scan of film; ingest.allow_secondary_capture takes it")
     if (photometric := _value(dataset, "PhotometricInterpretation")) is None:
@@ -142,7 +154,7 @@ def _check(dataset: Dataset, settings: ReadSettings) -> None:
     rows, columns = int(_number(dataset, "Rows") or 0), int(_number(dataset, "Columns") or 0)
     check_size(rows, columns, settings)
     syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax.is_compressed if syntax.is_transfer_syntax else False:
+    if getattr(syntax, "is_transfer_syntax", False) and syntax.is_compressed:
         try:
             available = require("pydicom.pixels").get_decoder(syntax).is_available
         except NotImplementedError:
@@ -204,12 +216,9 @@ def _windowed(levels: npt.NDArray[Any], view: _Frame) -> Grey | None:
     from pydicom.dataset import Dataset
 
     pixels = require("pydicom.pixels")
-    luts = _sequence(view.dataset, "VOILUTSequence")
-    if luts and np.issubdtype(levels.dtype, np.integer):
-        bits = _numbers(luts[0], "LUTDescriptor")
-        if len(bits) == 3 and 1 <= bits[2] <= 16:
-            table = pixels.apply_voi(levels, view.dataset)
-            return to_grey(table.astype(np.float32) * (255.0 / (2 ** bits[2] - 1)))
+    for lut in _sequence(view.dataset, "VOILUTSequence")[:1]:
+        if (grey := _looked_up(levels, lut)) is not None:
+            return grey
     holder = view.holder("FrameVOILUTSequence", "WindowWidth")
     centre, width = _numbers(holder, "WindowCenter"), _numbers(holder, "WindowWidth")
     if not centre or not width or width[0] <= 1:
@@ -222,6 +231,25 @@ def _windowed(levels: npt.NDArray[Any], view: _Frame) -> Grey | None:
     function = str(_value(holder, "VOILUTFunction") or "LINEAR").upper()
     window.VOILUTFunction = function if function in ("LINEAR", "LINEAR_EXACT", "SIGMOID") else "LINEAR"
     return to_grey(pixels.apply_windowing(levels, window))
+
+
+def _looked_up(levels: npt.NDArray[Any], lut: Dataset) -> Grey | None:
+    """Grey levels by a VOI LUT (PS3.3 C.11.2.1.1); None where it is none.
+
+    Not pydicom's: 3.0 takes no rescaled values, and wraps the indices of tables with eight bits.
+    """
+    described, data = _numbers(lut, "LUTDescriptor"), _value(lut, "LUTData")
+    if len(described) != 3 or data is None or not 1 <= described[2] <= 16:
+        return None
+    count, first, bits = int(described[0]) or 65_536, described[1], int(described[2])
+    if isinstance(data, bytes):
+        table = np.frombuffer(data, dtype=np.uint8 if len(data) < 2 * count else "<u2")
+    else:
+        table = np.atleast_1d(np.asarray(data))
+    if len(table) < count:
+        return None
+    places = np.clip(np.rint(levels.astype(np.float64) - first), 0, count - 1).astype(np.intp)
+    return to_grey(table[places].astype(np.float32) * (255.0 / (2**bits - 1)))
 
 
 def _not_padding(stored: npt.NDArray[Any], dataset: Dataset) -> npt.NDArray[np.bool_] | None:
@@ -260,15 +288,12 @@ def _sequence_name(view: _Frame) -> str | None:
     dataset = view.dataset
     words = " ".join(filter(None, (_text(dataset, "SeriesDescription"), _text(dataset, "ProtocolName"))))
     times = [
-        next(iter(view.numbers(group, keyword)), None)
-        for group, keyword in (
-            ("MRTimingAndRelatedParametersSequence", "RepetitionTime"),
-            ("MREchoSequence", "EchoTime"),
-            ("MRModifierSequence", "InversionTime"),
-        )
+        next((number for keyword in keywords for number in view.numbers(group, keyword)), None)
+        for group, keywords in _TIMES
     ]
     name = sequence_of_text(words) or sequence_of_times(*times)
-    return "T1c" if name == "T1" and _text(dataset, "ContrastBolusAgent") else name
+    contrast = _text(dataset, "ContrastBolusAgent") or _sequence(dataset, "ContrastBolusAgentSequence")
+    return "T1c" if name == "T1" and contrast else name
 
 
 def _day(dataset: Dataset) -> datetime.date | None:

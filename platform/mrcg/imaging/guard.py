@@ -12,6 +12,8 @@ import contextlib
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe
 from types import TracebackType
@@ -53,6 +55,8 @@ class Guard:
         Raises:
             ImageError: crashed, timeout, too_much_memory, or a reason of a reader.
         """
+        if self._child is not None and self._child.poll() is not None:
+            self.close()  # something else ended it: no fault of this file
         pipe = self._pipe or self._start()
         try:
             pipe.send_bytes(data)
@@ -93,12 +97,15 @@ def start_child(module: str, *first: Any) -> tuple[subprocess.Popen[bytes], Conn
         stderr=subprocess.DEVNULL,
     )
     theirs.close()
-    for one in first:
-        ours.send(one)
-    if not ours.poll(START_SECONDS):
+    try:
+        for one in first:
+            ours.send(one)
+        if not ours.poll(START_SECONDS):
+            raise TimeoutError(f"it took longer than {START_SECONDS:g} s")
+        ours.recv()
+    except (EOFError, OSError) as error:
         end_child(child, ours)
-        raise RuntimeError(f"the reading process did not start in {START_SECONDS:g} s")
-    ours.recv()
+        raise RuntimeError(f"the process that reads files did not start: {error}") from error
     return child, ours
 
 
@@ -138,12 +145,15 @@ def limit_process(memory: int) -> None:
 
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if sys.platform == "linux":
-        import ctypes
-        import signal
+    # Between files the pipe tells that the parent is gone; this is for a decoder that hangs. Not PR_SET_PDEATHSIG:
+    # that follows the thread which started the child, and threads of a pool come and go.
+    threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
 
-        die_with_parent = 1  # PR_SET_PDEATHSIG
-        ctypes.CDLL(None).prctl(die_with_parent, signal.SIGKILL)
+
+def _die_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 def serve(pipe: Connection) -> None:

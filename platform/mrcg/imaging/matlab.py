@@ -33,8 +33,10 @@ def read_matlab(data: bytes, settings: ReadSettings) -> Reading:
         MissingExtraError: h5py or SciPy is not installed.
     """
     image, label, patient = _fields(data)
-    if image.ndim != 2 or not np.issubdtype(image.dtype, np.number) or np.iscomplexobj(image):
+    if image.ndim != 2:
         raise ImageError("wrong_dimensions", f"cjdata.image has {image.ndim} dimensions, not 2")
+    if not np.issubdtype(image.dtype, np.number) or np.iscomplexobj(image):
+        raise ImageError("not_cjdata", "cjdata.image holds what is no grey level")
     check_size(image.shape[0], image.shape[1], settings)
     if label not in LABELS:
         raise ImageError("unknown_label", f"cjdata.label is not one of {', '.join(map(str, LABELS))}")
@@ -49,9 +51,12 @@ def read_folds(data: bytes) -> list[int]:
         ImageError: not_cvind.
     """
     found = _either(data, lambda file: np.asarray(file["cvind"]), lambda struct: np.asarray(struct["cvind"]))
-    if found is None or not np.issubdtype(found.dtype, np.number):
+    if found is None or not np.issubdtype(found.dtype, np.number) or np.iscomplexobj(found):
         raise ImageError("not_cvind", "no vector of numbers named cvind")
-    return [int(fold) for fold in found.reshape(-1)]
+    folds = found.reshape(-1).astype(np.float64)
+    if not (np.isfinite(folds).all() and (folds == np.rint(folds)).all() and (np.abs(folds) < 2**31).all()):
+        raise ImageError("not_cvind", "cvind holds what is no whole number")
+    return [int(fold) for fold in folds]
 
 
 def _fields(data: bytes) -> tuple[npt.NDArray[Any], int, str | None]:
@@ -60,7 +65,7 @@ def _fields(data: bytes) -> tuple[npt.NDArray[Any], int, str | None]:
         raise ImageError("not_cjdata", "a MATLAB file without a struct cjdata with image, label and PID")
     image, label, patient = found
     numbers = np.asarray(label).reshape(-1)
-    known = numbers.size == 1 and np.issubdtype(numbers.dtype, np.number) and np.isfinite(numbers[0])
+    known = numbers.size == 1 and np.issubdtype(numbers.dtype, np.number) and numbers[0] in LABELS
     return image, int(numbers[0]) if known else 0, _text(patient)
 
 
@@ -69,7 +74,10 @@ def _from_hdf5(file: Any) -> tuple[Any, Any, Any]:
     if image.size > 10**8 or image.nbytes > 2**30:
         raise ImageError("too_many_pixels", f"cjdata.image has {image.size:,} values")
     # MATLAB writes columns first: what HDF5 shows is the transpose.
-    return np.asarray(image).T, np.asarray(label), np.asarray(patient)
+    codes = np.asarray(patient)
+    kind = patient.attrs.get("MATLAB_class", b"char" if codes.dtype == np.uint16 else b"")
+    text = np.array("".join(map(chr, codes.reshape(-1).tolist()))) if kind in (b"char", "char") else codes
+    return np.asarray(image).T, np.asarray(label), text
 
 
 def _from_struct(struct: Any) -> tuple[Any, Any, Any]:
@@ -86,15 +94,16 @@ def _either(data: bytes, from_hdf5: Callable[[Any], Any], from_struct: Callable[
             return from_hdf5(file)
     except (ImageError, MemoryError, MissingExtraError):
         raise
-    except (KeyError, IndexError):
+    except (KeyError, IndexError, ValueError, TypeError):
+        # What NumPy and h5py raise where a name is asked of something that has none.
         return None
     except Exception as error:
         raise ImageError("unreadable", f"the MATLAB file is damaged ({type(error).__name__})") from error
 
 
 def _text(patient: npt.NDArray[Any]) -> str | None:
-    """A patient id as MATLAB keeps text: character codes (7.3) or a string (older)."""
+    """A patient id, text or a number."""
     flat = patient.reshape(-1)
-    if np.issubdtype(flat.dtype, np.integer):
-        return "".join(chr(code) for code in flat.tolist() if 0 < code < 0x110000).strip() or None
-    return "".join(str(part) for part in flat.tolist()).strip() or None
+    if np.issubdtype(flat.dtype, np.number):
+        return f"{flat[0]:.0f}" if flat.size == 1 and np.isrealobj(flat) and np.isfinite(flat[0]) else None
+    return "".join(str(part) for part in flat.tolist()).strip(" \0") or None

@@ -58,7 +58,7 @@ def read_nifti(data: bytes, settings: ReadSettings) -> Reading:
 def _unpacked(data: bytes, settings: ReadSettings) -> bytes:
     if not data.startswith(_GZIP):
         return data
-    limit = settings.max_voxels * 8
+    limit = settings.max_voxels * 8 + 2**16  # and the header with its extensions
     unpacked = bytearray()
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
@@ -89,16 +89,14 @@ def _canonical(image: Any) -> tuple[npt.NDArray[np.float32], tuple[float, ...]]:
     """(x, y, z) levels with x to the right, y to the front, z up, and the spacing of each axis in mm."""
     nibabel = require("nibabel")
     try:
-        if len(image.shape) == 2:
-            image = image.slicer[:, :, None] if hasattr(image, "slicer") else image
-        image = nibabel.funcs.squeeze_image(image)
-        if len(image.shape) == 2:
-            image = nibabel.Nifti1Image(np.asanyarray(image.dataobj)[:, :, None], image.affine, image.header)
+        if image.get_data_dtype().kind not in "iuf":
+            raise ImageError("colour", "its voxels are not grey levels")
+        shape = (*image.shape, 1)[:3]
+        if image.shape != shape:
+            image = nibabel.Nifti1Image(np.asanyarray(image.dataobj).reshape(shape), image.affine, image.header)
         spacing = tuple(float(size) for size in image.header.get_zooms()[:3])
         check_spacing(spacing)
         canonical = nibabel.as_closest_canonical(image)
-        if not np.issubdtype(canonical.dataobj.dtype if hasattr(canonical.dataobj, "dtype") else float, np.number):
-            raise ImageError("colour", "its voxels are not grey levels")
         volume = np.asarray(canonical.dataobj, dtype=np.float32)
         zooms = tuple(float(size) for size in canonical.header.get_zooms()[:3])
     except (ImageError, MemoryError):

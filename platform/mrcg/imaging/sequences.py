@@ -10,13 +10,13 @@ import numpy as np
 PLANES = ("sagittal", "coronal", "axial")  # the axis (x, y, z) that the slices are stacked along
 SEQUENCES = ("T1", "T1c", "T2", "FLAIR")
 
-_EDGE = r"(?:^|[^a-z0-9])"
+_BEFORE = r"(?:^|[^a-z0-9]|[23]d|(?<![a-z])s)"
 _FLAIR = re.compile(r"flair|dark.?fluid")
-_T1 = re.compile(_EDGE + r"(?:s?3?d?[ _-]?)t1(?![0-9])|mprage|mp2rage|bravo|spgr|" + _EDGE + r"t1w")
-_T2 = re.compile(_EDGE + r"t2(?![0-9*]|[ _-]?star)|" + _EDGE + r"t2w")
+_T1 = re.compile(_BEFORE + r"t1(?![0-9])|mp2?-?rage|bravo|spgr")
+_T2 = re.compile(_BEFORE + r"t2(?![0-9*]|[ _-]?star)")
 _CONTRAST = re.compile(
-    r"(?:^|[^a-z])(?:gd|gad|gado\w*|dotarem|gadovist|ce|post|postcontrast|contrast|km)(?:[^a-z]|$)"
-    r"|t1\w?[ _+-]?c(?:[^a-z]|$)"
+    r"(?:^|[^a-z])(?:post)?(?:gd|gad\w*|dotarem|ce|post|contrast|km)(?:[^a-z]|$)|postcontrast"
+    r"|\+ ?c(?![a-z])|t1\w?[ _+-]?c(?![a-z])"
 )
 _WITHOUT = re.compile(r"(?:^|[^a-z])(?:pre|without|w/?o|non?|ohne)[ _-]*(?:gd|gad|contrast|ce|km)")
 
@@ -24,9 +24,10 @@ _WITHOUT = re.compile(r"(?:^|[^a-z])(?:pre|without|w/?o|non?|ohne)[ _-]*(?:gd|ga
 def sequence_of_text(text: str) -> str | None:
     """T1, T1c, T2 or FLAIR as a series description or file name states it; None where it does not."""
     words = text.lower()
-    if _FLAIR.search(words):
+    if _FLAIR.search(words) and not _T1.search(words):
         return "FLAIR"
     if _T1.search(words):
+        # T1 FLAIR is T1-weighted.
         return "T1c" if _CONTRAST.search(words) and not _WITHOUT.search(words) else "T1"
     if _T2.search(words):
         return "T2"

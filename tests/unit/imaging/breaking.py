@@ -1,0 +1,51 @@
+"""The child of a ``Guard`` whose decoder does what a file tells it to; imports little, for it starts often."""
+
+import os
+import signal
+import sys
+import time
+from multiprocessing.connection import Connection
+
+import numpy as np
+
+from mrcg.errors import ImageError
+from mrcg.imaging import guard
+from mrcg.imaging.slices import Facts, Reading, Slice
+
+SECRET = "JANE^DOE"
+#: What it reads in a file that tells it nothing.
+READ = Reading([Slice(np.arange(400, dtype=np.uint8).reshape(20, 20), 3, Facts(plane="axial"))])
+
+
+def breaking_read(data, settings):
+    match data:
+        case b"crash":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case b"exit":
+            os._exit(0)
+        case b"raise":
+            raise KeyError(SECRET)
+        case b"hang":
+            time.sleep(1000)
+        case b"memory":
+            np.ones(2**40)
+        case b"pieces":
+            pieces = []
+            while True:
+                pieces.append(np.ones(2**20))
+        case b"deep":
+            return breaking_read(data, settings)
+        case b"quote":
+            try:
+                raise ValueError(SECRET)
+            except ValueError as error:
+                raise ImageError("undecodable", "no decoder takes it") from error
+        case b"talk":
+            print(SECRET)
+            print(SECRET, file=sys.stderr)
+    return READ
+
+
+if __name__ == "__main__":
+    guard.read = breaking_read
+    guard.serve(Connection(int(sys.argv[1])))

@@ -1,0 +1,454 @@
+import datetime
+import io
+import warnings
+
+import numpy as np
+import pydicom
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydicom import uid
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+
+from mrcg.config import ReadSettings
+from mrcg.errors import ImageError
+from mrcg.imaging.dicom import is_dicom, read_dicom, stored_frames
+
+SETTINGS = ReadSettings(max_pixels=10_000, max_frames=8)
+PERCENTILES = SETTINGS.model_copy(update={"window": "percentiles"})
+MR, ENHANCED, CT = "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.4.1", "1.2.840.10008.5.1.4.1.1.2"
+SECONDARY, DIRECTORY = "1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.1.3.10"
+AXIAL, CORONAL, SAGITTAL = [1, 0, 0, 0, 1, 0], [1, 0, 0, 0, 0, -1], [0, 1, 0, 0, 0, -1]
+STORED = np.random.default_rng(0).integers(0, 4096, (32, 40), dtype=np.uint16)
+WIDE = {"WindowCenter": 2048, "WindowWidth": 4096}
+SECRET = "JANE^DOE42"
+
+
+def mr(stored=STORED, **fields) -> FileDataset:
+    """An MR image that says SECRET wherever a name may stand; a field that is None is left out."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = MR, "1.2.3.4"
+    meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+    dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+    bits = stored.itemsize * 8
+    names = ("PatientName", "PatientID", "InstitutionName", "OperatorsName", "StudyDescription", "SeriesDescription")
+    facts = dict.fromkeys([*names, "ProtocolName", "AccessionNumber", "ImageComments"], SECRET) | {
+        "SOPClassUID": MR, "SOPInstanceUID": "1.2.3.4", "Modality": "MR", "ImageOrientationPatient": AXIAL,
+        "ImagePositionPatient": [0, 0, 7], "PixelSpacing": [0.5, 0.25], "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2", "NumberOfFrames": len(stored) if stored.ndim == 3 else None,
+        "Rows": stored.shape[-2], "Columns": stored.shape[-1], "BitsAllocated": bits, "BitsStored": bits,
+        "HighBit": bits - 1, "PixelRepresentation": int(stored.dtype.kind == "i"), "PixelData": stored.tobytes(),
+    }  # fmt: skip
+    for name, value in (facts | fields).items():
+        if value is not None:
+            setattr(dataset, name, value)
+    return dataset
+
+
+def group(**fields) -> list[Dataset]:
+    item = Dataset()
+    for name, value in fields.items():
+        setattr(item, name, value)
+    return [item]
+
+
+def written(dataset, **how) -> bytes:
+    out = io.BytesIO()
+    pydicom.dcmwrite(out, dataset, **(how or {"enforce_file_format": True}))
+    return out.getvalue()
+
+
+def slices(dataset, settings=SETTINGS):
+    reading = read_dicom(dataset if isinstance(dataset, bytes) else written(dataset), settings)
+    assert SECRET not in repr(reading)
+    return reading.slices
+
+
+def only(dataset, settings=SETTINGS):
+    (one,) = slices(dataset, settings)
+    return one
+
+
+def reason(dataset, settings=SETTINGS):
+    with pytest.raises(ImageError) as caught:
+        slices(dataset, settings)
+    assert SECRET not in str(caught.value)
+    return caught.value.reason
+
+
+def linear(levels, centre, width):
+    """PS3.3 C.11.2.1.2.1, one level at a time, for 0..255."""
+    out = []
+    for level in levels.reshape(-1).tolist():
+        if level <= centre - 0.5 - (width - 1) / 2:
+            out.append(0.0)
+        elif level > centre - 0.5 + (width - 1) / 2:
+            out.append(255.0)
+        else:
+            out.append(((level - (centre - 0.5)) / (width - 1) + 0.5) * 255)
+    return np.array(out).reshape(levels.shape)
+
+
+def percentiles(levels):
+    low, high = np.percentile(levels, (0.5, 99.5))
+    return np.clip((levels - low) / (high - low), 0, 1) * 255
+
+
+@given(
+    st.sampled_from([np.uint8, np.uint16, np.int16]),
+    st.sampled_from([None, (1, 0), (0.5, -300), (3.25, 12.5), (-2, 100)]),
+    st.floats(0.1, 0.9),
+    st.floats(0.3, 1.5),
+    st.sampled_from(["MONOCHROME1", "MONOCHROME2"]),
+)
+def test_levels_are_rescaled_windowed_and_turned_around(kind, rescale, centre, width, photometric):
+    stored = STORED.astype(np.int32) % 256 if kind == np.uint8 else STORED.astype(np.int32) - 2000 * (kind == np.int16)
+    slope, intercept = rescale or (1, 0)
+    levels = stored * slope + intercept
+    span = float(np.ptp(levels))
+    centre, width = round(levels.min() + centre * span, 1), round(width * span, 1)
+    fields = {"WindowCenter": centre, "WindowWidth": width, "PhotometricInterpretation": photometric}
+    if rescale:
+        fields |= {"RescaleSlope": slope, "RescaleIntercept": intercept}
+    dataset = mr(stored.astype(kind), **fields)
+    for settings, naive in ((SETTINGS, linear(levels, centre, width)), (PERCENTILES, percentiles(levels))):
+        naive = 255 - naive if photometric == "MONOCHROME1" else naive
+        assert np.abs(only(dataset, settings).pixels - naive).max() <= 0.51
+
+
+def test_without_a_window_that_works_percentiles_are_taken():
+    expected = only(mr(**WIDE), PERCENTILES).pixels
+    for window in ((None, None), (100, 1), (100, 0), (100_000, 50), (100, None)):
+        dataset = mr(WindowCenter=window[0], WindowWidth=window[1])
+        assert (only(dataset).pixels == expected).all(), window
+
+
+def test_the_first_of_several_windows_and_its_function():
+    first = only(mr(WindowCenter=1000, WindowWidth=900)).pixels
+    assert (only(mr(WindowCenter=[1000, 5], WindowWidth=[900, 7])).pixels == first).all()
+    exact = only(mr(WindowCenter=1000, WindowWidth=900, VOILUTFunction="LINEAR_EXACT")).pixels
+    assert np.abs(exact - np.clip((STORED - 1000.0) / 900 + 0.5, 0, 1) * 255).max() <= 0.51
+    sigmoid = only(mr(WindowCenter=1000, WindowWidth=900, VOILUTFunction="SIGMOID")).pixels
+    assert np.abs(sigmoid - 255 / (1 + np.exp(-4 * (STORED - 1000.0) / 900))).max() <= 0.51
+
+
+def voi_lut(bits):
+    item = Dataset()
+    item.add_new("LUTDescriptor", "US", [4096, 0, bits])
+    item.add_new("LUTData", "US", ((np.arange(4096) ** 2) >> (24 - bits)).tolist())
+    return item
+
+
+@pytest.mark.parametrize(
+    ("bits", "rescale"),
+    [
+        (12, {}),
+        (8, {}),
+        (12, {"RescaleSlope": 1, "RescaleIntercept": 0}),
+    ],
+)
+def test_a_voi_lut_goes_before_the_window(bits, rescale):
+    dataset = mr(VOILUTSequence=[voi_lut(bits)], **rescale, **WIDE)
+    assert np.abs(only(dataset).pixels - (STORED.astype(int) ** 2 >> (24 - bits)) * 255 / (2**bits - 1)).max() <= 0.51
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_padding_is_black_and_does_not_count(photometric):
+    stored = STORED.astype(np.int16)
+    stored[:, :5], stored[:, 5:8] = -2000, -1990
+    fields = {"PixelPaddingValue": -2000, "PixelPaddingRangeLimit": -1990, "PhotometricInterpretation": photometric}
+    grey = only(mr(stored, **fields)).pixels
+    assert not grey[:, :8].any()
+    inside = percentiles(stored[:, 8:].astype(float))
+    assert np.abs(grey[:, 8:] - (inside if photometric == "MONOCHROME2" else 255 - inside)).max() <= 0.51
+
+
+def enhanced(places, windows, **fields):
+    frames = np.stack([np.roll(STORED, n, axis=1) for n in range(len(places))])
+    own = [
+        group(
+            PlanePositionSequence=group(ImagePositionPatient=[1, place, 2]),
+            FrameVOILUTSequence=group(WindowCenter=centre, WindowWidth=width),
+        )[0]
+        for place, (centre, width) in zip(places, windows, strict=True)
+    ]
+    shared = group(
+        PlaneOrientationSequence=group(ImageOrientationPatient=CORONAL),
+        PixelMeasuresSequence=group(PixelSpacing=[0.75, 0.5]),
+        PixelValueTransformationSequence=group(RescaleSlope=2, RescaleIntercept=-10),
+    )
+    fields = {"SOPClassUID": ENHANCED, "ImageOrientationPatient": None, "ImagePositionPatient": None} | fields
+    fields |= {"PerFrameFunctionalGroupsSequence": own, "SharedFunctionalGroupsSequence": shared, "PixelSpacing": None}
+    return mr(frames, **fields), frames
+
+
+def test_frames_have_their_own_place_and_window():
+    windows = [(4000, 6000), (3000, 2000), (5000, 4000)]
+    dataset, frames = enhanced([30, -5, 12.5], windows, **WIDE)
+    found = slices(dataset)
+    assert [one.frame for one in found] == [1, 2, 0]
+    assert [one.facts.position for one in found] == [-5, 12.5, 30]
+    for one in found:
+        assert np.abs(one.pixels - linear(frames[one.frame] * 2.0 - 10, *windows[one.frame])).max() <= 0.51
+        assert (one.facts.plane, one.facts.spacing) == ("coronal", 0.75)
+
+
+def test_a_frame_that_shows_nothing_is_refused_alone():
+    dataset, frames = enhanced([1, 2, 3], [(4000, 6000)] * 3)
+    frames[1] = 9
+    dataset.PixelData = frames.tobytes()
+    reading = read_dicom(written(dataset), SETTINGS)
+    assert [one.frame for one in reading.slices] == [0, 2]
+    assert [(one.frame, one.reason) for one in reading.refused] == [(1, "blank")]
+    dataset.PixelData = bytes(frames.nbytes)
+    assert not read_dicom(written(dataset), SETTINGS).slices
+
+
+def test_classic_frames_without_places_keep_their_order():
+    found = slices(mr(np.stack([STORED, STORED[::-1], STORED[:, ::-1]]), ImagePositionPatient=None))
+    assert [(one.frame, one.facts.position) for one in found] == [(0, None), (1, None), (2, None)]
+
+
+SYNTAXES = [uid.RLELossless, uid.JPEGLSLossless, uid.JPEG2000Lossless]
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda syntax: syntax.keyword)
+@pytest.mark.parametrize("stored", [STORED, STORED.astype(np.int16) - 2000, np.stack([STORED, STORED[::-1]])])
+def test_compression_changes_no_pixel(syntax, stored):
+    plain = slices(mr(stored, **WIDE))
+    packed = mr(stored, **WIDE)
+    packed.compress(syntax, generate_instance_uid=False)
+    frames = list(stored_frames(pydicom.dcmread(io.BytesIO(written(packed)))))
+    assert (np.stack(frames) == stored.reshape(-1, *stored.shape[-2:])).all()
+    assert len(slices(packed)) == len(plain)
+    assert all((a.pixels == b.pixels).all() for a, b in zip(slices(packed), plain, strict=True))
+
+
+def test_every_way_to_write_a_header():
+    expected = only(mr(**WIDE)).pixels
+    plain, deflated, bare, big = mr(**WIDE), mr(**WIDE), Dataset(), Dataset()
+    deflated.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
+    bare.update(mr(**WIDE))
+    big.update(mr(**WIDE, PixelData=STORED.astype(">u2").tobytes()))
+    files = [
+        written(bare, implicit_vr=True, little_endian=True),
+        written(bare, implicit_vr=False, little_endian=True),
+        written(big, implicit_vr=False, little_endian=False),
+        written(deflated),
+        b"II*\0".ljust(128, b"x") + written(plain)[128:],
+    ]
+    for data in files:
+        assert is_dicom(data)
+        assert (only(data).pixels == expected).all()
+    assert not is_dicom(b"hello" * 100)
+    assert not is_dicom(b"\x08\0\x05\0")
+
+
+@pytest.mark.parametrize(
+    ("orientation", "plane"),
+    [
+        (AXIAL, "axial"),
+        (CORONAL, "coronal"),
+        (SAGITTAL, "sagittal"),
+        ([0.97, 0.2, 0.1, -0.2, 0.95, 0.2], "axial"),
+        ([1, 0, 0, 1, 0, 0], None),
+        ([1, 0, 0], None),
+        (None, None),
+    ],
+)
+def test_the_plane_comes_from_the_direction_cosines(orientation, plane):
+    facts = only(mr(ImageOrientationPatient=orientation)).facts
+    assert facts.plane == plane
+    assert (facts.position is None) == (plane is None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sequence"),
+    [
+        ({"SeriesDescription": "AX T1 SE"}, "T1"),
+        ({"SeriesDescription": "AX T1 SE", "ContrastBolusAgent": "Dotarem"}, "T1c"),
+        ({"SeriesDescription": "AX T1 SE POST"}, "T1c"),
+        ({"SeriesDescription": "t2_tse_tra", "ContrastBolusAgent": "Dotarem"}, "T2"),
+        ({"SeriesDescription": "T2 FLAIR"}, "FLAIR"),
+        ({"SeriesDescription": "scout"}, None),
+        ({"SeriesDescription": None, "ProtocolName": "T2W_TSE"}, "T2"),
+        ({"SeriesDescription": None, "ProtocolName": None, "RepetitionTime": 500, "EchoTime": 10}, "T1"),
+        ({"RepetitionTime": 4000, "EchoTime": 100}, "T2"),
+        ({"RepetitionTime": 9000, "EchoTime": 120, "InversionTime": 2500}, "FLAIR"),
+        ({"RepetitionTime": 500, "EchoTime": 10, "ContrastBolusAgent": "Dotarem"}, "T1c"),
+    ],
+)
+def test_the_sequence_comes_from_words_then_from_times(fields, sequence):
+    assert only(mr(**fields)).facts.sequence == sequence
+
+
+@pytest.mark.parametrize("contrast", [False, True])
+def test_the_sequence_of_enhanced_frames_comes_from_their_times(contrast):
+    groups = group(
+        MRTimingAndRelatedParametersSequence=group(RepetitionTime=500.0),
+        MREchoSequence=group(EffectiveEchoTime=10.0),
+    )
+    agent = {"ContrastBolusAgentSequence": group(CodeMeaning="Gadolinium")} if contrast else {}
+    dataset = mr(SOPClassUID=ENHANCED, SharedFunctionalGroupsSequence=groups, **agent)
+    assert only(dataset).facts.sequence == ("T1c" if contrast else "T1")
+
+
+@pytest.mark.parametrize(
+    ("fields", "day"),
+    [
+        ({"AcquisitionDate": "20200229", "StudyDate": "20190101"}, datetime.date(2020, 2, 29)),
+        ({"AcquisitionDateTime": "20200229101500.25"}, datetime.date(2020, 2, 29)),
+        ({"AcquisitionDate": "20200230", "StudyDate": "20190101"}, datetime.date(2019, 1, 1)),
+        ({"StudyDate": "2019.01.02"}, datetime.date(2019, 1, 2)),
+        ({}, None),
+    ],
+)
+def test_the_day_is_the_nearest_that_is_one(fields, day):
+    data = written(mr(**fields))
+    assert only(data).facts.acquired == day
+
+
+def test_raw_identifiers_are_facts():
+    fields = {"StudyInstanceUID": "1.2", "SeriesInstanceUID": "1.3", "PatientID": " P7 "}
+    facts = only(mr(**fields)).facts
+    assert (facts.patient, facts.study, facts.series, facts.instance) == ("P7", "1.2", "1.3", "1.2.3.4")
+    assert (facts.accession, facts.position, facts.spacing, facts.label) == (SECRET, 7, 0.5, None)
+    assert only(mr(PatientID="", AccessionNumber=None)).facts.patient is None
+
+
+MANY = np.stack([STORED] * 9)
+REFUSED = [
+    ({"BurnedInAnnotation": "YES"}, "burned_in"),
+    ({"SOPClassUID": SECONDARY}, "secondary_capture"),
+    ({"SOPClassUID": SECONDARY + ".2"}, "secondary_capture"),
+    ({"ConversionType": "WSD"}, "secondary_capture"),
+    ({"PhotometricInterpretation": "RGB"}, "colour"),
+    ({"PhotometricInterpretation": "PALETTE COLOR"}, "colour"),
+    ({"PhotometricInterpretation": SECRET}, "colour"),
+    ({"SamplesPerPixel": 3}, "colour"),
+    ({"PhotometricInterpretation": None}, "unreadable"),
+    ({"PixelData": None}, "no_pixels"),
+    ({"SOPClassUID": DIRECTORY, "PixelData": None}, "dicomdir"),
+    ({"DirectoryRecordSequence": []}, "dicomdir"),
+    ({"stored": MANY, "SOPClassUID": CT, "Modality": "CT"}, "not_mr"),
+    ({"stored": MANY}, "too_many_frames"),
+    ({"PixelSpacing": [1000, 1]}, "absurd_spacing"),
+    ({"PixelSpacing": [0.5, 0]}, "absurd_spacing"),
+    ({"Rows": 8}, "too_small"),
+    ({"Columns": None}, "too_small"),
+    ({"Rows": 65535, "Columns": 65535}, "too_many_pixels"),
+    ({"PixelData": STORED.tobytes()[:-2]}, "truncated"),
+    ({"NumberOfFrames": 2}, "truncated"),
+    ({"PixelData": STORED.tobytes()[:-2] + b"\0\0", "BitsAllocated": 32}, "truncated"),
+    ({"PixelData": bytes(STORED.nbytes)}, "blank"),
+]
+
+
+@pytest.mark.parametrize(("fields", "expected"), REFUSED)
+def test_what_cannot_be_used_has_a_reason(fields, expected):
+    assert reason(mr(**fields)) == expected
+
+
+@pytest.mark.parametrize(("fields", "expected"), REFUSED[:4])
+def test_burned_in_text_and_screen_shots_are_taken_where_a_setting_says_so(fields, expected):
+    settings = SETTINGS.model_copy(update={f"allow_{expected}": True})
+    assert (only(mr(**fields), settings).pixels == only(mr()).pixels).all()
+    other = {"burned_in": "secondary_capture", "secondary_capture": "burned_in"}[expected]
+    assert reason(mr(**fields), SETTINGS.model_copy(update={f"allow_{other}": True})) == expected
+
+
+def test_a_single_slice_of_another_modality_is_taken():
+    assert only(mr(SOPClassUID=CT, Modality="CT")).pixels.shape == STORED.shape
+
+
+def test_levels_that_are_not_numbers_are_refused():
+    levels = STORED.astype(np.float32)
+    levels[3, 3] = np.nan
+    fields = {"PixelData": None, "BitsStored": 32, "HighBit": 31, "PixelRepresentation": None}
+    assert reason(mr(levels, FloatPixelData=levels.tobytes(), **fields)) == "not_finite"
+    fine = STORED.astype(np.float32)
+    grey = only(mr(fine, FloatPixelData=fine.tobytes(), **fields)).pixels
+    assert np.abs(grey - percentiles(fine)).max() <= 0.51
+
+
+def in_syntax(syntax, data=b"\0" * 64):
+    dataset = mr(PixelData=encapsulate([data]))
+    dataset["PixelData"].is_undefined_length = True
+    dataset.file_meta.TransferSyntaxUID = uid.UID(syntax)
+    return dataset
+
+
+def test_transfer_syntaxes_without_a_decoder_and_streams_that_are_none():
+    assert reason(in_syntax(uid.MPEG2MPML)) == "transfer_syntax"
+    for syntax in SYNTAXES:
+        assert reason(in_syntax(syntax, SECRET.encode() * 8)) == "undecodable"
+    unknown = mr()
+    unknown.file_meta.TransferSyntaxUID = uid.UID("1.2.3.4.5")
+    assert reason(written(unknown, implicit_vr=False, little_endian=True)) == "undecodable"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_truncated_files_end_in_a_reason():
+    plain = written(mr())
+    assert reason(plain[:-100]) == "truncated"
+    assert reason(plain[:400]) == "no_pixels"
+    for syntax in SYNTAXES:
+        packed = mr()
+        packed.compress(syntax)
+        # pydicom leaves out the element whose end it does not find.
+        assert reason(written(packed)[:-1000]) in ("no_pixels", "truncated")
+
+
+#: Ten digits that a writer takes for a number of every kind, replaced in the file.
+DIGITS = "1234567890"
+NUMBERS = [
+    "RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "NumberOfFrames", "PixelSpacing",
+    "ImageOrientationPatient", "ImagePositionPatient", "RepetitionTime", "EchoTime", "InversionTime", "InstanceNumber",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("keyword", NUMBERS)
+@pytest.mark.parametrize("blank", [False, True])
+def test_no_message_tells_what_a_header_says(keyword, blank):
+    count = {"PixelSpacing": 2, "ImageOrientationPatient": 6, "ImagePositionPatient": 3}.get(keyword, 1)
+    fields = {"WindowWidth": 4096, "RescaleSlope": 1, "RescaleIntercept": 0} | {keyword: [DIGITS] * count}
+    data = written(mr(**fields, **({"PixelData": bytes(STORED.nbytes)} if blank else {})))
+    data = data.replace(DIGITS.encode(), SECRET.encode())
+    assert DIGITS.encode() not in data
+    needed = keyword.startswith("Rescale") or keyword == "NumberOfFrames"
+    if blank or needed:
+        assert reason(data) == ("undecodable" if needed else "blank")
+    else:
+        assert only(data).pixels.shape == STORED.shape
+
+
+#: Bytes of a header: all before the pixels.
+PLAIN = written(mr(**WIDE))
+HEADER = PLAIN.rindex(b"\xe0\x7f\x10\0OW")
+
+
+@given(st.integers(132, HEADER), st.binary(max_size=6), st.integers(0, 6))
+def test_a_damaged_header_ends_in_pixels_or_a_reason(at, noise, gone):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for one in slices(PLAIN[:at] + noise + PLAIN[at + gone :]):
+                assert one.pixels.ndim == 2
+        except ImageError as error:
+            assert error.reason
+            assert SECRET not in str(error)
+
+
+@pytest.mark.parametrize("damage", ["representation", "syntax"])
+def test_damage_where_the_header_is_checked_has_a_reason(damage):
+    if damage == "representation":
+        assert reason(PLAIN[: HEADER + 4] + b"O\xd4" + PLAIN[HEADER + 6 :])
+    else:
+        dataset = mr()
+        dataset.file_meta.TransferSyntaxUID = uid.UID("")
+        assert reason(written(dataset, implicit_vr=False, little_endian=True)) == "undecodable"
+
+
+def test_a_microscope_is_no_screen_shot():
+    assert only(mr(SOPClassUID=SECONDARY + "7.1.2")).pixels.shape == STORED.shape

@@ -1,0 +1,235 @@
+import contextlib
+import gc
+import gzip
+import io
+import os
+import select
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image
+from tests.unit.imaging.breaking import READ, SECRET, breaking_read
+from tests.unit.imaging.test_raster import encoded, slice_of
+
+from mrcg.config import ReadSettings
+from mrcg.errors import ImageError
+from mrcg.imaging import guard, readers
+from mrcg.imaging.guard import Guard, bare, decoding, start_child
+
+ROOT = Path(__file__).parents[3]
+SETTINGS = ReadSettings(max_side=128)
+MEMORY = 2**30
+GOOD, OTHER = encoded(slice_of()), encoded(slice_of(50))
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="tells by Linux means whether a child lives")
+
+
+class Breaking(Guard):
+    """A guard whose child decodes as `breaking` does."""
+
+    def _start(self):
+        self._child, self._pipe = start_child("tests.unit.imaging.breaking", self._settings, self._memory)
+        return self._pipe
+
+
+@pytest.fixture(scope="module")
+def breaking():
+    with pytest.MonkeyPatch.context() as patch, Breaking(SETTINGS, 60, 2**28) as one:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        yield one
+
+
+@pytest.fixture(scope="module")
+def direct():
+    with Guard(SETTINGS, 60, MEMORY) as one:
+        yield one
+
+
+def reason(call, data):
+    with pytest.raises(ImageError) as caught:
+        call(data)
+    assert caught.value.__cause__ is None or isinstance(caught.value.__cause__, (EOFError, OSError))
+    assert SECRET not in str(caught.value)
+    return caught.value.reason
+
+
+def equal(one, two):
+    assert [(a.frame, a.facts, a.pixels.tobytes()) for a in one.slices] == [
+        (b.frame, b.facts, b.pixels.tobytes()) for b in two.slices
+    ]
+    return list(one.refused) == list(two.refused)
+
+
+def ended(child):
+    """Whether the process of a pidfd has ended; waits for it."""
+    try:
+        return bool(select.select([child], [], [], 60)[0])
+    finally:
+        os.close(child)
+
+
+VOLUME = np.random.default_rng(0).integers(0, 900, (20, 20, 20), dtype=np.int16)
+VOLUME[:, :, 4] = 0
+
+
+@pytest.mark.parametrize(
+    "data", [GOOD, OTHER, encoded(slice_of(300)), nibabel.Nifti1Image(VOLUME, np.eye(4)).to_bytes()]
+)
+def test_the_same_reading_as_without_a_guard(direct, data):
+    assert equal(direct.read(data), readers.read(data, SETTINGS))
+
+
+@pytest.mark.parametrize("data", [b"", b"words", GOOD[:300], encoded(np.full((40, 40), 7, np.uint8))])
+def test_the_same_refusal_as_without_a_guard(direct, data):
+    with pytest.raises(ImageError) as caught:
+        readers.read(data, SETTINGS)
+    expected = caught.value
+    with pytest.raises(ImageError) as caught:
+        direct.read(data)
+    assert (caught.value.reason, str(caught.value)) == (expected.reason, str(expected))
+
+
+@pytest.mark.parametrize("data", [b"crash", b"exit", b"raise"])
+def test_a_crash_refuses_the_file_and_the_next_one_is_read(breaking, data):
+    assert reason(breaking.read, data) == "crashed"
+    assert equal(breaking.read(b"good"), READ)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [(b"memory", "too_much_memory"), (b"pieces", "too_much_memory"), (b"deep", "unreadable")],
+)
+def test_a_greedy_decoder_refuses_the_file_and_its_child_goes_on(breaking, data, expected):
+    breaking.read(b"good")
+    child = breaking._child.pid
+    assert reason(breaking.read, data) == expected
+    assert equal(breaking.read(b"good"), READ)
+    assert breaking._child.pid == child
+
+
+def test_a_late_child_is_ended_and_replaced(breaking):
+    breaking.read(b"good")
+    child = os.pidfd_open(breaking._child.pid)
+    breaking._seconds = 0.2
+    assert reason(breaking.read, b"hang") == "timeout"
+    assert ended(child)
+    breaking._seconds = 60
+    assert equal(breaking.read(b"good"), READ)
+
+
+def test_what_led_to_a_refusal_and_what_a_decoder_says_stay_in_the_child(breaking, capfd):
+    assert reason(breaking.read, b"quote") == "undecodable"
+    breaking.read(b"talk")
+    assert SECRET not in "".join(capfd.readouterr())
+
+
+def png(levels):
+    out = io.BytesIO()
+    Image.fromarray(levels).save(out, "PNG")
+    return out.getvalue()
+
+
+def test_real_files_that_take_more_memory_than_allowed():
+    ramp = np.ascontiguousarray(np.broadcast_to(np.arange(300, dtype=np.uint8)[:, None, None], (300, 300, 300)))
+    volume = gzip.compress(nibabel.Nifti1Image(ramp, np.eye(4)).to_bytes(), 1)
+    large = png(np.tile(np.arange(256, dtype=np.uint16) * 100, (7000, 28))[:, :7000])
+    with Guard(SETTINGS, 60, 2**28) as narrow:
+        for data in (volume, large):
+            assert len(data) < 2**20
+            assert reason(narrow.read, data) == "too_much_memory"
+            assert equal(narrow.read(GOOD), readers.read(GOOD, SETTINGS))
+
+
+def test_the_child_ends_with_its_guard_and_a_later_read_starts_another():
+    with Guard(SETTINGS, 60, MEMORY) as one:
+        one.read(GOOD)
+        child = os.pidfd_open(one._child.pid)
+        one.close()
+        assert ended(child)
+        assert equal(one.read(OTHER), readers.read(OTHER, SETTINGS))
+        child = os.pidfd_open(one._child.pid)
+    assert ended(child)
+    one.close()
+
+
+@pytest.mark.parametrize("data", [b"good", b"hang"])
+def test_the_child_dies_with_a_parent_that_is_killed(data):
+    code = f"""
+import sys
+from mrcg.config import ReadSettings
+from mrcg.imaging.guard import start_child
+child, pipe = start_child("tests.unit.imaging.breaking", ReadSettings(), {MEMORY})
+pipe.send_bytes({data!r})
+print(child.pid, flush=True)
+sys.stdin.read()
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    )
+    with parent:
+        child = os.pidfd_open(int(parent.stdout.readline()))
+        parent.kill()
+    assert ended(child)
+
+
+def test_a_child_that_died_between_two_files_is_no_reason_to_refuse_one():
+    with Guard(SETTINGS, 60, MEMORY) as one:
+        one.read(GOOD)
+        one._child.kill()
+        one._child.wait()
+        assert equal(one.read(OTHER), readers.read(OTHER, SETTINGS))
+
+
+def test_a_guard_outlives_the_thread_that_used_it_first():
+    with Guard(SETTINGS, 60, MEMORY) as one:
+        thread = threading.Thread(target=one.read, args=(GOOD,))
+        thread.start()
+        thread.join()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            one._child.wait(1)
+        child = one._child.pid
+        assert equal(one.read(OTHER), readers.read(OTHER, SETTINGS))
+        assert one._child.pid == child
+
+
+def test_errors_are_bare_and_memory_and_depth_become_reasons(monkeypatch):
+    try:
+        try:
+            raise ValueError(SECRET)
+        except ValueError as inner:
+            raise ImageError("undecodable", "no decoder takes it") from inner
+    except ImageError as error:
+        plain = bare(error)
+    assert (plain.__cause__, plain.__context__, plain.__traceback__) == (None, None, None)
+    monkeypatch.setattr(guard, "read", breaking_read)
+    assert reason_of(decoding(SETTINGS), b"memory") == "too_much_memory"
+    assert reason_of(decoding(SETTINGS), b"deep") == "unreadable"
+
+
+def reason_of(call, data):
+    with pytest.raises(ImageError) as caught:
+        call(data)
+    return caught.value.reason
+
+
+def test_a_child_that_is_slow_to_start_is_said_to_be(monkeypatch):
+    monkeypatch.setattr(guard, "START_SECONDS", 0.0)
+    with pytest.raises(RuntimeError, match="did not start: it took longer than 0 s"):
+        start_child("mrcg.imaging.guard", SETTINGS, MEMORY)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_child_that_dies_before_it_is_ready_is_said_to():
+    caught = None
+    try:
+        start_child("mrcg.no_such_module", SETTINGS, MEMORY)
+    except Exception as error:
+        caught = type(error)
+    gc.collect()  # a child that was not waited for is warned of here, and not in another test
+    assert caught is RuntimeError
