@@ -3,7 +3,7 @@
 python docs/figures.py          rewrites the blocks between the markers
 python docs/figures.py --check  fails where a block is not what was measured
 
-README.md: reports in docs/reports; one gets there by hand, ``report.json`` from the folder that `mrcg run` prints last.
+README.md: docs/reports; one gets there by hand, ``report.json`` from the folder that `mrcg run` prints last.
 docs/corpus.md: docs/bench/ingest.json, as ``python -m tests.bench.ingest --out docs/bench/ingest.json`` writes it.
 """
 
@@ -40,7 +40,8 @@ def table() -> str:
 def ingest_table() -> str:
     """One line for each source of the ingestion benchmark."""
     lines = [
-        "| source | images | reading, images/s | pool, images/s | ratio | whole command, s | pool, s | peak memory, MB |",
+        "| source | images | reading, images/s | pool, images/s | ratio | whole command, s | pool, s "
+        "| peak memory, MB |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in json.loads((DOCS / "bench" / "ingest.json").read_text()):

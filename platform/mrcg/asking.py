@@ -10,13 +10,15 @@ import numpy as np
 from PIL import Image
 
 from mrcg.client import Client
-from mrcg.config import ReadSettings
+from mrcg.config import IngestSettings, ReadSettings
 from mrcg.evaluation.picture import Panel, PanelRow, retrieval_picture
-from mrcg.imaging.readers import query_slice, read
 from mrcg.imaging.slices import Grey
 from mrcg.search import Answer, Hit
+from mrcg.serving import Decoder
 
 SHOWN = 10
+#: That a query may take to decode for its picture.
+SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,6 @@ def picture_of(image: bytes, asked: Asked) -> bytes:
         )
         for hit in _shown(answer, True)
     ]
-    query = Panel(query_slice(read(image, ReadSettings())), "query")
+    query = Panel(Decoder(ReadSettings(), SECONDS, IngestSettings().reader_bytes)(image), "query")
     order = "reranked" if answer.reranked else "ANN order"
     return retrieval_picture([PanelRow(query, hits)], f"Release {answer.release}, {order}")

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from stat import S_ISREG
 from typing import IO, Any, Protocol
 
 import pyarrow as pa
@@ -305,6 +306,8 @@ def _walk(
             except FileNotFoundError:  # a link to nowhere
                 yield prefix + name, -1, "missing"
                 continue
+            if not S_ISREG(stat.st_mode):
+                continue  # reading a pipe or a device would wait for ever
             info = {"size": stat.st_size, "mtime": stat.st_mtime}
         yield prefix + name, int(info.get("size") or 0), _stamp(info)
 

@@ -4,6 +4,8 @@ import base64
 import datetime
 import io
 import json
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -175,14 +177,17 @@ def write_control(folder: Path, source: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(table.slice(2 * (len(rows) // 3)).to_pylist()))
 
 
-def test_no_planted_identifier_is_anywhere_in_the_store_or_the_logs(planted, tmp_path, monkeypatch):
+def test_no_planted_identifier_is_anywhere_in_the_store_or_the_logs(planted, tmp_path, monkeypatch, request):
     source, words = planted
     assert len(words) > 1500
     write_control(tmp_path / "control", source)
     assert found_in(tmp_path / "control", words) == words, "the search itself must find all of them"
 
     monkeypatch.setenv(ENVIRONMENT, new_key())
-    monkeypatch.setenv("RAY_TMPDIR", str(short := Path("/tmp") / f"mrcg-{tmp_path.name[-12:]}"))
+    # Ray's sockets need a short path.
+    short = Path(tempfile.mkdtemp(prefix="mrcg-"))
+    request.addfinalizer(lambda: shutil.rmtree(short, ignore_errors=True))
+    monkeypatch.setenv("RAY_TMPDIR", str(short))
     store = Store(str(tmp_path / "store"))
     words_of_command = ("ingest", "--source", str(source), "--store", store.url, "--max-bad-fraction", "0.5", "--debug")
     done = making.mrcg(*words_of_command)

@@ -48,12 +48,13 @@ def test_the_walk_is_in_the_order_of_the_keys(tmp_path):
     memory.rm("/walked", recursive=True)
 
 
-def test_links_are_followed_but_not_in_circles(tmp_path):
+def test_links_are_followed_but_not_in_circles_and_pipes_are_no_files(tmp_path):
     where = folder(tmp_path / "src", "a/1.png")
     folder(tmp_path / "elsewhere", "2.png")
     os.symlink(tmp_path / "elsewhere", tmp_path / "src" / "b")
     os.symlink(tmp_path / "src", tmp_path / "src" / "a" / "up")
     os.symlink(tmp_path / "nowhere", tmp_path / "src" / "c.png")
+    os.mkfifo(tmp_path / "src" / "pipe.png")
     assert [(file.key, file.size >= 0) for file in walked(where)] == [
         ("a/1.png", True), ("b/2.png", True), ("c.png", False),
     ]  # fmt: skip
