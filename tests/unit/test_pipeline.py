@@ -42,7 +42,7 @@ def test_k_out_of_range_names_the_limit(pipeline, scan, k):
 
 
 def test_what_is_no_image_is_refused(pipeline):
-    with pytest.raises(ImageError, match="not one of PNG"):
+    with pytest.raises(ImageError, match="not DICOM, NIfTI, MATLAB or one of PNG"):
         pipeline.search(b"no image")
 
 

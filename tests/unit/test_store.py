@@ -14,7 +14,7 @@ def any_store(request, tmp_path):
 
 
 def steps():
-    return plan(tiny_config(), Source("x", "digest"), "none")
+    return plan(tiny_config(), Source("x", "digest", 1, 1, False), "none")
 
 
 def test_bytes_come_back(any_store):
