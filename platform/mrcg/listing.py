@@ -1,7 +1,8 @@
 """The work of an ingestion, written down: which files are new, and how they are cut into segments.
 
-A listing is a Parquet file whose row groups are pages of a few files; a segment is a run of pages whose pixels
-make about one file of the corpus. Walking and cutting hold one page in memory, however large the source is.
+A listing is a Parquet file whose rows are pages of a few files, sealed where there is a key: paths and manifests
+name people, and an attempt that was killed stays for a while. A segment is a run of pages whose pixels make about
+one file of the corpus. Walking and cutting hold one page in memory, however large the source is.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import itertools
 import json
 import math
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
@@ -48,7 +50,7 @@ class Listing:
     Attributes:
         source: as the walk found it.
         files: new or changed ones.
-        pages: row groups of the listing.
+        pages: rows of the listing.
         kept: digests of the files that the base has read already, sorted.
         samples: new files spread evenly over the source.
     """
@@ -97,15 +99,19 @@ def write_listing(files: Files, total: int, rules: Rules, known: Digests, sink: 
         total: how many files it has.
         rules: for the stored keys.
         known: sorted digests of files that need no reading.
-        sink: takes a Parquet file of ``schemas.LISTING``.
+        sink: takes a Parquet file of ``schemas.PAGES``.
     """
     stride = max(1, total // SAMPLES)
     pages, count, samples = 0, 0, list[SourceFile]()
     found = np.zeros(len(known), dtype=bool)
-    with pq.ParquetWriter(sink, schemas.LISTING, compression="zstd") as writer:
+    nonce = secrets.token_hex(16)
+    with pq.ParquetWriter(sink, schemas.PAGES, compression="zstd") as writer:
         surveyor = Surveyor(files)
         for page in _pages(_new(surveyor.walk(), rules, known, found)):
-            writer.write_table(listing_table(page), row_group_size=len(page))
+            name = f"{nonce}-{pages}"
+            data = schemas.to_parquet(listing_table(page))
+            sealed = data if rules.pseudonyms is None else rules.pseudonyms.seal(data, name)
+            writer.write_table(pa.table({"nonce": [name], "page": [sealed]}, schema=schemas.PAGES))
             samples += [file for place, file in enumerate(page, count) if place % stride == 0]
             pages += 1
             count += len(page)
@@ -129,12 +135,20 @@ def cut_segments(pages: int, files: int, bytes_per_file: float, file_bytes: int)
     return list(itertools.pairwise(edges))
 
 
-def read_pages(store: Store, path: str, pages: range) -> Iterator[SourceFile]:
+def read_pages(store: Store, path: str, pages: range, rules: Rules) -> Iterator[SourceFile]:
     """The files of some pages of a listing; one page in memory."""
     with store.fs.open(store.path(path), "rb") as file:
-        parquet = pq.ParquetFile(file)
-        for page in pages:
-            yield from listed(parquet.read_row_group(page))
+        yield from pages_in(pq.ParquetFile(file), pages, rules)
+
+
+def pages_in(parquet: pq.ParquetFile, pages: Iterable[int], rules: Rules) -> Iterator[SourceFile]:
+    """The files of some pages of an open listing."""
+    for page in pages:
+        (row,) = parquet.read_row_group(page).to_pylist()
+        data = row["page"]
+        yield from listed(
+            schemas.from_parquet(data if rules.pseudonyms is None else rules.pseudonyms.seal(data, row["nonce"]))
+        )
 
 
 @dataclass(frozen=True)

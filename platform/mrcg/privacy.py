@@ -61,6 +61,14 @@ class Pseudonyms:
         except OverflowError:  # year 1 or 9999 of a damaged header
             return day.replace(month=1 if day.month > 6 else 7, day=1)
 
+    def seal(self, data: bytes, nonce: str) -> bytes:
+        """Bytes made unreadable without the key, or readable again; never use a nonce for two things.
+
+        A stream of SHAKE-256 over key and nonce: for what lies in a store only while work is under way.
+        """
+        stream = hashlib.shake_256(self._key + b"seal" + nonce.encode()).digest(len(data))
+        return (int.from_bytes(data, "big") ^ int.from_bytes(stream, "big")).to_bytes(len(data), "big")
+
     def policy(self) -> dict[str, Any]:
         """What the corpus manifest records of all this."""
         return {

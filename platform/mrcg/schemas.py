@@ -75,6 +75,9 @@ LISTING = pa.schema(
     ]
 )
 
+#: A listing as it lies in an attempt: pages of ``LISTING``, sealed where there is a key.
+PAGES = pa.schema([pa.field("nonce", pa.string(), nullable=False), pa.field("page", pa.binary(), nullable=False)])
+
 #: splits/splits.parquet: the side table of one protocol, in the order of scans.parquet.
 SPLITS = pa.schema(
     [

@@ -130,7 +130,7 @@ def do_segment(work: SegmentWork, decode: Callable[[bytes], Reading], report: Re
 
     def reported() -> Iterator[SourceFile]:
         last = 0.0
-        for number, file in enumerate(read_pages(store, work.listing, range(*work.pages))):
+        for number, file in enumerate(read_pages(store, work.listing, range(*work.pages), work.rules)):
             if time.monotonic() - last >= EVERY:
                 last = time.monotonic()
                 report(number)

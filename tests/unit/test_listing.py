@@ -10,7 +10,8 @@ from tests import making
 from mrcg import listing
 from mrcg.files import HashingFile
 from mrcg.imaging.samples import write_samples
-from mrcg.listing import PAGE, Plan, cut_segments, file_digests, known_files, read_pages, write_listing
+from mrcg.listing import PAGE, Plan, cut_segments, file_digests, known_files, pages_in, read_pages, write_listing
+from mrcg.privacy import Pseudonyms
 from mrcg.source import SourceFile, survey
 from mrcg.stages import plan
 
@@ -42,11 +43,15 @@ def written(source, known=()):
     return found, pq.ParquetFile(pa.BufferReader(buffer.getvalue()))
 
 
+def keys(parquet, rules=None):
+    return [file.key for file in pages_in(parquet, range(parquet.num_row_groups), rules or making.rules_of())]
+
+
 def test_a_listing_has_every_file_once_in_small_pages():
     source = Walk(files(3 * PAGE + 5))
     found, parquet = written(source)
     assert (found.files, found.pages, parquet.num_row_groups) == (3 * PAGE + 5, 4, 4)
-    assert parquet.read()["key"].to_pylist() == [file.key for file in source.files]
+    assert keys(parquet) == [file.key for file in source.files]
     assert found.source == survey(source)
     assert len(found.kept) == 0
     assert 1 < len(found.samples) <= listing.SAMPLES
@@ -58,7 +63,7 @@ def test_only_what_is_new_or_changed_is_listed(changed, gone):
     known = file_digests((f.key for f in before), (f.stamp for f in before))
     now = [SourceFile(f.key, "other" if n in changed else "s", n) for n, f in enumerate(before)][gone:]
     found, parquet = written(Walk(now), known)
-    assert parquet.read()["key"].to_pylist() == [f.key for f in now if f.stamp == "other"]
+    assert keys(parquet) == [f.key for f in now if f.stamp == "other"]
     unchanged = [f for f in now if f.stamp == "s"]
     assert set(found.kept.tolist()) == set(
         file_digests((f.key for f in unchanged), (f.stamp for f in unchanged)).tolist()
@@ -109,4 +114,15 @@ def test_pages_are_read_alone(store):
     buffer = io.BytesIO()
     write_listing(Walk(files(200)), 200, making.rules_of(), np.empty(0, np.uint64), HashingFile(buffer))
     store.write_bytes("listing.parquet", buffer.getvalue())
-    assert [file.size for file in read_pages(store, "listing.parquet", range(1, 3))] == list(range(PAGE, 3 * PAGE))
+    assert [file.size for file in read_pages(store, "listing.parquet", range(1, 3), making.rules_of())] == list(
+        range(PAGE, 3 * PAGE)
+    )
+
+
+def test_under_a_key_a_listing_tells_nothing_and_comes_back():
+    rules = making.rules_of(pseudonyms=Pseudonyms(bytes(32)))
+    source, buffer = Walk([SourceFile("JANE-DOE.dcm", "s", 1, patient="DOE^JANE")] * 3), io.BytesIO()
+    write_listing(source, 3, rules, np.empty(0, np.uint64), HashingFile(buffer))
+    parquet = pq.ParquetFile(pa.BufferReader(buffer.getvalue()))
+    assert all(b"JANE" not in data and b"PAR1" not in data for data in parquet.read()["page"].to_pylist())
+    assert list(pages_in(parquet, [0], rules)) == source.files
