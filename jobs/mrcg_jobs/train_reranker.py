@@ -28,6 +28,7 @@ def run(job: Job) -> Outcome:
         inputs=dict(job.step.inputs),
         config=job.config,
         epochs=job.config.reranker.epochs,
+        snapshots=job.config.reranker.snapshots,
         threads=1,
         build=_build,
         save=_save,
@@ -43,9 +44,11 @@ def _build(task: TrainTask, worker: Worker, wrap: Wrap) -> RerankerTrainer:
     from mrcg.reranker.train import RerankerTrainer, TrainingGraphs, new_reranker
 
     config: Config = task.config
-    vectors = embeddings_of(task.artefact("embeddings"))
+    embeddings = task.artefact("embeddings")
+    vectors = embeddings_of(embeddings)
     graphs = task.artefact("graphs")
-    reranker = new_reranker(config.reranker, vectors.shape[1], config.seed).to(worker.device)
+    fingerprint = str(embeddings.manifest.counts["fingerprint"])
+    reranker = new_reranker(config.reranker, vectors.shape[1], config.seed, fingerprint).to(worker.device)
     sets = TrainingGraphs(read_graphs(graphs, "train"), read_graphs(graphs, "validation"), vectors)
     return RerankerTrainer(reranker, config.reranker, config.seed, sets, worker, wrap)
 

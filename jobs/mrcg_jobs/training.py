@@ -13,10 +13,12 @@ import pyarrow.fs
 import ray
 import ray.train
 import torch
+import torch.distributed
+import torch.distributed.nn.functional
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer, get_device, prepare_model
-from torch import nn
+from torch import Tensor, nn
 
 from mrcg.config import ComputeSettings
 from mrcg.store import Artefact, Store
@@ -50,7 +52,8 @@ Wrap = Callable[[nn.Module], nn.Module]
 class TrainTask:
     """What a worker needs to train: it is sent to each of them.
 
-    ``build`` makes the trainer on the worker; ``save`` turns the finished one into files by name.
+    ``build`` makes the trainer on the worker; ``save`` turns the finished one into files by name. The weights
+    of the last ``snapshots`` epochs are kept beside what it saves.
     """
 
     store: str
@@ -58,9 +61,10 @@ class TrainTask:
     inputs: dict[str, str]
     config: Any
     epochs: int
-    threads: int
+    snapshots: int
     build: Callable[[TrainTask, Worker, Wrap], Trainer]
     save: Callable[[Trainer], dict[str, bytes]]
+    threads: int = 1
     board: Any = None
 
     def artefact(self, kind: str) -> Artefact:
@@ -68,8 +72,14 @@ class TrainTask:
         return Store(self.store).artefact(kind, self.inputs[kind])
 
 
-def train(job: Job, task: TrainTask, workers: int) -> list[str]:
+def train(job: Job, task: TrainTask, workers: int, at_least: int = 0) -> list[str]:
     """Run a task on Ray Train until it is finished.
+
+    Args:
+        job: the stage.
+        task: what its workers do.
+        workers: how many.
+        at_least: go on with so many where nodes are lost, and with more when they come back; 0 waits for all.
 
     Returns:
         Names of the files that it wrote below the attempt's output.
@@ -83,7 +93,9 @@ def train(job: Job, task: TrainTask, workers: int) -> list[str]:
             _train_loop,
             train_loop_config={"task": sent},
             scaling_config=ScalingConfig(
-                num_workers=workers, use_gpu=compute.use_gpu, resources_per_worker=_resources(compute, per_worker)
+                num_workers=(at_least, workers) if 0 < at_least < workers else workers,
+                use_gpu=compute.use_gpu,
+                resources_per_worker=_resources(compute, per_worker),
             ),
             run_config=_run_config(job),
         )
@@ -112,7 +124,8 @@ def _train_loop(config: dict[str, Any]) -> None:
     task: TrainTask = config["task"]
     context = ray.train.get_context()
     torch.set_num_threads(task.threads)
-    worker = Worker(context.get_world_rank(), context.get_world_size(), str(get_device()), _agree)
+    rank, world, device = context.get_world_rank(), context.get_world_size(), str(get_device())
+    worker = Worker(rank, world, device, _agree, _total, _gather) if world > 1 else Worker(device=device)
     store = Store(task.store)
     trainer = task.build(task, worker, _wrapper(worker))
     _resume(store, task.attempt, trainer)
@@ -126,6 +139,26 @@ def _train_loop(config: dict[str, Any]) -> None:
 
 def _agree(value: float) -> float:
     return float(broadcast_from_rank_zero(value))
+
+
+def _total(tensor: Tensor) -> Tensor:
+    summed = tensor.detach().clone()
+    # The group's backend wants tensors of the device: NCCL takes none of the CPU.
+    on_device = summed.to(get_device())
+    torch.distributed.all_reduce(on_device)
+    return on_device.to(summed.device)
+
+
+def _gather(rows: Tensor) -> tuple[Tensor, slice]:
+    counts = torch.zeros(torch.distributed.get_world_size(), dtype=torch.int64)
+    rank = torch.distributed.get_rank()
+    counts[rank] = len(rows)
+    sizes = _total(counts).tolist()
+    # Only tensors of one size can be gathered: the shorter ones are padded and cut again.
+    padded = torch.nn.functional.pad(rows, (0, 0) * (rows.dim() - 1) + (0, max(sizes) - len(rows)))
+    parts = torch.distributed.nn.functional.all_gather(padded)
+    start = sum(sizes[:rank])
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]), slice(start, start + len(rows))
 
 
 def _one_epoch(
@@ -144,8 +177,15 @@ def _one_epoch(
         name = f"{task.attempt}/checkpoints/{epoch:06d}.safetensors"
         store.write_bytes(name, trainer.state.to_bytes())
         store.remove(f"{task.attempt}/checkpoints/{epoch - 1:06d}.safetensors")
+        if epoch >= task.epochs - task.snapshots:
+            store.write_bytes(f"{task.attempt}/output/{snapshot_name(epoch)}", trainer.state.weights())
     # All workers meet here: nobody starts an epoch whose predecessor is not saved.
     ray.train.report(dict(row))
+
+
+def snapshot_name(epoch: int) -> str:
+    """File of the weights after one of the last epochs."""
+    return f"snapshots/{epoch:06d}.safetensors"
 
 
 def _note(epoch: int, epochs: int, trainer: Trainer) -> str:

@@ -67,29 +67,45 @@ class SplitSettings(Settings):
     protocol: Literal["paper", "dedup", "given", "folds"] = "paper"
     train_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.7
     validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.1, description="of the training groups")
+    held_out_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0, description="of the training groups: unseen by the encoder, for the reranker to learn from"
+    )
     test_fold: int = Field(0, ge=0, description="protocol folds: the fold that is the test part")
 
 
 class EncoderSettings(Settings):
-    """The triplet CNN (paper §III, DESIGN §3)."""
+    """The triplet CNN, or the Siamese one it is compared with (paper §III, DESIGN §3)."""
 
     backbone: str = Field("vgg16", description="name of a torchvision classification model")
     weights: str = Field("imagenet", description="imagenet, none, a .safetensors file or a URL of one")
     head: Literal["paper", "pooled"] = "paper"
     embedding_dim: Count = 1000
     input_size: int = Field(224, ge=32)
-    freeze: Literal["convolutions", "none"] = "convolutions"
-    mining: Literal["explicit", "batch_all"] = "explicit"
+    freeze: Literal["convolutions", "none"] | Annotated[int, Field(ge=0)] = Field(
+        "convolutions", description="what stays as it is: the whole trunk, nothing, or the first so many of its modules"
+    )
+    cache_trunk: bool = Field(True, description="run a frozen trunk once and train on what it gave")
+    cached_views: Count = Field(1, description="frozen trunk and augment: augmented views of each image that are kept")
+    loss: Literal["triplet", "contrastive"] = "triplet"
+    mining: Literal["explicit", "batch_all", "semi_hard", "hard"] = "explicit"
+    gather: bool = Field(False, description="mine among the embeddings of all workers, not only the own ones")
     margin: Positive = Field(50.0, description="on squared L2")
-    divide_by_margin: bool = Field(True, description="bring the triplet term to the size of the cross-entropy")
+    divide_by_margin: bool = Field(True, description="bring the metric term to the size of the cross-entropy")
     classification_weight: float = Field(1.0, ge=0.0, description="λ of the joint loss")
+    sampler: Literal["shuffled", "class_balanced"] = "shuffled"
+    images_per_class: int = Field(8, ge=2, description="class_balanced: images of each class in a batch")
     learning_rate: Positive = 1e-4
+    weight_decay: float = Field(0.0, ge=0.0, description="decoupled, as in AdamW")
     schedule: Literal["constant", "cosine"] = "constant"
     batch_size: int = Field(32, ge=2)
     epochs: int = Field(100, ge=0, description="0 keeps the initial weights")
     patience: int = Field(0, ge=0, description="epochs without a better validation MAP before stopping; 0 never stops")
+    keep: Literal["best", "last"] = Field("best", description="epoch that becomes the encoder, by validation MAP")
+    snapshots: int = Field(0, ge=0, description="weights of the last so many epochs are kept beside the best")
     augment: bool = False
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.5, description="of the paper's head")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the convolutions in training and embedding")
+    channels_last: bool = Field(False, description="memory format of images; faster on most CPUs and GPUs")
 
 
 class EmbedSettings(Settings):
@@ -116,22 +132,36 @@ class GraphSettings(Settings):
 
 
 class RerankerSettings(Settings):
-    """The GNN with skip connections, DropEdge and focal loss (DESIGN §3)."""
+    """The GNN with skip connections, DropEdge and focal loss, or a baseline in its place (DESIGN §3)."""
 
+    model: Literal["mrcg", "chebnet", "gcn", "graphsage", "gat"] = "mrcg"
+    graphs: Literal["train", "held_out", "cross_fit"] = Field(
+        "train", description="whose graphs are learned from: scans the encoder saw, or scans it did not see"
+    )
+    features: tuple[Literal["difference", "magnitude", "product", "distance", "rank"], ...] = Field(
+        ("difference",), min_length=1, description="of a node: q - g, |q - g|, q * g, the distance, the ANN rank"
+    )
+    scale: bool = Field(False, description="learn a scale of each feature, from its spread among the first graphs")
     hidden: Count = 256
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     drop_edge: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    loss: Literal["focal", "listwise"] = "focal"
     focal_alpha: Fraction = 0.25
     focal_gamma: float = Field(2.0, ge=0.0)
     learning_rate: Positive = 5e-4
+    weight_decay_first: float = Field(0.0, ge=0.0, description="L2 on the first layer")
     batch_size: Count = 64
     epochs: int = Field(100, ge=0)
+    keep: Literal["best", "last"] = Field("best", description="epoch that becomes the reranker, by validation MAP")
+    snapshots: int = Field(0, ge=0, description="weights of the last so many epochs are kept beside the best")
 
 
 class EvaluateSettings(Settings):
     """The report."""
 
     picture_queries: int = Field(6, ge=1, le=32, description="rows of the retrieval picture")
+    map_images: int = Field(2000, ge=1, description="images of the embedding map at most")
+    bootstrap: int = Field(2000, ge=100, description="resamples of the queries' groups for each interval")
     ood_quantile: Annotated[float, Field(gt=0.5, lt=1.0)] = Field(
         0.99, description="of validation queries' distance to the gallery: farther is out of distribution"
     )
@@ -180,6 +210,7 @@ class ComputeSettings(Settings):
     """Where and how wide the jobs run. Not part of any version, though other workers train slightly other weights."""
 
     encoder_workers: Count = 1
+    encoder_workers_min: int = Field(0, ge=0, description="go on with so many where nodes are lost; 0 waits for all")
     reranker_workers: Count = 1
     embed_actors: Count = 1
     use_gpu: bool = False

@@ -148,11 +148,12 @@ class Split:
         self.train: npt.NDArray[np.bool_] = names == "train"
         self.test: npt.NDArray[np.bool_] = names == "test"
         self.validation: npt.NDArray[np.bool_] = np.array(table["validation"].to_pylist(), dtype=bool)
+        self.held_out: npt.NDArray[np.bool_] = np.array(table["held_out"].to_pylist(), dtype=bool)
 
     @property
     def fit(self) -> npt.NDArray[np.bool_]:
-        """The training part without its validation part."""
-        return self.train & ~self.validation
+        """What the encoder learns from: the training part without what validates and what is held out."""
+        return self.train & ~self.validation & ~self.held_out
 
 
 def embeddings_of(artefact: Artefact) -> npt.NDArray[np.float16]:

@@ -15,13 +15,13 @@ from mrcg.hashing import digest, sha256
 #: Kinds of artefact in pipeline order, and the schema number of each: it is part of every version.
 KINDS: Mapping[str, int] = {
     "corpus": 2,
-    "splits": 2,
-    "encoders": 1,
+    "splits": 3,
+    "encoders": 2,
     "embeddings": 1,
     "indexes": 1,
-    "graphs": 1,
-    "rerankers": 1,
-    "reports": 1,
+    "graphs": 2,
+    "rerankers": 2,
+    "reports": 2,
 }
 
 

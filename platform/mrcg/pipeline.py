@@ -54,10 +54,12 @@ class LocalPipeline:
         self.release = release
         self._policy = policy
         self._rules = QueryRules.of(store, release, serve)
+        embedder = Embedder.open(store.artefact("encoders", release.encoder))
+        reranker = store.artefact("rerankers", release.reranker)
         self._stages = _LocalStages(
-            Embedder.open(store.artefact("encoders", release.encoder)),
+            embedder,
             Searcher(ShardedIndex.open(store.artefact("indexes", release.index))),
-            Reranking(Scorer.open(store.artefact("rerankers", release.reranker))),
+            Reranking(Scorer.open(reranker, encoder_fingerprint=embedder.fingerprint)),
         )
 
     @classmethod
@@ -73,6 +75,7 @@ class LocalPipeline:
         Raises:
             NotFoundError: there is no such release.
             IntegrityError: a file is not the one that was published.
+            WeightsError: its reranker was trained on another encoder's embeddings.
         """
         return cls(store, read_release(store, number), serve, policy)
 

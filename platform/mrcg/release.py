@@ -12,6 +12,7 @@ import logging
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mrcg.errors import AlreadyExistsError, IntegrityError, NotFoundError, ReleaseError
+from mrcg.evaluation.calibration import Platt
 from mrcg.evaluation.report import Report
 from mrcg.store import Store
 
@@ -33,6 +34,7 @@ class Release(BaseModel):
     report: str
     neighbours: int
     ood_threshold: float | None
+    calibration: Platt | None = None
     protocol: str
     reranked_map: float
     created: str
@@ -111,6 +113,7 @@ def candidate(store: Store, report_version: str, number: int, reason: str) -> Re
         report=report_version,
         neighbours=int(graphs.settings["graph"]["neighbours"]),
         ood_threshold=report.ood_threshold,
+        calibration=report.calibration.map,
         protocol=report.protocol,
         reranked_map=report.reranked.map,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -84,6 +84,7 @@ SPLITS = pa.schema(
         pa.field("image_id", pa.string(), nullable=False),
         pa.field("split", pa.string(), nullable=False),  # train, test or none
         pa.field("validation", pa.bool_(), nullable=False),  # part of train
+        pa.field("held_out", pa.bool_(), nullable=False),  # part of train that the encoder does not see
     ]
 )
 

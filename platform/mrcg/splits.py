@@ -37,11 +37,18 @@ def make_splits(scans: pa.Table, settings: SplitSettings, seed: int) -> pa.Table
     splits = ["none" if row["label"] is None else _split(row, settings, seed) for row in rows]
     if not {"train", "test"} <= set(splits):
         raise SourceError(_no_part(scans, settings))
-    validation = [
-        split == "train" and draw(seed, "validation", row["group_id"]) < settings.validation_fraction
-        for split, row in zip(splits, rows, strict=True)
-    ]
-    return pa.table({"image_id": scans["image_id"], "split": splits, "validation": validation}, schema=schemas.SPLITS)
+
+    def part_of_train(purpose: str, fraction: float) -> list[bool]:
+        return [
+            split == "train" and draw(seed, purpose, row["group_id"]) < fraction
+            for split, row in zip(splits, rows, strict=True)
+        ]
+
+    validation = part_of_train("validation", settings.validation_fraction)
+    drawn = part_of_train("held out", settings.held_out_fraction)
+    held_out = [one and not other for one, other in zip(drawn, validation, strict=True)]
+    columns = {"image_id": scans["image_id"], "split": splits, "validation": validation, "held_out": held_out}
+    return pa.table(columns, schema=schemas.SPLITS)
 
 
 def _split(row: Mapping[str, Any], settings: SplitSettings, seed: int) -> str:

@@ -18,15 +18,30 @@ from torch import Tensor, nn
 from mrcg.errors import IntegrityError
 
 
+def _alone(x_bd: Tensor) -> tuple[Tensor, slice]:
+    return x_bd, slice(None)
+
+
 @dataclass(frozen=True)
 class Worker:
-    """This process among the data-parallel ones."""
+    """This process among the data-parallel ones.
+
+    Attributes:
+        agree: gives every worker the first one's number: BatchNorm's statistics differ, and all must stop together.
+        total: the sum of a tensor over all workers, without a gradient.
+        gather: rows of all workers, with a gradient, and which of them are the own ones.
+    """
 
     rank: int = 0
     world: int = 1
     device: str = "cpu"
-    #: Gives every worker the first one's number: BatchNorm's statistics differ, and all must stop together.
     agree: Callable[[float], float] = float
+    total: Callable[[Tensor], Tensor] = torch.Tensor.detach
+    gather: Callable[[Tensor], tuple[Tensor, slice]] = _alone
+
+    def mean(self, total: Tensor, count: Tensor) -> Tensor:
+        """A sum over this worker's terms, divided so that the mean over workers is the mean over all terms."""
+        return total / (self.total(count.float()) / self.world).clamp_min(1 / self.world)
 
 
 class TrainingState:
@@ -53,8 +68,11 @@ class TrainingState:
 
     def best_weights(self) -> bytes:
         """The best weights (the present ones before the first epoch) as safetensors bytes."""
-        state = self.best or {k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}
-        return safetensors.torch.save(state)
+        return safetensors.torch.save(self.best) if self.best else self.weights()
+
+    def weights(self) -> bytes:
+        """The present weights as safetensors bytes."""
+        return safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()})
 
     def to_bytes(self) -> bytes:
         """Everything that it takes to go on as if nothing had happened."""

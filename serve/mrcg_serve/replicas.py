@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ray import serve
 
 from mrcg.config import Autoscale
+from mrcg.encoder.spec import read_spec
 from mrcg.errors import require
 from mrcg.imaging.slices import Grey
 from mrcg.release import read_release
@@ -96,8 +97,10 @@ class RerankerReplica:
 
         torch.set_num_threads(settings.threads)
         opened = Store(store)
-        artefact = opened.artefact("rerankers", read_release(opened, release).reranker)
-        self._reranking = Reranking(Scorer.open(artefact, "cuda" if settings.gpus else "cpu"))
+        pins = read_release(opened, release)
+        _, fingerprint = read_spec(opened.artefact("encoders", pins.encoder))
+        device = "cuda" if settings.gpus else "cpu"
+        self._reranking = Reranking(Scorer.open(opened.artefact("rerankers", pins.reranker), device, fingerprint))
         self._worker = _Worker()
         _set_batching(self._batch, settings)
 

@@ -19,8 +19,9 @@ def test_an_untrained_encoder_stays_below_075_and_a_trained_one_passes_090():
     labels = np.array([CLASSES.index(p.label) for p in made])
     # Whole patients are held out, which is harder than the demo's own protocol.
     test = np.array([p.patient % 4 == 0 for p in made])
-    none = LabelledImages(pixels[:0], labels[:0], [])
-    fit = LabelledImages(pixels[~test], labels[~test], [str(n) for n in np.flatnonzero(~test)])
+    none = LabelledImages([], labels[:0], [], pixels[:0])
+    names = [str(n) for n in np.flatnonzero(~test)]
+    fit = LabelledImages(names, labels[~test], names, pixels[~test])
     trainer = EncoderTrainer(new_encoder(settings, CLASSES, 1, None), settings, 1, fit, none)
 
     def held_out_map():

@@ -1,4 +1,4 @@
-"""Which images make a batch, and how they are varied: deterministic by seed and epoch."""
+"""Which images make a batch: deterministic by seed and epoch."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
-from torch.nn import functional
 
 from mrcg.hashing import seed_of
 
@@ -45,15 +42,50 @@ def triplet_batches(labels: Indices, batch_size: int, seed: int, epoch: int) -> 
     return [triplets[i : i + batch_size] for i in range(0, len(triplets), batch_size)]
 
 
-def own_share(batches: list[Indices], rank: int, world: int) -> list[Indices]:
+def class_balanced_batches(labels: Indices, batch_size: int, per_class: int, seed: int, epoch: int) -> list[Indices]:
+    """P x K batches: K images each of P classes, as many batches as one pass over all images takes.
+
+    Classes take turns, and so do the images of a class. P is what fits into ``batch_size``, at least two and at
+    most all classes; a class with fewer than K images gives all that it has.
+    """
+    rng = np.random.default_rng(seed_of(seed, "balanced", epoch))
+    members = [np.flatnonzero(labels == c) for c in np.unique(labels)]
+    wide = min(len(members), max(2, batch_size // per_class))
+    decks = [_Deck(rng, own) for own in members]
+    turns = _Deck(rng, np.arange(len(members)))
+    count = max(1, round(len(labels) / max(1, wide * per_class)))
+    return [np.concatenate([decks[c].deal(per_class) for c in turns.deal(wide)]) for _ in range(count)]
+
+
+class _Deck:
+    """Deals from shuffled cards; what is left when they run out is dealt before they are shuffled again."""
+
+    def __init__(self, rng: np.random.Generator, cards: Indices) -> None:
+        self._rng = rng
+        self._cards = cards
+        self._left = rng.permutation(cards)
+
+    def deal(self, count: int) -> Indices:
+        """``count`` different cards, fewer where there are no more."""
+        hand, self._left = self._left[:count], self._left[count:]
+        if len(hand) < min(count, len(self._cards)):
+            fresh = self._rng.permutation(self._cards)
+            # What is in the hand goes to the end, so that no card is dealt twice at once.
+            fresh = np.concatenate([fresh[~np.isin(fresh, hand)], fresh[np.isin(fresh, hand)]])
+            missing = min(count, len(self._cards)) - len(hand)
+            hand, self._left = np.concatenate([hand, fresh[:missing]]), fresh[missing:]
+        return hand
+
+
+def own_share(batches: list[Indices], rank: int, world: int, least: int = 2) -> list[Indices]:
     """The rows of each batch that one of several workers takes.
 
-    A batch that cannot give two rows to every worker is left out by all: BatchNorm cannot train on one
+    A batch that cannot give ``least`` rows to every worker is left out by all: BatchNorm cannot train on one
     image, and workers that do not take the same number of steps wait for each other for ever.
     """
     if world == 1:
         return batches
-    return [batch[rank::world] for batch in batches if len(batch) >= 2 * world]
+    return [batch[rank::world] for batch in batches if len(batch) >= least * world]
 
 
 def learning_rate(schedule: str, base: float, step: int, steps: int) -> float:
@@ -64,30 +96,3 @@ def learning_rate(schedule: str, base: float, step: int, steps: int) -> float:
     if step < warmup:
         return base * (step + 1) / warmup
     return base * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
-def augment(grey_bss: Tensor, generator: torch.Generator) -> Tensor:
-    """Small changes that leave an MRI slice plausible, another for each image.
-
-    Left-right flip, rotation to 10°, shift to 5 %, scale 0.9-1.1, gain 0.85-1.15.
-
-    Args:
-        grey_bss: (b, s, s) grey levels, uint8.
-        generator: on the tensor's device.
-
-    Returns:
-        (b, s, s) floats 0..1.
-    """
-    count, device = len(grey_bss), grey_bss.device
-
-    def uniform(low: float, high: float) -> Tensor:
-        return torch.rand(count, generator=generator, device=device) * (high - low) + low
-
-    flip = (uniform(-1, 1) > 0).float() * 2 - 1
-    angle, scale = uniform(-math.pi / 18, math.pi / 18), uniform(0.9, 1.1)
-    cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
-    rows = (flip * cos, -sin, uniform(-0.1, 0.1), flip * sin, cos, uniform(-0.1, 0.1))
-    theta = torch.stack(rows, dim=1).view(count, 2, 3)
-    grid = functional.affine_grid(theta, [count, 1, *grey_bss.shape[1:]], align_corners=False)
-    moved = functional.grid_sample(grey_bss[:, None].float() / 255, grid, align_corners=False)[:, 0]
-    return (moved * uniform(0.85, 1.15)[:, None, None]).clamp(0, 1)

@@ -19,31 +19,76 @@ PAPER_HEAD_WIDTH = 4096
 HEAD = ("classifier.", "fc.")
 
 
+class Branches(nn.Module):
+    """What stands on the trunk: similarity and classification branch behind a common neck (paper Fig. 2)."""
+
+    def __init__(self, spec: EncoderSpec, channels: int) -> None:
+        super().__init__()
+        width = channels
+        self.neck: nn.Module = nn.Identity()
+        if spec.head == "paper":
+            # As VGG16's classifier without its last layer.
+            width = PAPER_HEAD_WIDTH
+            self.neck = nn.Sequential(
+                nn.Linear(channels * 49, width), nn.ReLU(), nn.Dropout(spec.dropout),
+                nn.Linear(width, width), nn.ReLU(), nn.Dropout(spec.dropout),
+            )  # fmt: skip
+        self.similarity = nn.Linear(width, spec.embedding_dim)
+        self.classification = nn.Linear(width, len(spec.classes))
+
+    def forward(self, features_bf: Tensor) -> tuple[Tensor, Tensor]:
+        """(b, f) features of the trunk -> (b, d) embeddings, (b, classes) logits."""
+        features = self.neck(features_bf)
+        return self.similarity(features), self.classification(features)
+
+
 class Encoder(nn.Module):
-    """Images to embeddings and class logits, by two branches on one trunk (paper Fig. 2)."""
+    """Images to embeddings and class logits: a trunk and two branches."""
 
     def __init__(self, spec: EncoderSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.trunk = build_trunk(spec.backbone)
-        channels = _channels(self.trunk)
-        if spec.head == "paper":
-            # As VGG16's classifier without its last layer.
-            self.pool: nn.Module = nn.AdaptiveAvgPool2d(7)
-            width = PAPER_HEAD_WIDTH
-            self.neck: nn.Module = nn.Sequential(
-                nn.Linear(channels * 49, width), nn.ReLU(), nn.Dropout(spec.dropout),
-                nn.Linear(width, width), nn.ReLU(), nn.Dropout(spec.dropout),
-            )  # fmt: skip
-        else:
-            self.pool, self.neck, width = nn.AdaptiveAvgPool2d(1), nn.Identity(), channels
-        self.similarity = nn.Linear(width, spec.embedding_dim)
-        self.classification = nn.Linear(width, len(spec.classes))
+        trunk = build_trunk(spec.backbone)
+        self.trunk = trunk.to(memory_format=torch.channels_last) if spec.channels_last else trunk
+        self.pool = nn.AdaptiveAvgPool2d(7 if spec.head == "paper" else 1)
+        self.branches = Branches(spec, _channels(self.trunk))
 
     def forward(self, x_b3hw: Tensor) -> tuple[Tensor, Tensor]:
         """(b, 3, h, w) normalised images -> (b, d) embeddings, (b, classes) logits."""
-        features = self.neck(torch.flatten(self.pool(self.trunk(x_b3hw)), 1))
-        return self.similarity(features), self.classification(features)
+        embeddings, logits = self.branches(self.features(x_b3hw))
+        return embeddings, logits
+
+    def features(self, x_b3hw: Tensor) -> Tensor:
+        """(b, 3, h, w) normalised images -> (b, f) what the branches see, fp32 whatever the trunk computes in."""
+        if self.spec.channels_last:
+            x_b3hw = x_b3hw.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(x_b3hw.device.type, torch.bfloat16, enabled=self.spec.precision == "bf16"):
+            pooled = self.pool(self.trunk(x_b3hw))
+        return torch.flatten(pooled, 1).float()
+
+    def freeze(self, what: str | int) -> None:
+        """Leave the whole trunk (``convolutions``), nothing (``none``) or its first modules as they are.
+
+        Raises:
+            SettingsError: the trunk has fewer modules.
+        """
+        modules = list(self.trunk.children())
+        count = {"convolutions": len(modules), "none": 0}.get(str(what), what)
+        assert isinstance(count, int)
+        if count > len(modules):
+            raise SettingsError(
+                f"encoder.freeze = {what}: the trunk of {self.spec.backbone} has {len(modules)} modules"
+            )
+        self._frozen = modules[:count]
+        for module in self._frozen:
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Encoder:
+        """Training mode; what is frozen stays in evaluation mode, its BatchNorm does not drift."""
+        super().train(mode)
+        for module in getattr(self, "_frozen", ()):
+            module.eval()
+        return self
 
 
 def build_trunk(backbone: str) -> nn.Module:
@@ -106,9 +151,9 @@ def load_pretrained(encoder: Encoder, state: Mapping[str, Tensor]) -> None:
     model.load_state_dict({k: v for k, v in state.items() if v.shape == own[k].shape}, strict=False)
     encoder.trunk.load_state_dict(_trunk_of(model, encoder.spec.backbone).state_dict())
     layers = {f"{i}.{part}": f"classifier.{i}.{part}" for i in (0, 3) for part in ("weight", "bias")}
-    neck = encoder.neck.state_dict()
+    neck = encoder.branches.neck.state_dict()
     if set(neck) == set(layers) and all(v in state and state[v].shape == neck[k].shape for k, v in layers.items()):
-        encoder.neck.load_state_dict({k: state[v] for k, v in layers.items()})
+        encoder.branches.neck.load_state_dict({k: state[v] for k, v in layers.items()})
 
 
 def to_input(grey_bss: Tensor) -> Tensor:

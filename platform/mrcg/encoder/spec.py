@@ -23,6 +23,8 @@ class EncoderSpec(BaseModel):
     embedding_dim: int
     input_size: int
     dropout: float
+    precision: str
+    channels_last: bool
     classes: tuple[str, ...]
 
     @classmethod
@@ -34,6 +36,8 @@ class EncoderSpec(BaseModel):
             embedding_dim=settings.embedding_dim,
             input_size=settings.input_size,
             dropout=settings.dropout,
+            precision=settings.precision,
+            channels_last=settings.channels_last,
             classes=classes,
         )
 

@@ -2,44 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from mrcg.arrays import Rows
 from mrcg.config import EncoderSettings
-from mrcg.encoder.batches import Indices, augment, learning_rate, own_share, shuffled_batches, triplet_batches
-from mrcg.encoder.losses import batch_all_triplet_loss, joint_loss, triplet_loss
+from mrcg.encoder.augment import augment
+from mrcg.encoder.batches import (
+    Indices,
+    class_balanced_batches,
+    learning_rate,
+    own_share,
+    shuffled_batches,
+    triplet_batches,
+)
+from mrcg.encoder.losses import (
+    LossSum,
+    classification_loss,
+    contrastive_loss,
+    explicit_contrastive_loss,
+    mined_triplet_loss,
+    triplet_loss,
+)
 from mrcg.encoder.model import Encoder, load_pretrained, to_input
 from mrcg.encoder.spec import EncoderSpec
 from mrcg.errors import TrainingError
 from mrcg.evaluation.metrics import mean_average_precision
 from mrcg.hashing import seed_of
-from mrcg.imaging.slices import Grey
 from mrcg.training import TrainingState, Worker
+
+Vectors = npt.NDArray[np.float32]
+IDS_NAMED = 8
 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images that training sees: (n, s, s) grey levels, (n,) class numbers, (n,) groups."""
+    """Images that training sees.
 
-    pixels: Grey
+    Attributes:
+        ids: (n,) image ids.
+        labels: (n,) class numbers.
+        groups: (n,) groups.
+        pixels: (n, s, s) grey levels; may lie on disk.
+        features: views of what a frozen trunk made of the pixels, (n, f) each; none where it is run each time.
+    """
+
+    ids: Sequence[str]
     labels: Indices
-    groups: list[str]
+    groups: Sequence[str]
+    pixels: Rows
+    features: tuple[Rows, ...] = ()
 
 
 def new_encoder(
     settings: EncoderSettings, classes: tuple[str, ...], seed: int, weights: dict[str, Tensor] | None
 ) -> Encoder:
-    """An encoder with seeded branches and, where given, a pretrained trunk; frozen as settings say."""
+    """An encoder with seeded branches and, where given, a pretrained trunk; frozen as settings say.
+
+    Raises:
+        SettingsError: there is no such backbone, or less of it than shall be frozen.
+        WeightsError: the weights are of another architecture.
+    """
     torch.manual_seed(seed_of(seed, "encoder"))
     encoder = Encoder(EncoderSpec.of(settings, classes))
     if weights is not None:
         load_pretrained(encoder, weights)
-    if settings.freeze == "convolutions":
-        encoder.trunk.requires_grad_(False)
+    encoder.freeze(settings.freeze)
     return encoder
 
 
@@ -50,7 +83,7 @@ class EncoderTrainer:
         encoder: trained in place, already on the worker's device.
         settings: of the encoder.
         seed: of the run; every draw follows from it, the epoch and the rank.
-        train: what is learned from.
+        train: what is learned from; with ``features`` only the branches are run.
         validation: what every choice looks at; may be empty, then the last epoch is kept.
         worker: this process among the workers.
         wrap: puts a model into its data-parallel form.
@@ -72,9 +105,10 @@ class EncoderTrainer:
         self.train = train
         self.validation = validation
         self.worker = worker
-        self.model = wrap(encoder)
+        self.model = wrap(encoder.branches if train.features else encoder)
         trainable = [p for p in encoder.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(trainable, lr=settings.learning_rate)
+        # With no decay this is Adam, as the paper has it.
+        self.optimizer = torch.optim.AdamW(trainable, lr=settings.learning_rate, weight_decay=settings.weight_decay)
         self.state = TrainingState(encoder, self.optimizer)
 
     @property
@@ -100,10 +134,8 @@ class EncoderTrainer:
         batches = self._batches(epoch)
         if not batches:
             raise TrainingError("no class has two training images: there is no triplet to learn from")
-        sums = np.zeros(3)
+        sums = torch.zeros(2)
         self.model.train()
-        if self.settings.freeze == "convolutions":
-            self.encoder.trunk.eval()
         for number, batch in enumerate(batches):
             rate = learning_rate(
                 self.settings.schedule, self.settings.learning_rate, epoch * len(batches) + number,
@@ -111,77 +143,129 @@ class EncoderTrainer:
             )  # fmt: skip
             sums += self._step(batch, epoch, number, rate)
             on_batch(number + 1, len(batches))
-        loss, triplet, cross_entropy = (sums / max(1, len(batches))).tolist()
+        metric, cross_entropy = (self.worker.total(sums) / (len(batches) * self.worker.world)).tolist()
         row = {
             "epoch": epoch,
-            "loss": loss,
-            "triplet": triplet,
+            "loss": metric + self.settings.classification_weight * cross_entropy,
+            self.settings.loss: metric,
             "cross_entropy": cross_entropy,
             "validation_map": self.worker.agree(self.validate()),
         }
-        self.state.add(row, score=row["validation_map"])
+        self.state.add(row, score=row["validation_map"] if self.settings.keep == "best" else float(epoch))
         return row
 
     def _batches(self, epoch: int) -> list[Indices]:
-        if self.settings.mining == "explicit":
-            batches = triplet_batches(self.train.labels, self.settings.batch_size, self.seed, epoch)
+        settings, labels = self.settings, self.train.labels
+        if settings.mining == "explicit":
+            # Three images a row: one row is enough for BatchNorm.
+            batches = triplet_batches(labels, settings.batch_size, self.seed, epoch)
+            return own_share(batches, self.worker.rank, self.worker.world, least=1)
+        if settings.sampler == "class_balanced":
+            batches = class_balanced_batches(labels, settings.batch_size, settings.images_per_class, self.seed, epoch)
         else:
-            batches = shuffled_batches(len(self.train.labels), self.settings.batch_size, self.seed, epoch)
+            batches = shuffled_batches(len(labels), settings.batch_size, self.seed, epoch)
         return own_share(batches, self.worker.rank, self.worker.world)
 
-    def _step(self, batch: Indices, epoch: int, number: int, rate: float) -> tuple[float, float, float]:
-        device, settings = self.worker.device, self.settings
+    def _step(self, batch: Indices, epoch: int, number: int, rate: float) -> Tensor:
         flat = batch.T.reshape(-1)  # explicit triplets: all anchors, all positives, all negatives
-        grey = torch.from_numpy(self.train.pixels[flat]).to(device)
-        labels = torch.from_numpy(self.train.labels[flat]).to(device)
-        if settings.augment:
-            generator = torch.Generator(device).manual_seed(
-                seed_of(self.seed, "augment", epoch, number, self.worker.rank)
-            )
-            grey = augment(grey, generator)
-        embeddings, logits = self.model(to_input(grey))
-        if settings.mining == "explicit":
-            anchor, positive, negative = embeddings.chunk(3)
-            triplet = triplet_loss(anchor, positive, negative, settings.margin)
-        else:
-            triplet = batch_all_triplet_loss(embeddings, labels, settings.margin)
-        if settings.divide_by_margin:
-            triplet = triplet / settings.margin
-        loss = joint_loss(triplet, logits, labels, settings.classification_weight)
+        embeddings, logits = self.model(self._inputs(flat, epoch, number))
+        labels = torch.from_numpy(self.train.labels[flat]).to(self.worker.device)
+        metric = self._metric_loss(embeddings, labels)
+        cross_entropy = classification_loss(logits, labels)
+        metric_mean = self.worker.mean(metric.total, metric.count)
+        if self.settings.divide_by_margin:
+            metric_mean = metric_mean / self.settings.margin
+        cross_entropy_mean = self.worker.mean(cross_entropy.total, cross_entropy.count)
+        # λ = 0 is the Siamese network: its second branch learns nothing, and must not turn up as a NaN.
+        loss = metric_mean
+        if self.settings.classification_weight:
+            loss = loss + self.settings.classification_weight * cross_entropy_mean
         if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {loss.item()} in epoch {epoch}, batch {number}: lower encoder.learning_rate"
-            )
+            raise TrainingError(self._not_finite(loss, flat, epoch, number))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        return loss.item(), triplet.item(), loss.item() - triplet.item()
+        return torch.stack([metric_mean.detach(), cross_entropy_mean.detach()]).cpu()
+
+    def _inputs(self, rows: Indices, epoch: int, number: int) -> Tensor:
+        if self.train.features:
+            view = self.train.features[epoch % len(self.train.features)]
+            return torch.from_numpy(view[rows]).to(self.worker.device)
+        grey = torch.from_numpy(self.train.pixels[rows]).to(self.worker.device)
+        if self.settings.augment:
+            grey = augment(grey, seed_of(self.seed, "augment", epoch, number, self.worker.rank))
+        return to_input(grey)
+
+    def _metric_loss(self, embeddings: Tensor, labels: Tensor) -> LossSum:
+        settings = self.settings
+        if settings.mining == "explicit":
+            explicit = triplet_loss if settings.loss == "triplet" else explicit_contrastive_loss
+            anchor, positive, negative = embeddings.chunk(3)
+            return explicit(anchor, positive, negative, settings.margin)
+        own = slice(None)
+        if settings.gather:
+            embeddings, own = self.worker.gather(embeddings)
+            labels, _ = self.worker.gather(labels)
+        if settings.loss == "contrastive":
+            return contrastive_loss(embeddings, labels, settings.margin, own)
+        return mined_triplet_loss(embeddings, labels, settings.margin, settings.mining, own)
+
+    def _not_finite(self, loss: Tensor, rows: Indices, epoch: int, number: int) -> str:
+        ids = [self.train.ids[row] for row in dict.fromkeys(rows.tolist())]
+        named = ", ".join(ids[:IDS_NAMED]) + (f" and {len(ids) - IDS_NAMED} more" if len(ids) > IDS_NAMED else "")
+        return (
+            f"the loss is {loss.item()} in epoch {epoch}, batch {number} (images {named}): "
+            "lower encoder.learning_rate, or look at these images"
+        )
 
     def validate(self) -> float:
         """MAP among the validation images, each the query of all others but its group; 0 where there are none."""
         if not len(self.validation.labels):
             return 0.0
-        vectors = embed_pixels(self.encoder, self.validation.pixels, self.settings.batch_size, self.worker.device)
-        return leave_one_out_map(vectors, self.validation.labels, self.validation.groups)
+        size, device = self.settings.batch_size, self.worker.device
+        if self.validation.features:
+            vectors = embed_features(self.encoder, self.validation.features[0], size, device)
+        else:
+            vectors = embed_pixels(self.encoder, self.validation.pixels, size, device)
+        return leave_one_out_map(vectors, self.validation.labels, list(self.validation.groups))
 
 
-def embed_pixels(
-    encoder: Encoder, pixels_nss: Grey, batch_size: int, device: str
-) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+def embed_pixels(encoder: Encoder, pixels_nss: Rows, batch_size: int, device: str) -> Vectors:
     """(n, s, s) grey levels -> (n, d) float32 embeddings, without gradients."""
+    return _in_batches(encoder, pixels_nss, batch_size, device, lambda grey: encoder(to_input(grey))[0])
+
+
+def embed_features(encoder: Encoder, features_nf: Rows, batch_size: int, device: str) -> Vectors:
+    """(n, f) features of the trunk -> (n, d) float32 embeddings, without gradients."""
+    return _in_batches(encoder, features_nf, batch_size, device, lambda features: encoder.branches(features)[0])
+
+
+def trunk_features(
+    encoder: Encoder, pixels_nss: Rows, batch_size: int, device: str, augment_seed: int | None = None
+) -> Vectors:
+    """(n, s, s) grey levels -> (n, f) what the branches see, of an augmented view where there is a seed."""
+    done = 0
+
+    def run(grey: Tensor) -> Tensor:
+        nonlocal done
+        done += 1
+        return encoder.features(to_input(grey if augment_seed is None else augment(grey, augment_seed + done)))
+
+    return _in_batches(encoder, pixels_nss, batch_size, device, run)
+
+
+def _in_batches(encoder: Encoder, rows: Rows, batch_size: int, device: str, run: Callable[[Tensor], Tensor]) -> Vectors:
     encoder.eval()
     out: list[Tensor] = []
     with torch.inference_mode():
-        for start in range(0, len(pixels_nss), batch_size):
-            grey = torch.tensor(
-                pixels_nss[start : start + batch_size], device=device
-            )  # a copy: Ray's arrays are read-only
-            out.append(encoder(to_input(grey))[0].float().cpu())
+        for start in range(0, len(rows), batch_size):
+            batch = torch.tensor(rows[start : start + batch_size], device=device)  # a copy: Ray's arrays are read-only
+            out.append(run(batch).float().cpu())
     if not out:
         return np.empty((0, encoder.spec.embedding_dim), dtype=np.float32)
-    vectors: np.ndarray[tuple[int, int], np.dtype[np.float32]] = torch.cat(out).numpy()
+    vectors: Vectors = torch.cat(out).numpy()
     return vectors
 
 

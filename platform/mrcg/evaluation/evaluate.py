@@ -2,123 +2,264 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from mrcg.config import EvaluateSettings
 from mrcg.corpus import Corpus, Split, embeddings_of
+from mrcg.evaluation.calibration import Calibration, fit_platt, reliability
+from mrcg.evaluation.figures import (
+    MapPoints,
+    confusion_figure,
+    curves_figure,
+    distance_figure,
+    map_figure,
+    nodes_figure,
+    reliability_figure,
+)
+from mrcg.evaluation.masking import Owners, reachable, shared_with, without_own
 from mrcg.evaluation.metrics import DEPTH
-from mrcg.evaluation.picture import Panel, PanelRow, retrieval_picture
-from mrcg.evaluation.report import PICTURE, REPORT, TABLES, Report, order_figures, tables_markdown
+from mrcg.evaluation.page import Drawings, report_page
+from mrcg.evaluation.panels import retrieval_panels
+from mrcg.evaluation.projection import plane
+from mrcg.evaluation.report import (
+    CAVEAT,
+    CAVEAT_KNOWN,
+    PAGE,
+    PICTURE,
+    REPORT,
+    TABLES,
+    Leakage,
+    OutOfDistribution,
+    Queries,
+    Report,
+    Training,
+    confusion,
+    gains,
+    order_figures,
+    tables_markdown,
+)
 from mrcg.graph.table import GraphTable, read_graphs
 from mrcg.hashing import draw
 from mrcg.reranker.scorer import Scorer
+from mrcg.reranker.spec import HISTORY
 from mrcg.reranker.train import rerank_order, score_graphs
 from mrcg.store import Artefact
 
-HITS_SHOWN = 10
 BATCH = 64
+
+Order = npt.NDArray[np.int64]
+Scores = npt.NDArray[np.float32]
+Vectors = npt.NDArray[np.float16]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Neighbour lists of one part with their scores, and the order that these give."""
+
+    graphs: GraphTable
+    scores: Scores
+    order: Order
+
+    @property
+    def reranked_qn(self) -> npt.NDArray[np.bool_]:
+        return np.take_along_axis(self.graphs.relevant_qn, self.order, 1)
+
+    @property
+    def nodes_qn(self) -> npt.NDArray[np.bool_]:
+        return self.graphs.neighbours_qn >= 0
+
+    @property
+    def nearest(self) -> npt.NDArray[np.float32]:
+        """Squared L2 distance to the nearest hit, of the queries that have one."""
+        nearest = self.graphs.distances_qn[:, 0]
+        return nearest[np.isfinite(nearest) & self.nodes_qn[:, 0]]
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """What is measured and drawn from: scans, their parts, scored lists; and how many hits were masked."""
+
+    protocol: str
+    corpus: Corpus
+    split: Split
+    owners: Owners
+    vectors: Vectors
+    test: _Part
+    validation: _Part
+    masked: int
+
+    @property
+    def mask_own(self) -> bool:
+        return _masks_own(self.protocol)
 
 
 def evaluate(
-    inputs: Mapping[str, Artefact], settings: EvaluateSettings, facts: Mapping[str, float]
+    inputs: Mapping[str, Artefact],
+    settings: EvaluateSettings,
+    facts: Mapping[str, float],
+    encoder: Artefact | None = None,
 ) -> dict[str, bytes]:
     """Measure and draw.
+
+    Under the protocol ``dedup`` hits of the query's own group or patient leave the lists before anything is scored.
 
     Args:
         inputs: artefacts of the kinds corpus, splits, embeddings, graphs and rerankers.
         settings: of the report.
         facts: ``recall`` of the index and ``epochs`` of the encoder, as their manifests state them.
+        encoder: the artefact of kind encoders, for its training curves; None leaves them out.
 
     Returns:
-        The report's files by name.
+        The report's files by name; equal inputs give equal bytes.
+
+    Raises:
+        MissingExtraError: a package of the extra ``train`` is not installed.
     """
-    corpus, split = Corpus(inputs["corpus"]), Split(inputs["splits"])
-    test, validation = read_graphs(inputs["graphs"], "test"), read_graphs(inputs["graphs"], "validation")
-    scorer = Scorer.open(inputs["rerankers"])
-    scores = score_graphs(scorer.reranker, test, embeddings_of(inputs["embeddings"]), BATCH, scorer.device)
-    order = rerank_order(scores)
-    labels = [corpus.labels[row] or "" for row in test.queries.tolist()]
-    gallery = Counter(label for label, ok in zip(corpus.labels, split.train, strict=True) if ok and label)
-    report = Report(
-        protocol=str(inputs["splits"].manifest.counts["protocol"]),
-        queries=len(test),
-        gallery=int(split.train.sum()),
-        depth=min(DEPTH, test.relevant_qn.shape[1]),
-        ann=order_figures(test.relevant_qn, labels, gallery),
-        reranked=order_figures(np.take_along_axis(test.relevant_qn, order, 1), labels, gallery),
-        index_recall_at_50=facts["recall"],
-        leaking_queries=_leaking(corpus, split),
-        ood_threshold=_ood_threshold(validation, settings.ood_quantile),
-        encoder_epochs=int(facts["epochs"]),
-    )
+    scored = _scored(inputs)
+    trainings = _training(encoder), _training(inputs["rerankers"])
+    report = _measure(scored, settings, facts, trainings)
+    title = f"protocol {report.protocol}: MAP {100 * report.reranked.map:.1f} (ANN order {100 * report.ann.map:.1f})"
+    test = scored.test
+    picture = retrieval_panels(scored.corpus, test.graphs, test.order, test.scores, settings.picture_queries, title)
+    drawings = _draw(report, scored, read_graphs(inputs["graphs"], "train"), settings.map_images)
+    made_from = dict(inputs) if encoder is None else {**inputs, "encoders": encoder}
+    versions = sorted((kind, one.manifest.version) for kind, one in made_from.items())
     return {
         REPORT: report.model_dump_json(indent=1).encode(),
         TABLES: tables_markdown(report).encode(),
-        PICTURE: _picture(corpus, test, order, scores, settings.picture_queries, report),
+        PICTURE: picture,
+        PAGE: report_page(report, drawings, picture, versions),
     }
 
 
-def _leaking(corpus: Corpus, split: Split) -> int:
-    """Queries that have an image of their own group in the gallery."""
-    groups = np.array(corpus.groups)
-    return int(np.isin(groups[split.test], groups[split.train]).sum())
+def _scored(inputs: Mapping[str, Artefact]) -> _Scored:
+    corpus, split = Corpus(inputs["corpus"]), Split(inputs["splits"])
+    protocol = str(inputs["splits"].manifest.counts["protocol"])
+    owners = Owners(corpus.labels, corpus.groups, corpus.scans["patient"].to_pylist())
+    embeddings = inputs["embeddings"]
+    vectors, fingerprint = embeddings_of(embeddings), str(embeddings.manifest.counts["fingerprint"])
+    scorer = Scorer.open(inputs["rerankers"], encoder_fingerprint=fingerprint)
+    masked = {"validation": 0, "test": 0}
+    parts: dict[str, _Part] = {}
+    for name in masked:
+        graphs = read_graphs(inputs["graphs"], name)
+        if _masks_own(protocol):
+            graphs, masked[name] = without_own(graphs, owners)
+        scores = score_graphs(scorer.reranker, graphs, vectors, BATCH, scorer.device)
+        parts[name] = _Part(graphs, scores, rerank_order(scores))
+    return _Scored(protocol, corpus, split, owners, vectors, parts["test"], parts["validation"], masked["test"])
 
 
-def _ood_threshold(validation: GraphTable, quantile: float) -> float | None:
-    """Distance to the nearest other group that few validation queries exceed; None without any."""
-    nearest = validation.distances_qn[:, 0]
-    nearest = nearest[np.isfinite(nearest)]
-    return float(np.quantile(nearest, quantile)) if len(nearest) else None
+def _masks_own(protocol: str) -> bool:
+    return protocol == "dedup"
 
 
-def _picture(
-    corpus: Corpus,
-    test: GraphTable,
-    order: npt.NDArray[np.int64],
-    scores: npt.NDArray[np.float32],
-    count: int,
-    report: Report,
-) -> bytes:
-    chosen = _chosen_queries(corpus, test, count)
-    ranks = {q: [r for r in order[q, :HITS_SHOWN].tolist() if test.neighbours_qn[q, r] >= 0] for q in chosen}
-    rows = [int(test.queries[q]) for q in chosen]
-    for q in chosen:
-        rows += [int(test.neighbours_qn[q, r]) for r in ranks[q]]
-    distinct = sorted(set(rows))
-    pixels = {distinct[place]: grey for place, grey in corpus.images(distinct)}
-    panels = []
-    for q in chosen:
-        query = int(test.queries[q])
-        hits = [
-            Panel(
-                pixels[int(test.neighbours_qn[q, r])],
-                corpus.labels[int(test.neighbours_qn[q, r])] or "unlabelled",
-                f"score {scores[q, r]:.2f}, ANN rank {r + 1}",
-                bool(test.relevant_qn[q, r]),
-            )
-            for r in ranks[q]
-        ]
-        panels.append(PanelRow(Panel(pixels[query], corpus.labels[query] or "unlabelled", "query"), hits))
-    title = (
-        f"Reranked hits of {len(chosen)} test queries, protocol {report.protocol}: "
-        f"MAP {100 * report.reranked.map:.1f} (ANN order {100 * report.ann.map:.1f})"
+def _measure(
+    scored: _Scored, settings: EvaluateSettings, facts: Mapping[str, float], trainings: tuple[Training, Training]
+) -> Report:
+    corpus, split, test = scored.corpus, scored.split, scored.test
+    rows = test.graphs.queries
+    queries = Queries(
+        [corpus.labels[row] or "" for row in rows.tolist()],
+        [corpus.groups[row] for row in rows.tolist()],
+        reachable(rows, split.train, scored.owners, scored.mask_own),
     )
-    return retrieval_picture(panels, title)
+    before, after, resamples = test.graphs.relevant_qn, test.reranked_qn, settings.bootstrap
+    leakage = Leakage(
+        near_duplicates=shared_with(split.test, split.train, corpus.scans["cluster_id"].to_pylist()),
+        same_patient=shared_with(split.test, split.train, scored.owners.patients),
+        patients_known=sum(scored.owners.patients[row] is not None for row in rows.tolist()),
+    )
+    return Report(
+        protocol=scored.protocol,
+        queries=len(test.graphs),
+        gallery=int(split.train.sum()),
+        depth=min(DEPTH, before.shape[1]),
+        ann=order_figures(before, queries, resamples),
+        reranked=order_figures(after, queries, resamples),
+        gain=gains(before, after, queries, resamples),
+        bootstrap=resamples,
+        confusion=confusion(
+            queries.labels, _first_hits(corpus, test, np.zeros_like(rows)), _first_hits(corpus, test, test.order[:, 0])
+        ),
+        calibration=_calibration(scored.validation, test),
+        out_of_distribution=_out_of_distribution(scored.validation, test, settings.ood_quantile),
+        index_recall_at_50=facts["recall"],
+        leaking_queries=shared_with(split.test, split.train, corpus.groups),
+        leakage=leakage,
+        masked_hits=scored.masked,
+        encoder_epochs=int(facts["epochs"]),
+        encoder_training=trainings[0],
+        reranker_training=trainings[1],
+        caveat=CAVEAT if leakage.patients_known < len(rows) else CAVEAT_KNOWN,
+    )
 
 
-def _chosen_queries(corpus: Corpus, test: GraphTable, count: int) -> list[int]:
-    """Queries for the picture: classes in turn, drawn by id and not by how well they did."""
-    ids = corpus.scans["image_id"]
-    by_class: dict[str, list[int]] = {}
-    for q in sorted(range(len(test)), key=lambda q: draw(0, "picture", ids[int(test.queries[q])].as_py())):
-        by_class.setdefault(corpus.labels[int(test.queries[q])] or "", []).append(q)
-    chosen: list[int] = []
-    while len(chosen) < min(count, len(test)):
-        for label in sorted(by_class):
-            if by_class[label] and len(chosen) < count:
-                chosen.append(by_class[label].pop(0))
-    return chosen
+def _first_hits(corpus: Corpus, test: _Part, places: Order) -> list[str | None]:
+    """Class of the hit at one place of each list, None where nothing was found."""
+    rows = np.take_along_axis(test.graphs.neighbours_qn, places[:, None], 1)[:, 0]
+    return [corpus.labels[row] if row >= 0 else None for row in rows.tolist()]
+
+
+def _calibration(validation: _Part, test: _Part) -> Calibration:
+    """The map comes from the validation part alone; what it is worth is seen on the test part."""
+    scores, relevant = test.scores[test.nodes_qn], test.graphs.relevant_qn[test.nodes_qn]
+    fitted = fit_platt(validation.scores[validation.nodes_qn], validation.graphs.relevant_qn[validation.nodes_qn])
+    return Calibration(
+        raw=reliability(scores, relevant),
+        map=fitted,
+        calibrated=None if fitted is None else reliability(fitted.apply(scores), relevant),
+    )
+
+
+def _out_of_distribution(validation: _Part, test: _Part, quantile: float) -> OutOfDistribution:
+    """Distance to the nearest other group that few validation queries exceed, and the test queries that do."""
+    threshold = float(np.quantile(validation.nearest, quantile)) if len(validation.nearest) else None
+    return OutOfDistribution(
+        threshold=threshold,
+        quantile=quantile,
+        flagged=0 if threshold is None else int((test.nearest > threshold).sum()),
+        median_distance=float(np.median(test.nearest)) if len(test.nearest) else None,
+    )
+
+
+def _training(artefact: Artefact | None) -> Training:
+    """The history that a training left; an artefact without one (untrained, made by hand) has none."""
+    if artefact is None or HISTORY not in artefact.names():
+        return Training()
+    history = json.loads(artefact.read_bytes(HISTORY))
+    return Training(best_epoch=history.get("best_epoch", -1), epochs=tuple(history.get("epochs", ())))
+
+
+def _draw(report: Report, scored: _Scored, train: GraphTable, map_images: int) -> Drawings:
+    trainings = {
+        name: one
+        for name, one in (("encoder", report.encoder_training), ("reranker", report.reranker_training))
+        if one.epochs
+    }
+    nodes = {"training": train.relevant_qn.sum(axis=1), "test": scored.test.graphs.relevant_qn.sum(axis=1)}
+    points = _map_points(scored, map_images)
+    return Drawings(
+        confusion=confusion_figure(report.confusion),
+        reliability=reliability_figure(report.calibration),
+        nodes=nodes_figure(nodes, scored.test.graphs.relevant_qn.shape[1]),
+        distance=distance_figure(scored.validation.nearest, scored.test.nearest, report.out_of_distribution),
+        curves=curves_figure(trainings) if trainings else None,
+        map=None if points is None else map_figure(points),
+    )
+
+
+def _map_points(scored: _Scored, most: int) -> MapPoints | None:
+    """Scans of gallery and test part on a plane, drawn by id so that neither order nor class decides."""
+    ids = scored.corpus.scans["image_id"].to_pylist()
+    rows = np.flatnonzero(scored.split.train | scored.split.test).tolist()
+    chosen = sorted(sorted(rows, key=lambda row: draw(0, "map", ids[row]))[:most])
+    points = plane(scored.vectors[chosen])
+    if points is None:
+        return None
+    return MapPoints(points, [scored.corpus.labels[row] or "" for row in chosen], scored.split.test[chosen])

@@ -27,6 +27,27 @@ def precision_at(relevant_qn: Relevance, k: int) -> Scores:
     return precision
 
 
+def recall_at(relevant_qn: Relevance, k: int, reachable: npt.NDArray[np.int64]) -> Scores:
+    """Recall@k of each query: relevant among the first k, over all relevant in the gallery; 0 where there are none.
+
+    This is information retrieval's recall, which cannot be above k over the relevant: with 600 scans of a
+    class in the gallery recall@50 is 0.083 at best. (Metric learning calls recall@k what is "one of the
+    first k is relevant" here; at k = 1 that is P@1.)
+
+    Args:
+        relevant_qn: (queries, ranks) ranked relevance.
+        k: ranks that count, at least 1.
+        reachable: (queries,) relevant scans of the gallery that the query may find.
+
+    Returns:
+        (queries,) in [0, 1].
+    """
+    assert k >= 1
+    hits = relevant_qn[:, :k].sum(axis=1)
+    recall: Scores = np.divide(hits, reachable, out=np.zeros(len(relevant_qn)), where=reachable > 0)
+    return recall
+
+
 def average_precision(relevant_qn: Relevance, total: npt.NDArray[np.int64] | None = None) -> Scores:
     """AP@n = (1/TTP) Σ_{k<=n} P@k·rel@k of each query; 0 where nothing is relevant.
 

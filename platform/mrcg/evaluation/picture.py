@@ -13,7 +13,7 @@ from mrcg.imaging.slices import Grey
 TILE, GAP, CAPTION, FRAME = 112, 8, 34, 3
 EMPTY = "#eef2f5"
 INK, PAPER, FAINT = "#1b2733", "#ffffff", "#66757f"
-RIGHT, WRONG, NEUTRAL = "#2e8b57", "#d62728", "#8aa0b2"
+RIGHT, WRONG, NEUTRAL = "#009e73", "#d55e00", "#8aa0b2"  # Okabe and Ito: the colour-blind tell them apart
 
 
 @dataclass(frozen=True)

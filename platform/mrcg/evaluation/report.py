@@ -3,30 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from mrcg.evaluation.metrics import DEPTH, Relevance, average_precision, precision_at
+from mrcg.evaluation.bootstrap import Gain, Interval, intervals, paired
+from mrcg.evaluation.calibration import Calibration
+from mrcg.evaluation.metrics import DEPTH, Relevance, average_precision, precision_at, recall_at
+from mrcg.hashing import seed_of
 
 #: Files of a report.
-REPORT, TABLES, PICTURE = "report.json", "tables.md", "retrieval.png"
+REPORT, TABLES, PICTURE, PAGE = "report.json", "tables.md", "retrieval.png", "report.html"
 CAVEAT = "Without patient ids no split is known to be free of patients seen twice."
+CAVEAT_KNOWN = "The patient of every query is known."
+SEED = seed_of(0, "bootstrap")
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Intervals(_Frozen):
+    """95 % bootstrap intervals of three means."""
+
+    map: Interval
+    map_full: Interval
+    precision_at_10: Interval
+
+
 class ClassFigures(_Frozen):
-    """Mean figures over some queries (definitions: ``mrcg.evaluation.metrics``)."""
+    """Mean figures over some queries (definitions: ``mrcg.evaluation.metrics``). P@1 is also hit@1."""
 
     queries: int
     map: float
     map_full: float
+    precision_at_1: float
     precision_at_5: float
     precision_at_10: float
+    recall_at_10: float
+    recall_at_50: float
+    intervals: Intervals
 
 
 class OrderFigures(ClassFigures):
@@ -35,8 +53,70 @@ class OrderFigures(ClassFigures):
     per_class: dict[str, ClassFigures]
 
 
+class Gains(_Frozen):
+    """Reranked less ANN order, query by query."""
+
+    map: Gain
+    map_full: Gain
+    precision_at_10: Gain
+
+
+class Confusion(_Frozen):
+    """Class of the query against class of its first hit, as counts of queries.
+
+    ``ann[i][j]`` and ``reranked[i][j]``: queries of ``classes[i]`` whose first hit is of ``found[j]``; None is a
+    first hit without a label, or no hit at all.
+    """
+
+    classes: tuple[str, ...]
+    found: tuple[str | None, ...]
+    ann: tuple[tuple[int, ...], ...]
+    reranked: tuple[tuple[int, ...], ...]
+
+
+class Leakage(_Frozen):
+    """Queries with a near-duplicate (whoever's) or their own patient in the gallery; how many patients are known."""
+
+    near_duplicates: int
+    same_patient: int
+    patients_known: int
+
+
+class OutOfDistribution(_Frozen):
+    """Distance (squared L2) to the nearest hit above which a query is flagged, and the test queries that are.
+
+    The threshold is a quantile of the validation queries' distances; None without any, then nothing is flagged.
+    """
+
+    threshold: float | None
+    quantile: float
+    flagged: int
+    median_distance: float | None
+
+
+class Epoch(BaseModel):
+    """One row of a training's history; what else it has is left out."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    epoch: int
+    loss: float
+    validation_map: float | None = None
+
+
+class Training(_Frozen):
+    """History of a training; empty where nothing was trained or the history is not at hand."""
+
+    best_epoch: int = -1
+    epochs: tuple[Epoch, ...] = ()
+
+
 class Report(_Frozen):
-    """Content of ``report.json``."""
+    """Content of ``report.json``.
+
+    ``leaking_queries`` have an image of their own group in the gallery. ``masked_hits`` were of the query's own group
+    or patient and left out of the lists (protocol ``dedup``).
+    """
 
     protocol: str
     queries: int
@@ -44,60 +124,151 @@ class Report(_Frozen):
     depth: int
     ann: OrderFigures
     reranked: OrderFigures
+    gain: Gains
+    bootstrap: int
+    confusion: Confusion
+    calibration: Calibration
+    out_of_distribution: OutOfDistribution
     index_recall_at_50: float
     leaking_queries: int
-    ood_threshold: float | None
+    leakage: Leakage
+    masked_hits: int
     encoder_epochs: int
+    encoder_training: Training = Training()
+    reranker_training: Training = Training()
     caveat: str = CAVEAT
 
+    @property
+    def ood_threshold(self) -> float | None:
+        """The threshold that a release pins."""
+        return self.out_of_distribution.threshold
 
-def order_figures(relevant_qn: Relevance, labels: Sequence[str], gallery: dict[str, int]) -> OrderFigures:
+
+@dataclass(frozen=True)
+class Queries:
+    """What the figures need to know of each query: class, group, relevant scans that it may find (q,)."""
+
+    labels: Sequence[str]
+    groups: Sequence[str]
+    reachable_q: npt.NDArray[np.int64]
+
+
+def order_figures(relevant_qn: Relevance, queries: Queries, resamples: int) -> OrderFigures:
     """Figures of ranked relevance.
 
     Args:
         relevant_qn: (queries, n), True where the hit has the query's class.
-        labels: class of each query.
-        gallery: images of each class that a query can find.
+        queries: their classes, groups and totals.
+        resamples: of the queries' groups for each interval.
     """
+    columns = _columns(relevant_qn, queries)
+    names = np.array(queries.labels, dtype=object)
+    classes = {label: _means(columns, queries, names == label, resamples) for label in sorted(set(queries.labels))}
+    whole = _means(columns, queries, np.ones(len(names), dtype=bool), resamples)
+    return OrderFigures(**dict(whole), per_class=classes)
+
+
+def gains(before_qn: Relevance, after_qn: Relevance, queries: Queries, resamples: int) -> Gains:
+    """What reranking is worth: paired bootstrap over the same queries."""
+    before, after = _columns(before_qn, queries), _columns(after_qn, queries)
+    return Gains(
+        **{name: paired(before[name], after[name], queries.groups, resamples, SEED) for name in Gains.model_fields}
+    )
+
+
+def confusion(labels: Sequence[str], ann: Sequence[str | None], reranked: Sequence[str | None]) -> Confusion:
+    """Count classes of queries against classes of their first hits, in both orders."""
+    classes = tuple(sorted(set(labels)))
+    named = {hit for hit in (*ann, *reranked) if hit is not None} | set(classes)
+    found: tuple[str | None, ...] = (*sorted(named), *((None,) if None in (*ann, *reranked) else ()))
+
+    def count(first: Sequence[str | None]) -> tuple[tuple[int, ...], ...]:
+        table = np.zeros((len(classes), len(found)), dtype=np.int64)
+        for label, hit in zip(labels, first, strict=True):
+            table[classes.index(label), found.index(hit)] += 1
+        return tuple(tuple(row) for row in table.tolist())
+
+    return Confusion(classes=classes, found=found, ann=count(ann), reranked=count(reranked))
+
+
+def _columns(relevant_qn: Relevance, queries: Queries) -> dict[str, npt.NDArray[np.float64]]:
     depth = min(DEPTH, relevant_qn.shape[1])
-    total = np.array([min(depth, gallery.get(label, 0)) for label in labels], dtype=np.int64)
-    columns = {
+    return {
         "map": average_precision(relevant_qn[:, :DEPTH]),
-        "map_full": average_precision(relevant_qn[:, :DEPTH], total),
+        "map_full": average_precision(relevant_qn[:, :DEPTH], np.minimum(depth, queries.reachable_q)),
+        "precision_at_1": precision_at(relevant_qn, 1),
         "precision_at_5": precision_at(relevant_qn, 5),
         "precision_at_10": precision_at(relevant_qn, 10),
+        "recall_at_10": recall_at(relevant_qn, 10, queries.reachable_q),
+        "recall_at_50": recall_at(relevant_qn, 50, queries.reachable_q),
     }
-    names = np.array(labels, dtype=object)
-    classes = {label: _means(columns, names == label) for label in sorted(set(labels))}
-    return OrderFigures(**_means(columns, np.ones(len(labels), dtype=bool)).model_dump(), per_class=classes)
 
 
-def _means(columns: dict[str, npt.NDArray[np.float64]], which: npt.NDArray[np.bool_]) -> ClassFigures:
+def _means(
+    columns: dict[str, npt.NDArray[np.float64]], queries: Queries, which: npt.NDArray[np.bool_], resamples: int
+) -> ClassFigures:
     count = int(which.sum())
-    return ClassFigures(queries=count, **{k: float(v[which].mean()) if count else 0.0 for k, v in columns.items()})
+    names = list(Intervals.model_fields)
+    values_qm = np.stack([columns[name][which] for name in names], axis=1)
+    groups = [group for group, one in zip(queries.groups, which.tolist(), strict=True) if one]
+    bounds = intervals(values_qm, groups, resamples, SEED)
+    return ClassFigures(
+        queries=count,
+        intervals=Intervals(**dict(zip(names, bounds, strict=True))),
+        **{name: float(values[which].mean()) if count else 0.0 for name, values in columns.items()},
+    )
 
 
 def tables_markdown(report: Report) -> str:
-    """The report as Markdown tables, percentages with one decimal."""
+    """The report as Markdown tables, percentages with one decimal, 95 % intervals in brackets."""
     lines = [
         f"Protocol `{report.protocol}`: {report.queries} queries, gallery of {report.gallery}; "
         f"{report.leaking_queries} queries have a near-duplicate in the gallery. {report.caveat}",
         "",
-        "| order | MAP | MAP (full) | P@5 | P@10 |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        "| order | MAP | MAP (full) | P@1 | P@5 | P@10 | recall@10 | recall@50 |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         _row("ANN", report.ann),
         _row("reranked", report.reranked),
+        "",
+        f"Reranking changes MAP by {_gain(report.gain.map)}, MAP (full) by {_gain(report.gain.map_full)} and P@10 by "
+        f"{_gain(report.gain.precision_at_10)} points (95 % intervals, {report.bootstrap} paired resamples of groups).",
         "",
         "| class | queries | MAP, ANN | MAP, reranked | P@10, ANN | P@10, reranked |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for label, ann in report.ann.per_class.items():
         after = report.reranked.per_class[label]
-        cells = (ann.map, after.map, ann.precision_at_10, after.precision_at_10)
-        lines.append(f"| {label} | {ann.queries} | " + " | ".join(f"{100 * c:.1f}" for c in cells) + " |")
+        cells = (
+            _with(ann.map, ann.intervals.map),
+            _with(after.map, after.intervals.map),
+            _with(ann.precision_at_10, ann.intervals.precision_at_10),
+            _with(after.precision_at_10, after.intervals.precision_at_10),
+        )
+        lines.append(f"| {_plain(label)} | {ann.queries} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def _row(name: str, figures: ClassFigures) -> str:
-    cells = (figures.map, figures.map_full, figures.precision_at_5, figures.precision_at_10)
-    return f"| {name} | " + " | ".join(f"{100 * c:.1f}" for c in cells) + " |"
+    cells = (
+        _with(figures.map, figures.intervals.map),
+        _with(figures.map_full, figures.intervals.map_full),
+        f"{100 * figures.precision_at_1:.1f}",
+        f"{100 * figures.precision_at_5:.1f}",
+        _with(figures.precision_at_10, figures.intervals.precision_at_10),
+        f"{100 * figures.recall_at_10:.1f}",
+        f"{100 * figures.recall_at_50:.1f}",
+    )
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def _with(mean: float, bounds: Interval) -> str:
+    return f"{100 * mean:.1f} [{100 * bounds.low:.1f}, {100 * bounds.high:.1f}]"
+
+
+def _gain(gain: Gain) -> str:
+    return f"{100 * gain.mean:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
+
+
+def _plain(label: str) -> str:
+    """A class name in a cell: a bar or a line break would end it."""
+    return " ".join(label.replace("|", "\\|").split())

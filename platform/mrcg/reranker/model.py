@@ -1,58 +1,122 @@
-"""The reranker: two graph convolutions with linear skips, then a score for each node (DESIGN §3)."""
+"""The reranker and the baselines it is compared with: graph layers, then a score for each node (DESIGN §3)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch_geometric.nn import DenseGCNConv
 
-from mrcg.graph.adjacency import GraphBatch, drop_edge
+from mrcg.errors import WeightsError
+from mrcg.graph.adjacency import GraphBatch, drop_edge, feature_widths, query_graphs
+from mrcg.reranker.layers import AttentionLayer, ChebyshevLayer, FeatureScale, GCNLayer, SAGELayer, SkipConvolution
 from mrcg.reranker.spec import RerankerSpec
 
 
-class SkipConvolution(nn.Module):
-    """X' = ReLU( D̂^-1/2 (A+I) D̂^-1/2 X W + F(X) ), F a linear skip (paper eq. 7)."""
+class Network(nn.Module):
+    """Graph layers one after the other, with dropout behind each."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, layers: Sequence[nn.Module], dropout: float) -> None:
         super().__init__()
-        self.convolution = DenseGCNConv(inputs, outputs)
-        self.skip = nn.Linear(inputs, outputs)
+        self.layers = nn.ModuleList(layers)
+        self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x_bnd: Tensor, adjacency_bnn: Tensor, mask_bn: Tensor) -> Tensor:
-        """(b, n, inputs) -> (b, n, outputs); nodes that do not exist stay 0."""
-        convolved = self.convolution(x_bnd, adjacency_bnn, mask_bn)
-        return functional.relu(convolved + self.skip(x_bnd)) * mask_bn[..., None]
+    def forward(self, x_bnf: Tensor, adjacency_bnn: Tensor, mask_bn: Tensor) -> Tensor:
+        """(b, n, inputs) -> (b, n, hidden)."""
+        for layer in self.layers:
+            x_bnf = self.dropout(layer(x_bnf, adjacency_bnn, mask_bn))
+        return x_bnf
+
+
+class MRCG(Network):
+    """Two convolutions with linear skips (paper §III-C)."""
+
+    def __init__(self, inputs: int, hidden: int, dropout: float) -> None:
+        super().__init__((SkipConvolution(inputs, hidden), SkipConvolution(hidden, hidden)), dropout)
+
+
+class ChebNet(Network):
+    """Two Chebyshev layers of second order."""
+
+    def __init__(self, inputs: int, hidden: int, dropout: float) -> None:
+        super().__init__((ChebyshevLayer(inputs, hidden), ChebyshevLayer(hidden, hidden)), dropout)
+
+
+class GCN(Network):
+    """Two convolutions without skips."""
+
+    def __init__(self, inputs: int, hidden: int, dropout: float) -> None:
+        super().__init__((GCNLayer(inputs, hidden), GCNLayer(hidden, hidden)), dropout)
+
+
+class GraphSAGE(Network):
+    """Two layers that average the neighbours."""
+
+    def __init__(self, inputs: int, hidden: int, dropout: float) -> None:
+        super().__init__((SAGELayer(inputs, hidden), SAGELayer(hidden, hidden)), dropout)
+
+
+class GAT(Network):
+    """Three layers with skips, of 4, 4 and 6 heads; the last averages its heads. A head is ``hidden`` wide."""
+
+    def __init__(self, inputs: int, hidden: int, dropout: float) -> None:
+        layers = (
+            AttentionLayer(inputs, hidden, heads=4),
+            AttentionLayer(4 * hidden, hidden, heads=4),
+            AttentionLayer(4 * hidden, hidden, heads=6, average=True),
+        )
+        super().__init__(layers, dropout)
+
+
+#: What ``reranker.model`` names.
+MODELS: Mapping[str, type[MRCG | ChebNet | GCN | GraphSAGE | GAT]] = {
+    "mrcg": MRCG,
+    "chebnet": ChebNet,
+    "gcn": GCN,
+    "graphsage": GraphSAGE,
+    "gat": GAT,
+}
 
 
 class Reranker(nn.Module):
-    """Scores the nodes of query graphs. It sees no labels of the gallery."""
+    """Scores the nodes of query graphs. It sees no labels of the gallery.
+
+    Args:
+        spec: names the network and the node features.
+
+    Raises:
+        WeightsError: the spec names a model that is not known here.
+    """
 
     def __init__(self, spec: RerankerSpec) -> None:
         super().__init__()
+        if spec.model not in MODELS:
+            raise WeightsError(f"no reranker model {spec.model}: known are {', '.join(MODELS)}; upgrade MRCG")
         self.spec = spec
-        self.first = SkipConvolution(spec.embedding_dim, spec.hidden)
-        self.second = SkipConvolution(spec.hidden, spec.hidden)
-        self.dropout = nn.Dropout(spec.dropout)
+        widths = feature_widths(spec.features, spec.embedding_dim)
+        self.scale = FeatureScale(widths) if spec.scale else None
+        self.network = MODELS[spec.model](sum(widths), spec.hidden, spec.dropout)
         self.score = nn.Linear(spec.hidden, 1)
 
+    def graphs(self, queries_bd: Tensor, neighbours_bnd: Tensor, mask_bn: Tensor) -> GraphBatch:
+        """Query graphs with the node features that this reranker reads; arguments as of ``query_graphs``."""
+        return query_graphs(queries_bd, neighbours_bnd, mask_bn, self.spec.features)
+
     def forward(self, graph: GraphBatch, generator: torch.Generator | None = None) -> Tensor:
-        """(b, n) logits; ``generator`` draws the dropped edges in training."""
-        adjacency = graph.adjacency_bnn
+        """(b, n) logits; ``generator`` draws the dropped edges in training. Those of pads mean nothing."""
+        x, adjacency = graph.x_bnf, graph.adjacency_bnn
+        if self.scale is not None:
+            x = self.scale(x, graph.mask_bn)
         if self.training and generator is not None:
             adjacency = drop_edge(adjacency, self.spec.drop_edge, generator)
-        x = self.dropout(self.first(graph.x_bnd, adjacency, graph.mask_bn))
-        x = self.dropout(self.second(x, adjacency, graph.mask_bn))
-        logits: Tensor = self.score(x)[..., 0]
+        logits: Tensor = self.score(self.network(x, adjacency, graph.mask_bn))[..., 0]
         return logits
 
+    def fit_scale(self, graphs: GraphBatch) -> None:
+        """Start the learned scale of the features from their spread in these graphs; nothing where there is none."""
+        if self.scale is not None:
+            self.scale.fit(graphs)
 
-def focal_loss(logits_bn: Tensor, targets_bn: Tensor, mask_bn: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Mean over existing nodes of -α_t (1 - p_t)^γ log p_t (paper eq. 9); 0 where there are none."""
-    targets = targets_bn.to(logits_bn.dtype)
-    cross_entropy = functional.binary_cross_entropy_with_logits(logits_bn, targets, reduction="none")
-    alpha_t = alpha * targets + (1 - alpha) * (1 - targets)
-    # 1 - p_t = 1 - exp(-cross entropy), without a second sigmoid.
-    missed = -torch.expm1(-cross_entropy)
-    losses = alpha_t * missed**gamma * cross_entropy * mask_bn
-    return losses.sum() / mask_bn.sum().clamp_min(1)
+    def first_layer(self) -> list[nn.Parameter]:
+        """Parameters of the first graph layer: ``reranker.weight_decay_first`` falls on them alone."""
+        return list(self.network.layers[0].parameters())

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import numpy.typing as npt
 import safetensors.torch
 import torch
 
-from mrcg.graph.adjacency import query_graphs
 from mrcg.reranker.model import Reranker
-from mrcg.reranker.spec import SPEC, WEIGHTS, RerankerSpec
+from mrcg.reranker.spec import WEIGHTS, read_spec
 from mrcg.store import Artefact
 
 
@@ -23,14 +20,19 @@ class Scorer:
         self.device = device
 
     @classmethod
-    def open(cls, artefact: Artefact, device: str = "cpu") -> Scorer:
+    def open(cls, artefact: Artefact, device: str = "cpu", encoder_fingerprint: str | None = None) -> Scorer:
         """Load a version of kind ``rerankers``; every file is hashed as it is read.
+
+        Args:
+            artefact: the version.
+            device: where it scores.
+            encoder_fingerprint: of the encoder whose embeddings it is to score; None does not ask.
 
         Raises:
             IntegrityError: a file is not the one that was published.
+            WeightsError: it was trained on another encoder's embeddings, or written by another version of MRCG.
         """
-        spec = RerankerSpec.model_validate(json.loads(artefact.read_bytes(SPEC)))
-        reranker = Reranker(spec)
+        reranker = Reranker(read_spec(artefact, encoder_fingerprint))
         reranker.load_state_dict(safetensors.torch.load(artefact.read_bytes(WEIGHTS)))
         return cls(reranker, device)
 
@@ -43,7 +45,7 @@ class Scorer:
         """Scores in [0, 1] of the neighbours of each query, -1 where there is none: (b, n)."""
         with torch.inference_mode():
             mask = torch.from_numpy(mask_bn).to(self.device)
-            graph = query_graphs(
+            graph = self.reranker.graphs(
                 torch.from_numpy(queries_bd).to(self.device), torch.from_numpy(neighbours_bnd).to(self.device), mask
             )
             scores = torch.where(mask, torch.sigmoid(self.reranker(graph)), -1.0)

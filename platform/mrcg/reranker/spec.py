@@ -2,17 +2,71 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+import json
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mrcg.config import RerankerSettings
+from mrcg.errors import WeightsError
+from mrcg.store import Artefact
 
 WEIGHTS, SPEC, HISTORY = "model.safetensors", "reranker.json", "history.json"
 
 
 class RerankerSpec(BaseModel):
-    """What it takes to build a reranker again, apart from its weights."""
+    """What it takes to build a reranker again, apart from its weights.
+
+    ``encoder`` is the fingerprint of the encoder whose embeddings it was trained on: it can score no others.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    model: str
+    features: tuple[str, ...] = Field(min_length=1)
+    scale: bool
     embedding_dim: int
     hidden: int
     dropout: float
     drop_edge: float
+    encoder: str = Field(min_length=1)
+
+    @classmethod
+    def of(cls, settings: RerankerSettings, embedding_dim: int, encoder_fingerprint: str) -> RerankerSpec:
+        """The architecture that settings ask for, on the embeddings of one encoder."""
+        return cls(
+            model=settings.model,
+            features=settings.features,
+            scale=settings.scale,
+            embedding_dim=embedding_dim,
+            hidden=settings.hidden,
+            dropout=settings.dropout,
+            drop_edge=settings.drop_edge,
+            encoder=encoder_fingerprint,
+        )
+
+
+def read_spec(artefact: Artefact, encoder_fingerprint: str | None = None) -> RerankerSpec:
+    """What a version of kind ``rerankers`` says of itself.
+
+    Args:
+        artefact: the version.
+        encoder_fingerprint: of the encoder whose embeddings it is to score; None does not ask.
+
+    Raises:
+        IntegrityError: the file is not the one that was published.
+        WeightsError: it was trained on another encoder's embeddings, or written by another version of MRCG.
+    """
+    version = artefact.manifest.version
+    try:
+        spec = RerankerSpec.model_validate(json.loads(artefact.read_bytes(SPEC)))
+    except ValidationError as error:
+        key = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise WeightsError(
+            f"reranker {version}: {key} in {SPEC} is not what this version of MRCG writes: train the reranker again"
+        ) from error
+    if encoder_fingerprint is not None and encoder_fingerprint != spec.encoder:
+        raise WeightsError(
+            f"reranker {version} was trained on encoder {spec.encoder}, not on {encoder_fingerprint}: "
+            "train the reranker again on this encoder's embeddings"
+        )
+    return spec

@@ -14,12 +14,18 @@ from mrcg.config import RerankerSettings
 from mrcg.encoder.batches import Indices, own_share, shuffled_batches
 from mrcg.errors import TrainingError
 from mrcg.evaluation.metrics import mean_average_precision
-from mrcg.graph.adjacency import GraphBatch, query_graphs
+from mrcg.graph.adjacency import GraphBatch
 from mrcg.graph.table import GraphTable
 from mrcg.hashing import seed_of
-from mrcg.reranker.model import Reranker, focal_loss
+from mrcg.reranker.losses import graph_loss
+from mrcg.reranker.model import Reranker
 from mrcg.reranker.spec import RerankerSpec
 from mrcg.training import TrainingState, Worker
+
+#: Graphs that the scale of the features starts from.
+SCALE_GRAPHS = 128
+#: Queries that a message names.
+QUERIES_NAMED = 8
 
 
 @dataclass(frozen=True)
@@ -34,24 +40,20 @@ class TrainingGraphs:
     vectors_nd: npt.NDArray[np.float16]
 
 
-def new_reranker(settings: RerankerSettings, embedding_dim: int, seed: int) -> Reranker:
-    """A reranker with seeded weights."""
+def new_reranker(settings: RerankerSettings, embedding_dim: int, seed: int, encoder_fingerprint: str) -> Reranker:
+    """A reranker with seeded weights, for the embeddings of the encoder of this fingerprint."""
     torch.manual_seed(seed_of(seed, "reranker"))
-    return Reranker(
-        RerankerSpec(
-            embedding_dim=embedding_dim, hidden=settings.hidden, dropout=settings.dropout, drop_edge=settings.drop_edge
-        )
-    )
+    return Reranker(RerankerSpec.of(settings, embedding_dim, encoder_fingerprint))
 
 
 def gather(
-    graphs: GraphTable, which: Indices, vectors_nd: npt.NDArray[np.float16], device: str
+    reranker: Reranker, graphs: GraphTable, which: Indices, vectors_nd: npt.NDArray[np.float16], device: str
 ) -> tuple[GraphBatch, Tensor]:
     """Graphs of some queries with features gathered from the stored embeddings, and their (b, n) labels."""
     rows = graphs.neighbours_qn[which]
     neighbours = torch.from_numpy(vectors_nd[rows]).to(device)
     queries = torch.from_numpy(vectors_nd[graphs.queries[which]]).to(device)
-    batch = query_graphs(queries, neighbours, torch.from_numpy(rows >= 0).to(device))
+    batch = reranker.graphs(queries, neighbours, torch.from_numpy(rows >= 0).to(device))
     return batch, torch.from_numpy(graphs.relevant_qn[which]).to(device)
 
 
@@ -64,7 +66,7 @@ def score_graphs(
     with torch.inference_mode():
         for start in range(0, len(graphs), batch_size):
             which = np.arange(start, min(start + batch_size, len(graphs)))
-            batch, _ = gather(graphs, which, vectors_nd, device)
+            batch, _ = gather(reranker, graphs, which, vectors_nd, device)
             scores[which] = torch.where(batch.mask_bn, torch.sigmoid(reranker(batch)), -1.0).cpu().numpy()
     return scores
 
@@ -74,8 +76,18 @@ def rerank_order(scores_qn: npt.NDArray[np.float32]) -> Indices:
     return np.argsort(-scores_qn, axis=1, kind="stable")
 
 
+def _optimizer(reranker: Reranker, settings: RerankerSettings) -> torch.optim.Optimizer:
+    """Adam with its own, coupled L2 on the first graph layer alone (DESIGN §3, baselines)."""
+    first = reranker.first_layer()
+    chosen = {id(parameter) for parameter in first}
+    rest = [parameter for parameter in reranker.parameters() if id(parameter) not in chosen]
+    optimizer = torch.optim.Adam(rest, lr=settings.learning_rate)
+    optimizer.add_param_group({"params": first, "weight_decay": settings.weight_decay_first})
+    return optimizer
+
+
 class RerankerTrainer:
-    """Trains a reranker and keeps the weights with the best validation MAP.
+    """Trains a reranker and keeps the weights with the best validation MAP, or the last ones.
 
     Args:
         reranker: trained in place, already on the worker's device.
@@ -100,8 +112,11 @@ class RerankerTrainer:
         self.seed = seed
         self.graphs = graphs
         self.worker = worker
+        if reranker.spec.scale:
+            # Before the wrap, which gives all workers the weights of the first.
+            self._fit_scale()
         self.model = wrap(reranker)
-        self.optimizer = torch.optim.Adam(reranker.parameters(), lr=settings.learning_rate)
+        self.optimizer = _optimizer(reranker, settings)
         self.state = TrainingState(reranker, self.optimizer)
 
     @property
@@ -126,23 +141,29 @@ class RerankerTrainer:
         for number, batch in enumerate(batches):
             total += self._step(batch, epoch, number)
             on_batch(number + 1, len(batches))
-        row = {
-            "epoch": epoch,
-            "loss": total / max(1, len(batches)),
-            "validation_map": self.worker.agree(self.validate()),
-        }
-        self.state.add(row, score=row["validation_map"])
+        row = {"epoch": epoch, "loss": total / len(batches), "validation_map": self.worker.agree(self.validate())}
+        # Epochs count up: scored by their number, the last one always wins.
+        self.state.add(row, score=float(epoch) if self.settings.keep == "last" else row["validation_map"])
         return row
 
+    def _fit_scale(self) -> None:
+        # The first graphs of the first epoch, not of the table: that may be sorted by class.
+        for first in shuffled_batches(len(self.graphs.train), SCALE_GRAPHS, self.seed, 0)[:1]:
+            batch, _ = gather(self.reranker, self.graphs.train, first, self.graphs.vectors_nd, self.worker.device)
+            self.reranker.fit_scale(batch)
+
     def _step(self, which: Indices, epoch: int, number: int) -> float:
-        batch, targets = gather(self.graphs.train, which, self.graphs.vectors_nd, self.worker.device)
-        draws = torch.Generator(self.worker.device)
+        table, device = self.graphs.train, self.worker.device
+        batch, targets = gather(self.reranker, table, which, self.graphs.vectors_nd, device)
+        draws = torch.Generator(device)
         draws.manual_seed(seed_of(self.seed, "drop-edge", epoch, number, self.worker.rank))
-        logits = self.model(batch, draws)
-        loss = focal_loss(logits, targets, batch.mask_bn, self.settings.focal_alpha, self.settings.focal_gamma)
+        loss = graph_loss(self.settings, self.model(batch, draws), targets, batch.mask_bn)
         if not torch.isfinite(loss):
+            named = ", ".join(str(row) for row in table.queries[which[:QUERIES_NAMED]].tolist())
+            more = ", …" if len(which) > QUERIES_NAMED else ""
             raise TrainingError(
-                f"the loss is {loss.item()} in epoch {epoch}, batch {number}: lower reranker.learning_rate"
+                f"the loss is {loss.item()} in epoch {epoch}, batch {number} (queries: gallery rows {named}{more}): "
+                "lower reranker.learning_rate"
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -3,7 +3,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrcg.encoder.batches import augment, learning_rate, own_share, shuffled_batches, triplet_batches
+from mrcg.encoder.augment import augment
+from mrcg.encoder.batches import (
+    class_balanced_batches,
+    learning_rate,
+    own_share,
+    shuffled_batches,
+    triplet_batches,
+)
 
 
 @given(st.integers(0, 80), st.integers(2, 16), st.integers(0, 5))
@@ -40,6 +47,24 @@ def test_workers_share_every_batch_and_take_equally_many_steps(count, size, worl
     assert taken == sum(len(b) for b in batches if world == 1 or len(b) >= 2 * world)
 
 
+@given(st.lists(st.integers(0, 4), min_size=2, max_size=60), st.integers(2, 24), st.integers(2, 6), st.integers(0, 3))
+def test_balanced_batches_have_equally_many_of_some_classes(labels, size, per_class, epoch):
+    y = np.array(labels)
+    sizes = {c: int((y == c).sum()) for c in set(labels)}
+    for batch in class_balanced_batches(y, size, per_class, 1, epoch):
+        assert len(set(batch.tolist())) == len(batch)
+        here = {int(c): int((y[batch] == c).sum()) for c in np.unique(y[batch])}
+        assert len(here) == min(len(sizes), max(2, size // per_class))
+        assert all(count == min(per_class, sizes[c]) for c, count in here.items())
+
+
+def test_balanced_batches_come_to_every_image_of_a_class_before_any_comes_twice_more():
+    y = np.repeat([0, 1, 2], [30, 7, 12])
+    seen = np.bincount(np.concatenate(class_balanced_batches(y, 12, 4, 1, 0)), minlength=len(y))
+    for c in range(3):
+        assert np.ptp(seen[y == c]) <= 1
+
+
 def test_epochs_differ_and_repeat():
     y = np.array([0, 1] * 20)
     one, again, next_epoch = (np.concatenate(triplet_batches(y, 8, 1, epoch)) for epoch in (0, 0, 1))
@@ -59,9 +84,11 @@ def test_augmentation_is_seeded_small_and_differs_by_image():
     grey[:, 8:24, 8:24] = 200
 
     def made(seed):
-        return augment(grey, torch.Generator().manual_seed(seed))
+        return augment(grey, seed)
 
+    before = torch.random.get_rng_state()
     assert torch.equal(made(1), made(1))
+    assert torch.equal(before, torch.random.get_rng_state())
     assert not torch.equal(made(1), made(2))
     assert not torch.equal(made(1)[0], made(1)[1])
     assert made(1).min() >= 0

@@ -10,14 +10,19 @@ from mrcg.encoder.train import new_encoder
 from mrcg.encoder.weights import resolve_weights
 from mrcg.errors import SettingsError, WeightsError
 
-SPEC = EncoderSpec(backbone="resnet18", head="pooled", embedding_dim=8, input_size=32, dropout=0.0, classes=("a", "b"))
+SPEC = EncoderSpec(
+    backbone="resnet18", head="pooled", embedding_dim=8, input_size=32, dropout=0.0, precision="fp32",
+    channels_last=False, classes=("a", "b"),
+)  # fmt: skip
 
 
 def settings(*more):
     return load_config(None, ["encoder.embedding_dim=8", "encoder.input_size=32", *more]).encoder
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2", "squeezenet1_1", "densenet121"])
+@pytest.mark.parametrize(
+    "backbone", ["resnet18", "mobilenet_v2", "squeezenet1_1", "densenet121", "efficientnet_b0", "convnext_tiny"]
+)
 def test_any_backbone_embeds_and_classifies(backbone):
     encoder = Encoder(SPEC.model_copy(update={"backbone": backbone})).eval()
     embeddings, logits = encoder(torch.zeros(2, 3, 32, 32))
@@ -28,9 +33,39 @@ def test_any_backbone_embeds_and_classifies(backbone):
 def test_the_papers_head_on_vgg16_with_frozen_convolutions():
     encoder = new_encoder(settings("encoder.backbone=vgg16"), ("a", "b"), 1, None)
     assert not any(p.requires_grad for p in encoder.trunk.parameters())
-    assert [layer.out_features for layer in encoder.neck if isinstance(layer, torch.nn.Linear)] == [4096, 4096]
-    assert encoder.neck[0].in_features == 25088
+    assert [layer.out_features for layer in encoder.branches.neck if isinstance(layer, torch.nn.Linear)] == [4096, 4096]
+    assert encoder.branches.neck[0].in_features == 25088
     assert encoder(torch.zeros(1, 3, 32, 32))[0].shape == (1, 8)
+
+
+@pytest.mark.parametrize("freeze", [0, 2, 5, "none", "convolutions"])
+def test_stages_are_frozen_with_their_running_means(freeze):
+    encoder = new_encoder(settings("encoder.backbone=resnet18", f"encoder.freeze={freeze}"), ("a", "b"), 1, None)
+    count = {"none": 0, "convolutions": 8}.get(freeze, freeze)
+    before = {k: v.clone() for k, v in encoder.trunk.state_dict().items()}
+    encoder.train()(torch.randn(4, 3, 32, 32))[0].sum().backward()
+    for number, module in enumerate(encoder.trunk):
+        assert all((p.grad is None) == (number < count) for p in module.parameters())
+        same = [torch.equal(v, before[f"{number}.{k}"]) for k, v in module.state_dict().items()]
+        assert all(same) if number < count else not same or not all(same) or not hasattr(module, "running_mean")
+    assert encoder.branches.training
+
+
+def test_more_stages_than_there_are_cannot_be_frozen():
+    with pytest.raises(SettingsError, match="encoder.freeze = 9: the trunk of resnet18 has 8 modules"):
+        new_encoder(settings("encoder.backbone=resnet18", "encoder.freeze=9"), ("a", "b"), 1, None)
+
+
+@pytest.mark.parametrize("change", [{"channels_last": True}, {"precision": "bf16"}])
+def test_memory_format_and_precision_change_little(change):
+    torch.manual_seed(1)
+    plain, other = Encoder(SPEC).eval(), Encoder(SPEC.model_copy(update=change)).eval()
+    other.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        one, two = plain(x)[0], other(x)[0]
+    assert two.dtype == torch.float32
+    assert torch.allclose(one, two, atol=1e-4 if "channels_last" in change else 0.1)
 
 
 def test_unknown_backbone():

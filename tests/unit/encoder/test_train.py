@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from tests.making import tiny_config
 
-from mrcg.encoder.train import EncoderTrainer, LabelledImages, leave_one_out_map, new_encoder
+from mrcg.encoder.train import EncoderTrainer, LabelledImages, leave_one_out_map, new_encoder, trunk_features
 from mrcg.errors import IntegrityError, TrainingError
 from mrcg.imaging.phantom import CLASSES, phantoms
 from mrcg.imaging.slices import resize
@@ -13,7 +15,8 @@ from mrcg.training import Worker
 def images(count, seed=1):
     made = list(phantoms(count, seed))
     labels = np.array([CLASSES.index(p.label) for p in made])
-    return LabelledImages(np.stack([resize(p.pixels, 32) for p in made]), labels, [str(n) for n in range(count)])
+    names = [str(n) for n in range(count)]
+    return LabelledImages([f"id{n}" for n in names], labels, names, np.stack([resize(p.pixels, 32) for p in made]))
 
 
 def trainer(*overrides, validation=8, **options):
@@ -34,6 +37,81 @@ def test_equal_seeds_give_equal_weights():
     one, two = trainer(), trainer()
     assert one.run_epoch(nothing) == two.run_epoch(nothing)
     assert same(one.encoder, two.encoder)
+
+
+def with_features(encoder, one):
+    return replace(one, features=(trunk_features(encoder, one.pixels, 8, "cpu"),))
+
+
+def test_a_frozen_trunks_cached_features_train_the_same_weights():
+    words = ("encoder.backbone=vgg11", "encoder.head=paper", "encoder.freeze=convolutions", "encoder.mining=explicit",
+             "encoder.schedule=constant", "encoder.learning_rate=1e-4", "encoder.dropout=0.0", "encoder.augment=false",
+             "encoder.batch_size=4")  # fmt: skip
+    plain = trainer(*words)
+    twin = trainer(*words)
+    cached = EncoderTrainer(
+        twin.encoder, twin.settings, 1, with_features(twin.encoder, twin.train),
+        with_features(twin.encoder, twin.validation),
+    )  # fmt: skip
+    direct = trunk_features(plain.encoder, plain.train.pixels[3:5], 2, "cpu")
+    assert np.allclose(cached.train.features[0][3:5], direct, atol=1e-5)
+    one, two = plain.run_epoch(nothing), cached.run_epoch(nothing)
+    assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
+    assert one["validation_map"] == pytest.approx(two["validation_map"], abs=1e-3)
+    # Adam's first steps have the sign of the gradient: where that is near 0, a rounding error turns it.
+    close = [torch.isclose(a, b, atol=1e-5).float().mean() for a, b in zip(
+        plain.encoder.state_dict().values(), cached.encoder.state_dict().values(), strict=True)]  # fmt: skip
+    assert min(close) > 0.97
+
+
+def test_views_of_a_cached_trunk_take_turns():
+    made = trainer("encoder.freeze=convolutions", "encoder.augment=true", "encoder.epochs=3")
+    views = tuple(trunk_features(made.encoder, made.train.pixels, 8, "cpu", seed) for seed in (1, 2))
+    assert not np.allclose(*views)
+
+    class Spy:
+        def __init__(self, name, view):
+            self.name, self.view = name, view
+
+        def __getitem__(self, rows):
+            seen.append(self.name)
+            return self.view[rows]
+
+    seen = []
+    views = tuple(Spy(name, view) for name, view in zip("ab", views, strict=True))
+    made = EncoderTrainer(made.encoder, made.settings, 1, replace(made.train, features=views), made.validation)
+    epochs = []
+    for _ in range(3):
+        made.run_epoch(nothing)
+        epochs.append("".join(sorted(set(seen))))
+        seen.clear()
+    assert epochs == ["a", "b", "a"]
+
+
+@pytest.mark.parametrize("words", [
+    ("encoder.mining=semi_hard",), ("encoder.mining=hard", "encoder.sampler=class_balanced"),
+    ("encoder.loss=contrastive", "encoder.mining=batch_all", "encoder.classification_weight=0"),
+    ("encoder.loss=contrastive", "encoder.mining=explicit", "encoder.classification_weight=0"),
+])  # fmt: skip
+def test_every_loss_and_sampler_learns(words):
+    made = trainer("encoder.epochs=6", "encoder.augment=false", *words)
+    branch = made.encoder.branches.classification.weight.clone()
+    while not made.finished:
+        made.run_epoch(nothing)
+    losses = [row["loss"] for row in made.state.history]
+    assert np.isfinite(losses).all()
+    assert made.state.history[-1]["validation_map"] > 0.4
+    silent = "encoder.classification_weight=0" in words
+    assert torch.equal(branch, made.encoder.branches.classification.weight) == silent
+
+
+def test_the_last_epoch_is_kept_where_that_is_wanted():
+    made = trainer("encoder.epochs=3", "encoder.keep=last")
+    scores = iter([0.9, 0.5, 0.4])
+    made.validate = lambda: next(scores)
+    while not made.finished:
+        made.run_epoch(nothing)
+    assert made.state.best_epoch == 2
 
 
 @pytest.mark.parametrize("mining", ["batch_all", "explicit"])
@@ -81,7 +159,9 @@ def test_no_epochs_keep_the_initial_weights():
 
 def test_a_loss_that_is_no_number_stops():
     made = trainer("encoder.learning_rate=1e30", "encoder.schedule=constant")
-    with pytest.raises(TrainingError, match=r"epoch 0, batch \d+: lower encoder.learning_rate"):
+    with pytest.raises(
+        TrainingError, match=r"epoch 0, batch \d+ \(images id\d+(, id\d+){7}\): lower encoder.learning_rate"
+    ):
         made.run_epoch(nothing)
 
 

@@ -3,31 +3,136 @@ import io
 import numpy as np
 from PIL import Image
 
+from mrcg.evaluation.calibration import Calibration, fit_platt, reliability
+from mrcg.evaluation.figures import (
+    confusion_figure,
+    curves_figure,
+    distance_figure,
+    nodes_figure,
+    reliability_figure,
+)
+from mrcg.evaluation.page import Drawings, mix_ups, report_page
 from mrcg.evaluation.picture import FRAME, TILE, WRONG, Panel, PanelRow, retrieval_picture
-from mrcg.evaluation.report import Report, order_figures, tables_markdown
+from mrcg.evaluation.projection import plane
+from mrcg.evaluation.report import (
+    Epoch,
+    Leakage,
+    OutOfDistribution,
+    Queries,
+    Report,
+    Training,
+    confusion,
+    gains,
+    order_figures,
+    tables_markdown,
+)
+
+EVIL = "a<script>alert('x')</script>|$x_y$\n腫瘍"
+SCORES, RELEVANT = np.array([0.2, 0.9, 0.7]), np.array([False, True, False])
 
 
-def report(protocol="paper"):
+def report(protocol="paper", label="a"):
     rows = np.array([[True, False, True], [False, True, True]])
-    ann = order_figures(rows, ["a", "b"], {"a": 5, "b": 5})
-    reranked = order_figures(np.sort(rows, axis=1)[:, ::-1], ["a", "b"], {"a": 5, "b": 5})
+    queries = Queries([label, "b"], ["g", "h"], np.array([5, 5]))
+    better = np.sort(rows, axis=1)[:, ::-1]
+    fitted = fit_platt(SCORES, RELEVANT)
     return Report(
-        protocol=protocol, queries=2, gallery=10, depth=50, ann=ann, reranked=reranked, index_recall_at_50=1.0,
-        leaking_queries=1, ood_threshold=3.5, encoder_epochs=3,
+        protocol=protocol, queries=2, gallery=10, depth=50, ann=order_figures(rows, queries, 100),
+        reranked=order_figures(better, queries, 100), gain=gains(rows, better, queries, 100), bootstrap=100,
+        confusion=confusion(queries.labels, [label, label], ["b", None]),
+        calibration=Calibration(
+            raw=reliability(SCORES, RELEVANT), map=fitted, calibrated=reliability(fitted.apply(SCORES), RELEVANT)
+        ),
+        out_of_distribution=OutOfDistribution(threshold=3.5, quantile=0.99, flagged=1, median_distance=2.0),
+        index_recall_at_50=1.0, leaking_queries=1, masked_hits=0, encoder_epochs=3,
+        leakage=Leakage(near_duplicates=1, same_patient=0, patients_known=0),
+        encoder_training=Training(best_epoch=0, epochs=(Epoch(epoch=0, loss=1.0, validation_map=0.5),)),
     )  # fmt: skip
+
+
+def drawings(made):
+    near = np.array([1.0, 2.0, 4.0], dtype=np.float32)
+    return Drawings(
+        confusion=confusion_figure(made.confusion),
+        reliability=reliability_figure(made.calibration),
+        nodes=nodes_figure({"training": np.array([3, 3]), "test": np.array([2])}, 3),
+        distance=distance_figure(near, near, made.out_of_distribution),
+        curves=curves_figure({"encoder": made.encoder_training}),
+        map=None,
+    )
 
 
 def test_tables_say_protocol_leakage_and_both_orders():
     text = tables_markdown(report("dedup"))
     assert "Protocol `dedup`: 2 queries, gallery of 10; 1 queries have a near-duplicate" in text
     assert "Without patient ids" in text
-    assert "| reranked | 100.0 |" in text
+    assert "| reranked | 100.0 [100.0, 100.0] |" in text
     assert "| a | 1 |" in text
 
 
 def test_the_report_comes_back_from_its_json():
     made = report()
     assert Report.model_validate_json(made.model_dump_json()) == made
+
+
+def test_confusion_counts_first_hits_of_both_orders():
+    made = confusion(["b", "a", "a"], ["a", "a", "c"], ["b", None, "c"])
+    assert made.classes == ("a", "b")
+    assert made.found == ("a", "b", "c", None)
+    assert made.ann == ((1, 0, 1, 0), (1, 0, 0, 0))
+    assert made.reranked == ((0, 0, 1, 1), (0, 1, 0, 0))
+    assert mix_ups(made) == [("a", None, 1, 2), ("a", "c", 1, 2)]
+
+
+def test_the_page_is_whole_in_itself_and_escapes_what_others_named():
+    made = report(protocol="<b>", label=EVIL)
+    page = report_page(made, drawings(made), b"png", [("corpus", "0123")]).decode()
+    assert "<script" not in page
+    assert "a&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;" in page
+    assert "http:" not in page
+    assert "https:" not in page
+    assert "url(" not in page
+    assert "<b>:" not in page
+    assert page.count('src="data:') == page.count("<img") == 6
+    assert "prefers-color-scheme: dark" in page
+    assert "not a medical device" in page
+
+
+def test_a_class_name_does_not_break_a_table():
+    lines = tables_markdown(report(label=EVIL)).splitlines()
+    (row,) = [line for line in lines if "alert" in line]
+    assert row.startswith("| a<script>") and row.endswith(" |")
+
+
+def test_equal_inputs_give_equal_bytes_and_leave_no_settings_behind():
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    made = report()
+    assert drawings(made) == drawings(made)
+    assert dict(matplotlib.rcParams) == before
+    svg = drawings(made).confusion.light
+    assert b"<dc:date>" not in svg
+    assert drawings(made).confusion.dark != svg
+
+
+def test_parts_and_classes_without_number_are_drawn_too():
+    empty = np.empty(0, np.int64)
+    assert nodes_figure({"training": empty, "test": empty}, 50).light.startswith(b"<?xml")
+    far = OutOfDistribution(threshold=None, quantile=0.99, flagged=0, median_distance=None)
+    assert distance_figure(empty.astype(np.float32), empty.astype(np.float32), far).light
+    nothing = Calibration(raw=reliability(empty, empty > 0), map=None, calibrated=None)
+    assert reliability_figure(nothing).light
+    many = [f"class {i:03d} with a long name that nobody reads" for i in range(40)]
+    assert confusion_figure(confusion(many, many, many)).light
+
+
+def test_the_map_is_the_same_each_time_and_copes_with_equal_points():
+    vectors = np.random.default_rng(1).normal(size=(30, 6)).astype(np.float16)
+    assert (plane(vectors) == plane(vectors)).all()
+    assert plane(vectors[:7]) is None
+    assert np.isfinite(plane(np.ones((12, 3), dtype=np.float16))).all()
+    assert np.isfinite(plane(np.arange(12, dtype=np.float16)[:, None])).all()
 
 
 def test_wrong_hits_are_framed_red():

@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as arrays
 from tests.making import index_of
 
 from mrcg import schemas
-from mrcg.graph.adjacency import angular_adjacency, drop_edge, query_graphs
+from mrcg.graph.adjacency import angular_adjacency, drop_edge, feature_widths, query_graphs
 from mrcg.graph.neighbours import neighbour_lists
 from mrcg.graph.table import graph_table
 from mrcg.index.shard import exact_distances
@@ -48,10 +48,41 @@ def test_equal_opposite_and_right_angles():
 def test_graphs_hold_differences_and_pads_stay_alone():
     neighbours = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [9.0, 9.0]]])
     graph = query_graphs(torch.tensor([[1.0, 1.0]]), neighbours, torch.tensor([[True, True, False]]))
-    assert graph.x_bnd[0].tolist() == [[0.0, -1.0], [-2.0, -3.0], [0.0, 0.0]]
+    assert graph.x_bnf[0].tolist() == [[0.0, -1.0], [-2.0, -3.0], [0.0, 0.0]]
     assert (graph.adjacency_bnn[0, 2] == 0).all()
     assert (graph.adjacency_bnn[0, :, 2] == 0).all()
     assert graph.adjacency_bnn[0, 0, 1] > 0.9
+
+
+FEATURES = ("difference", "magnitude", "product", "distance", "rank")
+
+
+@given(st.lists(st.sampled_from(FEATURES), min_size=1, max_size=5, unique=True), st.integers(0, 30), st.floats(0.2, 1))
+def test_node_features_equal_the_naive_ones(features, seed, share):
+    rng = np.random.default_rng(seed)
+    queries = rng.normal(size=(2, 3)).astype(np.float32)
+    neighbours = rng.normal(size=(2, 6, 3)).astype(np.float16)
+    mask = rng.random((2, 6)) < share
+    made = query_graphs(torch.from_numpy(queries), torch.from_numpy(neighbours), torch.from_numpy(mask), features)
+    assert made.x_bnf.shape[2] == sum(feature_widths(features, 3))
+    for b, i in np.ndindex(2, 6):
+        q, stored = queries[b].astype(np.float64), neighbours[b].astype(np.float64)
+        distances = [float(((q - g) ** 2).sum()) for g, there in zip(stored, mask[b], strict=True) if there]
+        own = float(((q - stored[i]) ** 2).sum())
+        columns = {
+            "difference": q - stored[i],
+            "magnitude": np.abs(q - stored[i]),
+            "product": q * stored[i],
+            "distance": [own / np.mean(distances) if distances else 0.0, math.log(1 + own)],
+            "rank": [1 / math.log2(i + 2)],
+        }
+        expected = np.concatenate([columns[name] for name in features]) * mask[b, i]
+        assert made.x_bnf[b, i].tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_distances_of_copies_of_the_query_are_zero():
+    made = query_graphs(torch.ones(1, 3), torch.ones(1, 4, 3), torch.ones(1, 4, dtype=torch.bool), ("distance",))
+    assert (made.x_bnf == 0).all()
 
 
 @given(st.floats(0, 0.99), st.integers(0, 50))

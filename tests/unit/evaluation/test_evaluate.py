@@ -1,0 +1,89 @@
+import json
+
+import numpy as np
+import pytest
+from tests.making import tiny_config
+from tests.unit.evaluation.conftest import FACTS
+
+from mrcg.corpus import Corpus
+from mrcg.evaluation.evaluate import evaluate
+from mrcg.evaluation.metrics import mean_average_precision
+from mrcg.evaluation.report import PAGE, PICTURE, REPORT, TABLES, Report
+from mrcg.graph.table import read_graphs
+
+pytestmark = pytest.mark.usefixtures("scored_by_distance")
+
+
+def settings(*more):
+    return tiny_config("evaluate.bootstrap=200", "evaluate.map_images=40", *more).evaluate
+
+
+def measured(inputs, encoder=False):
+    given = {kind: one for kind, one in inputs.items() if kind != "encoders"}
+    return evaluate(given, settings(), FACTS, inputs["encoders"] if encoder else None)
+
+
+def test_a_report_has_all_it_promises(inputs):
+    files = measured(inputs, encoder=True)
+    assert set(files) == {REPORT, TABLES, PICTURE, PAGE}
+    report = Report.model_validate_json(files[REPORT])
+    test = read_graphs(inputs["graphs"], "test")
+    assert report.queries == len(test)
+    assert report.ann.map == pytest.approx(mean_average_precision(test.relevant_qn))
+    assert report.gain.map.mean == pytest.approx(report.reranked.map - report.ann.map)
+    assert sum(map(sum, report.confusion.ann)) == sum(map(sum, report.confusion.reranked)) == report.queries
+    labels = Corpus(inputs["corpus"]).labels
+    right = sum(labels[q] == labels[hit] for q, hit in zip(test.queries, test.neighbours_qn[:, 0], strict=True))
+    place = report.confusion.found.index
+    assert sum(row[place(c)] for c, row in zip(report.confusion.classes, report.confusion.ann, strict=True)) == right
+    assert sum(one.count for one in report.calibration.raw.bins) == (test.neighbours_qn >= 0).sum()
+    assert report.calibration.map.temperature > 1
+    assert report.calibration.calibrated.expected_error < report.calibration.raw.expected_error
+    validation = read_graphs(inputs["graphs"], "validation")
+    assert report.ood_threshold == pytest.approx(np.quantile(validation.distances_qn[:, 0], 0.99))
+    assert report.out_of_distribution.flagged == (test.distances_qn[:, 0] > report.ood_threshold).sum()
+    assert (report.encoder_training.best_epoch, len(report.encoder_training.epochs)) == (4, 6)
+    assert len(report.reranker_training.epochs) == 6
+    assert report.leakage.patients_known == 0
+    page = files[PAGE].decode()
+    assert page.count("<img") == 7
+    assert inputs["corpus"].manifest.version in page
+    assert "https:" not in page
+
+
+def test_equal_inputs_give_equal_files(inputs):
+    assert measured(inputs) == measured(inputs)
+
+
+def test_dedup_without_a_validation_part(dedup_inputs):
+    files = measured(dedup_inputs)
+    report = Report.model_validate_json(files[REPORT])
+    assert (report.protocol, report.leaking_queries, report.masked_hits) == ("dedup", 0, 0)
+    assert report.calibration.map is None
+    assert report.calibration.calibrated is None
+    assert report.ood_threshold is None
+    assert report.out_of_distribution.flagged == 0
+    assert report.encoder_training.epochs == ()
+    assert "no query is flagged" in files[PAGE].decode()
+
+
+def test_dedup_leaves_out_hits_of_the_querys_own_patient(dedup_inputs, monkeypatch):
+    """The first two hits of the first query become scans of its patient."""
+    before = Report.model_validate_json(measured(dedup_inputs)[REPORT])
+    test = read_graphs(dedup_inputs["graphs"], "test")
+    own = [int(test.queries[0]), *test.neighbours_qn[0, :2].tolist()]
+
+    def with_patient(artefact):
+        scans = real(artefact)
+        names = ["p" if row in own else None for row in range(scans.num_rows)]
+        return scans.set_column(scans.schema.get_field_index("patient"), "patient", [names])
+
+    from mrcg import corpus
+
+    real = corpus.read_scans
+    monkeypatch.setattr(corpus, "read_scans", with_patient)
+    after = Report.model_validate_json(measured(dedup_inputs)[REPORT])
+    assert after.masked_hits == 2
+    assert after.leakage.same_patient == 1
+    assert sum(b.count for b in after.calibration.raw.bins) == sum(b.count for b in before.calibration.raw.bins) - 2
+    assert json.loads(after.model_dump_json())["leakage"]["patients_known"] == 1

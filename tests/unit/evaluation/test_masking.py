@@ -1,0 +1,73 @@
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mrcg.evaluation.masking import Owners, reachable, shared_with, without_own
+from mrcg.graph.table import GraphTable
+
+OWNERS = Owners(
+    labels=["a", "a", "a", "b", "a"],
+    groups=["g0", "g0", "g2", "g3", "g4"],
+    patients=["p", None, "p", None, "q"],
+)
+
+
+def table(queries, rows):
+    rows = np.array(rows)
+    return GraphTable(
+        np.array(queries), rows, np.where(rows >= 0, np.arange(rows.shape[1]), np.inf).astype(np.float32), rows >= 0
+    )
+
+
+def test_own_group_and_own_patient_leave_and_the_rest_moves_up():
+    masked, count = without_own(table([0], [[1, 3, 2, 4, -1]]), OWNERS)
+    assert masked.neighbours_qn.tolist() == [[3, 4, -1, -1, -1]]
+    assert masked.relevant_qn.tolist() == [[True, True, False, False, False]]
+    assert masked.distances_qn.tolist() == [[1.0, 3.0, np.inf, np.inf, np.inf]]
+    assert count == 2
+
+
+def test_an_unknown_patient_is_nobodys_own():
+    masked, count = without_own(table([3], [[1, 0, -1]]), OWNERS)
+    assert masked.neighbours_qn.tolist() == [[1, 0, -1]]
+    assert count == 0
+
+
+scans = st.lists(
+    st.tuples(st.sampled_from(["a", "b"]), st.sampled_from("xyz"), st.sampled_from(["p", "q", None]), st.booleans()),
+    min_size=1, max_size=15,
+)  # fmt: skip
+
+
+@given(scans, st.booleans())
+def test_reachable_equals_the_naive_count(rows, mask_own):
+    owners = Owners([r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows])
+    gallery = np.array([r[3] for r in rows])
+    expected = []
+    for label, group, patient, _ in rows:
+        own = [g == group or (patient is not None and p == patient) for _, g, p, _ in rows]
+        expected.append(
+            sum(
+                ok and other[0] == label and not (mask_own and o)
+                for ok, other, o in zip(gallery, rows, own, strict=True)
+            )
+        )
+    assert reachable(np.arange(len(rows)), gallery, owners, mask_own).tolist() == expected
+
+
+@given(scans)
+def test_masked_lists_hold_no_own_scan_and_keep_the_order_of_the_others(rows):
+    owners = Owners([r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows])
+    lists = table(range(len(rows)), [list(range(len(rows)))] * len(rows))
+    masked, count = without_own(lists, owners)
+    for q, (_, group, patient, _) in enumerate(rows):
+        wanted = [r for r, o in enumerate(rows) if o[1] != group and (patient is None or o[2] != patient)]
+        found = masked.neighbours_qn[q]
+        assert found[found >= 0].tolist() == wanted
+        assert masked.relevant_qn[q].sum() == len(wanted)
+    assert count == sum((masked.neighbours_qn < 0).sum(axis=1))
+
+
+def test_who_shares_a_name_with_the_gallery():
+    test, train = np.array([True, True, True, False, False]), np.array([False, False, False, True, True])
+    assert shared_with(test, train, ["a", "b", None, "a", None]) == 1
