@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -10,11 +12,13 @@ import pyarrow as pa
 import ray.data
 
 from mrcg import schemas
-from mrcg.corpus import Split
+from mrcg.corpus import Corpus, Split
 from mrcg.errors import MrcgError
 from mrcg.graph.neighbours import neighbour_lists
 from mrcg.graph.table import graph_table
+from mrcg.index.shard import Mask
 from mrcg.index.sharded import ShardedIndex
+from mrcg.splits import Fold
 from mrcg.store import Store
 from mrcg_jobs.job import Job, Outcome, entries, write_output
 from mrcg_jobs.runtime import carry, each_row, own_errors
@@ -23,13 +27,20 @@ QUERIES_PER_FILE = 512
 
 
 class _GraphBlock:
-    """Finds the neighbours of a block of queries among the training part."""
+    """Finds the neighbours of a block of queries among the training part.
 
-    def __init__(self, store: str, inputs: dict[str, str], output: str, neighbours: int) -> None:
+    In a fold the queries are the scans that its encoder did not see, and the gallery those that it did.
+    """
+
+    def __init__(
+        self, store: str, inputs: dict[str, str], output: str, neighbours: int, fold: Fold | None, seed: int
+    ) -> None:
         self._store = Store(store)
         self._inputs = inputs
         self._output = output
         self._neighbours = neighbours
+        self._fold = fold
+        self._seed = seed
 
     # Opened with the first block: an error in an actor's constructor comes out of Ray without its type.
     @cached_property
@@ -40,6 +51,10 @@ class _GraphBlock:
     def _split(self) -> Split:
         return Split(self._store.artefact("splits", self._inputs["splits"]))
 
+    @cached_property
+    def _parts(self) -> Parts:
+        return _parts(self._split, self._index.groups, self._fold, self._seed)
+
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         try:
             return self._find(row)
@@ -49,26 +64,38 @@ class _GraphBlock:
     def _find(self, row: dict[str, Any]) -> dict[str, Any]:
         queries = np.asarray(row["queries"], dtype=np.int64)
         tables = []
-        for part, members in _parts(self._split).items():
+        for part, members in self._parts.queries.items():
             own = queries[members[queries]]
             # A test query may find its own near-duplicates: the protocol decides what is in the gallery.
-            near = neighbour_lists(self._index, own, self._split.train, self._neighbours, part != "test")
+            near = neighbour_lists(self._index, own, self._parts.gallery, self._neighbours, part != "test")
             tables.append(graph_table(own, part, near, self._index.labels))
         table = pa.concat_tables(tables)
         name = f"graphs/{int(row['number']):05d}.parquet"
         entry = write_output(self._store, self._output, name, schemas.to_parquet(table))
-        counts = {part: tables[i].num_rows for i, part in enumerate(("train", "validation", "test"))}
-        return {**entry, **counts}
+        return {**entry, **{part: table.num_rows for part, table in zip(self._parts.queries, tables, strict=True)}}
 
 
-def _parts(split: Split) -> dict[str, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
-    return {"train": split.fit, "validation": split.validation, "test": split.test}
+@dataclass(frozen=True)
+class Parts:
+    """Who is looked up, by part, and among whom: masks over the rows of the gallery."""
+
+    queries: dict[str, Mask]
+    gallery: Mask
+
+
+def _parts(split: Split, groups: Sequence[str], fold: Fold | None, seed: int) -> Parts:
+    if fold is None:
+        queries = {"train": split.fit, "held_out": split.held_out, "validation": split.validation, "test": split.test}
+        return Parts(queries, split.train)
+    unseen = split.fit & fold.members(groups, seed)
+    return Parts({"train": unseen}, split.fit & ~unseen)
 
 
 def run(job: Job) -> Outcome:
     """Make the neighbour lists of all labelled queries."""
-    split = Split(job.inputs["splits"])
-    queries = np.flatnonzero(split.train | split.test)
+    config, fold = job.config, job.step.fold
+    parts = _parts(Split(job.inputs["splits"]), Corpus(job.inputs["corpus"]).groups, fold, config.seed)
+    queries = np.flatnonzero(np.logical_or.reduce(list(parts.queries.values())))
     blocks = [
         {"number": number, "queries": queries[start : start + QUERIES_PER_FILE].tolist()}
         for number, start in enumerate(range(0, len(queries), QUERIES_PER_FILE))
@@ -76,7 +103,14 @@ def run(job: Job) -> Outcome:
     job.progress(0, 0, "loading the index")
     dataset = ray.data.from_items(blocks, override_num_blocks=len(blocks)).map(
         _GraphBlock,
-        fn_constructor_args=(job.store.url, dict(job.step.inputs), job.attempt.output, job.config.graph.neighbours),
+        fn_constructor_args=(
+            job.store.url,
+            dict(job.step.inputs),
+            job.attempt.output,
+            config.graph.neighbours,
+            fold,
+            config.seed,
+        ),
         compute=ray.data.ActorPoolStrategy(size=1),
         num_cpus=1,
     )
@@ -84,7 +118,7 @@ def run(job: Job) -> Outcome:
     with own_errors():
         for row in each_row(dataset):
             rows.append(row)
-            done += row["train"] + row["validation"] + row["test"]
+            done += sum(row[part] for part in parts.queries)
             job.progress(done, len(queries), "queries")
-    counts = {part: int(sum(row[part] for row in rows)) for part in ("train", "validation", "test")}
+    counts = {part: int(sum(row[part] for row in rows)) for part in parts.queries}
     return Outcome(counts, entries(rows))

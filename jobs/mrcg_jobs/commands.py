@@ -12,9 +12,11 @@ import typer
 from mrcg import console
 from mrcg.config import load_config
 from mrcg.console import JsonOption, RecipeOption, SetOption, StoreOption
+from mrcg.errors import UsageError
+from mrcg.evaluation.systems import SYSTEMS, Reproduction, System, reproduction_markdown
 from mrcg.release import Promotion, promote
 from mrcg.store import Store
-from mrcg_jobs.pipeline import StageResult, plan_steps, run_stages, step_named
+from mrcg_jobs.pipeline import StageResult, plan_steps, run_stages, steps_of
 from mrcg_jobs.progress import Progress
 
 SourceOption = Annotated[
@@ -120,7 +122,7 @@ def _run(
 ) -> tuple[list[StageResult], Path | str]:
     config, opened = load_config(recipe, settings or ()), Store(store)
     found, steps = plan_steps(opened, config, source, only)
-    chosen = steps if only is None else (step_named(steps, only),)
+    chosen = steps if only is None else steps_of(steps, only)
     results: list[StageResult] = []
     try:
         with console.StageBars(quiet=as_json) as bars:
@@ -138,6 +140,61 @@ def _run(
         _stop_ray()
     last = results[-1]
     return results, f"{opened.url}/{opened.manifest(last.kind, last.version).folder}"
+
+
+def reproduce(
+    source: SourceOption,
+    store: StoreOption,
+    recipe: RecipeOption = None,
+    protocol: Annotated[
+        str, typer.Option("--protocol", help="Who is gallery and who is query: paper, dedup, given or folds.")
+    ] = "paper",
+    systems: Annotated[
+        str | None, typer.Option("--systems", help=f"Some of {', '.join(SYSTEMS)}, with commas; all by default.")
+    ] = None,
+    settings: SetOption = None,
+    ray: RayOption = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Also write the tables there, as JSON.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train the paper's six systems, measure them alike and print its tables; goes on where it was stopped."""
+    from mrcg_jobs.reproduce import Reproducer
+
+    wanted = _systems(systems)
+    overrides = [*(settings or ()), f"split.protocol={protocol}"]
+    config, rows = load_config(recipe, overrides), []
+    try:
+        with console.StageBars(quiet=as_json) as bars:
+            started: dict[str, console.StageBar] = {}
+
+            def progress_of(name: str) -> Progress:
+                started[name] = bars.stage(name)
+                return started[name]
+
+            def on_stage(name: str) -> None:
+                if name in started:
+                    started[name].finish()
+
+            reproducer = Reproducer(Store(store), source, config, ray, progress_of, on_stage)
+            rows = list(reproducer.rows(wanted))
+    finally:
+        _stop_ray()
+    found = Reproduction(recipe=recipe or "paper", settings=tuple(settings or ()), rows=tuple(rows))
+    data = found.model_dump(mode="json")
+    if out is not None:
+        console.write_file(out, found.model_dump_json(indent=1).encode())
+    if as_json:
+        console.emit_json(data)
+    else:
+        console.say(reproduction_markdown(found))
+
+
+def _systems(names: str | None) -> list[System]:
+    wanted = list(SYSTEMS) if names is None else [name.strip() for name in names.split(",")]
+    for name in wanted:
+        if name not in SYSTEMS:
+            raise UsageError(f"--systems: no system {name!r}; there are {', '.join(SYSTEMS)}")
+    return [SYSTEMS[name] for name in wanted]
 
 
 def _stop_ray() -> None:

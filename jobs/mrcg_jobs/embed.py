@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import ray.data
 
 from mrcg import schemas
-from mrcg.corpus import IMAGES, Corpus, images_in
+from mrcg.corpus import IMAGES, Corpus
 from mrcg.errors import MrcgError
-from mrcg.imaging.slices import resize
 from mrcg.store import Store
 from mrcg_jobs.job import Job, Outcome, entries, write_output
 from mrcg_jobs.runtime import carry, cpus_each, each_row, own_errors
 
 if TYPE_CHECKING:
     from mrcg.encoder.embedder import Embedder
-
-#: Images resized and embedded at a time: bounds the memory of an actor whatever the size of a file.
-SLICE = 256
 
 
 class _EmbedFile:
@@ -32,7 +26,7 @@ class _EmbedFile:
         self, store: str, corpus: str, encoder: str, output: str, batch_size: int, threads: int, gpu: bool
     ) -> None:
         self._store = Store(store)
-        self._corpus = self._store.artefact("corpus", corpus)
+        self._version = corpus
         self._encoder = encoder
         self._output = output
         self._batch_size = batch_size
@@ -50,8 +44,8 @@ class _EmbedFile:
         return Embedder.open(self._store.artefact("encoders", self._encoder), self._device)
 
     @cached_property
-    def _rows(self) -> dict[str, list[int]]:
-        return Corpus(self._corpus).rows_by_file()
+    def _corpus(self) -> Corpus:
+        return Corpus(self._store.artefact("corpus", self._version))
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -60,13 +54,7 @@ class _EmbedFile:
             return carry(error)
 
     def _embed(self, row: dict[str, Any]) -> dict[str, Any]:
-        images = images_in(self._corpus.read_bytes(row["file"]), self._rows[row["file"]])
-        side, ids, parts = self._embedder.input_size, list[str](), []
-        while some := list(itertools.islice(images, SLICE)):
-            pixels = np.stack([resize(grey, side) for _, grey in some])
-            ids += [ident for ident, _ in some]
-            parts.append(self._embedder.embed(pixels, self._batch_size).astype(np.float16))
-        vectors = np.concatenate(parts)
+        ids, vectors = self._embedder.embed_images(self._corpus.images_of(row["file"]), self._batch_size)
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
         table = pa.table({"image_id": ids, "embedding": column}, schema=schemas.embeddings(vectors.shape[1]))
         name = row["file"].replace(IMAGES, "embeddings/").replace(".parquet", ".arrow")

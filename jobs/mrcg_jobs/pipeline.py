@@ -64,7 +64,8 @@ def plan_steps(store: Store, config: Config, location: str, last: str | None = N
     weights = resolve_weights(config.encoder).digest if "train-encoder" in names[:count] else ""
     source = survey(files)
     ancestry = ancestry_of(store, config, source, pseudonyms_from_environment())
-    return source, plan(config, source, weights, ancestry)[:count]
+    wanted = set(names[:count])
+    return source, tuple(step for step in plan(config, source, weights, ancestry) if step.stage.name in wanted)
 
 
 def run_stages(
@@ -94,9 +95,9 @@ def run_stages(
         if store.has(step.stage.kind, step.version):
             manifest, ran = store.manifest(step.stage.kind, step.version), False
         else:
-            manifest, ran = _run_step(store, config, source, step, ray_address, progress_of(step.stage.name)), True
+            manifest, ran = _run_step(store, config, source, step, ray_address, progress_of(step.name)), True
         seconds = time.monotonic() - start
-        yield StageResult(step.stage.name, step.stage.kind, step.version, ran, seconds, manifest.counts)
+        yield StageResult(step.name, step.stage.kind, step.version, ran, seconds, manifest.counts)
 
 
 def _run_step(
@@ -126,9 +127,6 @@ def _start_ray(address: str | None) -> None:
     runtime.start(address)
 
 
-def step_named(steps: Iterable[Step], name: str) -> Step:
-    """The step of one stage."""
-    for step in steps:
-        if step.stage.name == name:
-            return step
-    raise SettingsError(f"no stage {name}: the stages are {', '.join(stage.name for stage in STAGES)}")
+def steps_of(steps: Iterable[Step], name: str) -> tuple[Step, ...]:
+    """The steps of one stage: one, and one more for each fold."""
+    return tuple(step for step in steps if step.stage.name == name)

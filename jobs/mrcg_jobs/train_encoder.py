@@ -44,7 +44,8 @@ def run(job: Job) -> Outcome:
         WeightsError: the initial weights cannot be had or do not fit.
         TrainingError: there is nothing to learn from, or the loss is not a number.
     """
-    _warn_of_rare_classes(Corpus(job.inputs["corpus"]), Split(job.inputs["splits"]))
+    if job.step.fold is None:
+        _warn_of_rare_classes(Corpus(job.inputs["corpus"]), Split(job.inputs["splits"]))
     weights = resolve_weights(job.config.encoder).to_safetensors()
     if weights is not None:
         # Workers on other machines do not see a file of this one.
@@ -58,6 +59,7 @@ def run(job: Job) -> Outcome:
         snapshots=job.config.encoder.snapshots,
         build=_build,
         save=_save,
+        fold=job.step.fold,
     )
     compute = job.config.compute
     names = train(job, task, compute.encoder_workers, compute.encoder_workers_min)
@@ -92,7 +94,8 @@ def _build(task: TrainTask, worker: Worker, wrap: Wrap) -> EncoderTrainer:
     weights = load_weights(store.read_bytes(initial)) if store.exists(initial) else None
     encoder = new_encoder(config.encoder, corpus.classes, config.seed, weights).to(worker.device)
     inputs = _Inputs(task, worker, corpus, encoder)
-    fit = inputs.labelled(np.flatnonzero(split.fit), "fit")
+    learned = split.fit if task.fold is None else split.fit & ~task.fold.members(corpus.groups, config.seed)
+    fit = inputs.labelled(np.flatnonzero(learned), "fit")
     if len(np.unique(fit.labels)) < 2:
         raise TrainingError("the training part has scans of fewer than two classes: nothing to tell apart")
     validation = inputs.labelled(np.flatnonzero(split.validation), "validation")

@@ -8,6 +8,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+
 from mrcg.config import Config
 from mrcg.corpus import embeddings_of
 from mrcg.graph.table import read_graphs
@@ -17,7 +20,7 @@ from mrcg_jobs.job import Job, Outcome
 from mrcg_jobs.training import Trainer, TrainTask, Wrap, train
 
 if TYPE_CHECKING:
-    from mrcg.reranker.train import RerankerTrainer
+    from mrcg.reranker.train import RerankerTrainer, TrainingGraphs
 
 
 def run(job: Job) -> Outcome:
@@ -41,16 +44,31 @@ def run(job: Job) -> Outcome:
 
 
 def _build(task: TrainTask, worker: Worker, wrap: Wrap) -> RerankerTrainer:
-    from mrcg.reranker.train import RerankerTrainer, TrainingGraphs, new_reranker
+    from mrcg.reranker.train import RerankerTrainer, new_reranker
 
     config: Config = task.config
     embeddings = task.artefact("embeddings")
     vectors = embeddings_of(embeddings)
-    graphs = task.artefact("graphs")
     fingerprint = str(embeddings.manifest.counts["fingerprint"])
     reranker = new_reranker(config.reranker, vectors.shape[1], config.seed, fingerprint).to(worker.device)
-    sets = TrainingGraphs(read_graphs(graphs, "train"), read_graphs(graphs, "validation"), vectors)
-    return RerankerTrainer(reranker, config.reranker, config.seed, sets, worker, wrap)
+    return RerankerTrainer(reranker, config.reranker, config.seed, _graphs(task, vectors), worker, wrap)
+
+
+def _graphs(task: TrainTask, vectors: npt.NDArray[np.float16]) -> TrainingGraphs:
+    """What is learned from, by ``reranker.graphs``, and what validates: always graphs of the released encoder."""
+    from mrcg.reranker.crossfit import cross_fitted
+    from mrcg.reranker.train import TrainingGraphs
+
+    config, graphs = task.config, task.artefact("graphs")
+    validation = read_graphs(graphs, "validation")
+    if config.reranker.graphs != "cross_fit":
+        return TrainingGraphs(read_graphs(graphs, config.reranker.graphs), validation, vectors)
+    folds = [
+        (embeddings_of(task.artefact(f"embeddings:{n}")), read_graphs(task.artefact(f"graphs:{n}"), "train"))
+        for n in range(config.reranker.folds)
+    ]
+    stacked, train = cross_fitted(vectors, folds, config.seed)
+    return TrainingGraphs(train, validation, stacked)
 
 
 def _save(trainer: Trainer) -> dict[str, bytes]:

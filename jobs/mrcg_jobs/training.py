@@ -21,8 +21,10 @@ from ray.train.torch import TorchTrainer, get_device, prepare_model
 from torch import Tensor, nn
 
 from mrcg.config import ComputeSettings
+from mrcg.splits import Fold
+from mrcg.stages import kind_of
 from mrcg.store import Artefact, Store
-from mrcg.training import TrainingState, Worker
+from mrcg.training import TrainingState, Worker, snapshot_name
 from mrcg_jobs.job import Job
 from mrcg_jobs.runtime import cpus_each, own_errors
 from mrcg_jobs.watch import Watch, reporter
@@ -53,7 +55,7 @@ class TrainTask:
     """What a worker needs to train: it is sent to each of them.
 
     ``build`` makes the trainer on the worker; ``save`` turns the finished one into files by name. The weights
-    of the last ``snapshots`` epochs are kept beside what it saves.
+    of the last ``snapshots`` epochs are kept beside what it saves. ``inputs`` are named as in ``Step.inputs``.
     """
 
     store: str
@@ -64,12 +66,13 @@ class TrainTask:
     snapshots: int
     build: Callable[[TrainTask, Worker, Wrap], Trainer]
     save: Callable[[Trainer], dict[str, bytes]]
+    fold: Fold | None = None
     threads: int = 1
     board: Any = None
 
-    def artefact(self, kind: str) -> Artefact:
+    def artefact(self, name: str) -> Artefact:
         """An input, opened on this worker."""
-        return Store(self.store).artefact(kind, self.inputs[kind])
+        return Store(self.store).artefact(kind_of(name), self.inputs[name])
 
 
 def train(job: Job, task: TrainTask, workers: int, at_least: int = 0) -> list[str]:
@@ -181,11 +184,6 @@ def _one_epoch(
             store.write_bytes(f"{task.attempt}/output/{snapshot_name(epoch)}", trainer.state.weights())
     # All workers meet here: nobody starts an epoch whose predecessor is not saved.
     ray.train.report(dict(row))
-
-
-def snapshot_name(epoch: int) -> str:
-    """File of the weights after one of the last epochs."""
-    return f"snapshots/{epoch:06d}.safetensors"
 
 
 def _note(epoch: int, epochs: int, trainer: Trainer) -> str:

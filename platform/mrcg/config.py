@@ -10,10 +10,10 @@ import difflib
 import importlib.resources
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mrcg.errors import SettingsError
 
@@ -138,6 +138,7 @@ class RerankerSettings(Settings):
     graphs: Literal["train", "held_out", "cross_fit"] = Field(
         "train", description="whose graphs are learned from: scans the encoder saw, or scans it did not see"
     )
+    folds: int = Field(2, ge=2, description="cross_fit: encoders that each leave one part of the scans out")
     features: tuple[Literal["difference", "magnitude", "product", "distance", "rank"], ...] = Field(
         ("difference",), min_length=1, description="of a node: q - g, |q - g|, q * g, the distance, the ANN rank"
     )
@@ -235,6 +236,12 @@ class Config(Settings):
     checks: CheckSettings = CheckSettings()
     compute: ComputeSettings = ComputeSettings()
 
+    @model_validator(mode="after")
+    def _held_out_is_there(self) -> Self:
+        if self.reranker.graphs == "held_out" and not self.split.held_out_fraction:
+            raise ValueError("reranker.graphs = held_out needs scans to hold out: set split.held_out_fraction above 0")
+        return self
+
 
 def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
     """All dotted keys of the tree, e.g. ``encoder.epochs``."""
@@ -297,6 +304,8 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.0)
         return f"unknown key {key}; the nearest known key is {near[0]}"
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
     return f"{key} = {first['input']!r} is not allowed: {first['msg'][:1].lower()}{first['msg'][1:]}"
 
 

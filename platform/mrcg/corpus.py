@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -66,12 +67,17 @@ class Corpus:
             for (place, _), (_, grey) in zip(places, images_in(data, [one[1] for one in places]), strict=True):
                 yield place, grey
 
-    def rows_by_file(self) -> dict[str, list[int]]:
+    @cached_property
+    def _rows_of(self) -> dict[str, list[int]]:
         """Rows of each file that are part of this corpus, rising: a file that an earlier one wrote may have more."""
         rows: dict[str, list[int]] = {}
         for name, file_row in zip(self.scans["file"].to_pylist(), self.scans["file_row"].to_pylist(), strict=True):
             rows.setdefault(name, []).append(file_row)
         return rows
+
+    def images_of(self, name: str) -> Iterator[tuple[str, Grey]]:
+        """(image id, grey levels at stored size) of one file of pixels, in the order of the scans."""
+        return images_in(self.artefact.read_bytes(name), self._rows_of[name])
 
     def row_of(self, image_id: str) -> int:
         """Row of an image.

@@ -12,7 +12,8 @@ from mrcg import __version__
 from mrcg.errors import IntegrityError
 from mrcg.hashing import digest, sha256
 
-#: Kinds of artefact in pipeline order, and the schema number of each: it is part of every version.
+#: Kinds of artefact in pipeline order (trials: of `mrcg reproduce`), and the schema number of each: it is part of every
+#: version.
 KINDS: Mapping[str, int] = {
     "corpus": 2,
     "splits": 3,
@@ -22,6 +23,7 @@ KINDS: Mapping[str, int] = {
     "graphs": 2,
     "rerankers": 2,
     "reports": 2,
+    "trials": 1,
 }
 
 

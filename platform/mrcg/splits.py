@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from mrcg import schemas
@@ -17,6 +20,21 @@ TEST_NAMES = frozenset({"test", "testing"})
 #: Known as a split, part of neither: our validation part is drawn from the training part.
 VALIDATION_NAMES = frozenset({"val", "valid", "validation"})
 _COLUMNS = ("image_id", "label", "group_id", "joins", "source_split", "fold")
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One of ``count`` parts of what the encoder learns from, left out in turn to see it with fresh eyes."""
+
+    number: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"fold {self.number + 1}/{self.count}"
+
+    def members(self, groups: Sequence[str], seed: int) -> npt.NDArray[np.bool_]:
+        """(n,) which scans are in this fold; whole groups, whatever else is there."""
+        return np.array([int(draw(seed, "fold", group) * self.count) == self.number for group in groups], dtype=bool)
 
 
 def make_splits(scans: pa.Table, settings: SplitSettings, seed: int) -> pa.Table:

@@ -6,13 +6,14 @@ Every version is known before any work starts, because it depends on settings an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mrcg.config import Config
 from mrcg.errors import NotFoundError
 from mrcg.manifest import derive_version
+from mrcg.splits import Fold
 from mrcg.store import Artefact, Store
 
 
@@ -76,14 +77,34 @@ STAGES: tuple[Stage, ...] = (
 )
 
 
+#: What `mrcg reproduce` measures over the last epochs of an encoder, or of a reranker.
+MEASURE_ENCODER = Stage("measure-encoder", "trials", ("corpus", "splits", "encoders"), _dump("graph"))
+MEASURE_RERANKER = Stage(
+    "measure-reranker", "trials", ("corpus", "splits", "embeddings", "graphs", "rerankers"), lambda config: {}
+)
+
+#: Done once more for each fold of ``reranker.graphs = cross_fit``, in this order.
+FOLDED = tuple(stage for stage in STAGES if stage.kind in ("encoders", "embeddings", "indexes", "graphs"))
+
+
 @dataclass(frozen=True)
 class Step:
-    """A stage with the version that its settings and inputs give."""
+    """A stage with the version that its settings and inputs give.
+
+    ``inputs`` are versions by kind; those of a fold are named ``kind:number``. ``fold`` is what an encoder of
+    cross-fitting leaves out, None for the encoder that is released.
+    """
 
     stage: Stage
     version: str
     settings: Mapping[str, Any]
     inputs: Mapping[str, str]
+    fold: Fold | None = None
+
+    @property
+    def name(self) -> str:
+        """The stage, and which fold of how many."""
+        return self.stage.name if self.fold is None else f"{self.stage.name} {self.fold}"
 
 
 def corpus_settings(config: Config, source: Source, ancestry: Ancestry) -> dict[str, Any]:
@@ -106,34 +127,64 @@ def plan(config: Config, source: Source, weights_digest: str, ancestry: Ancestry
         ancestry: of the corpus; None for a first one without pseudonyms.
     """
     ancestry = ancestry or Ancestry()
-    versions: dict[str, str] = {}
-    steps: list[Step] = []
-    for stage in STAGES:
+    count = config.reranker.folds if config.reranker.graphs == "cross_fit" else 0
+    folds = [Fold(number, count) for number in range(count)]
+    steps: dict[tuple[str, Fold | None], Step] = {}
+
+    def add(stage: Stage, fold: Fold | None = None) -> None:
         settings = stage.settings(config)
-        inputs = {kind: versions[kind] for kind in stage.inputs}
+        inputs = {kind: steps[kind, fold if (kind, fold) in steps else None].version for kind in stage.inputs}
         if stage.kind == "corpus":
             settings = corpus_settings(config, source, ancestry)
             inputs = {} if ancestry.base is None else {"corpus": ancestry.base}
         if stage.kind == "encoders":
             settings["encoder"]["weights"] = weights_digest
+        if stage.kind in ("encoders", "graphs") and fold is not None:
+            settings["fold"] = [fold.number, fold.count]
+            settings["seed"] = config.seed
+        if stage.kind == "rerankers":
+            inputs |= {f"{kind}:{one.number}": steps[kind, one].version for one in folds for kind in OF_FOLDS}
         version = derive_version(stage.kind, settings, inputs)
-        versions[stage.kind] = version
-        steps.append(Step(stage, version, settings, inputs))
-    return tuple(steps)
+        steps[stage.kind, fold] = Step(stage, version, settings, inputs, fold)
+
+    for stage in STAGES:
+        if stage.kind == "rerankers":
+            for fold in folds:
+                for again in FOLDED:
+                    add(again, fold)
+        add(stage)
+    return tuple(steps.values())
+
+
+#: What the reranker reads of each fold.
+OF_FOLDS = ("embeddings", "graphs")
+
+
+def measuring(stage: Stage, config: Config, steps: Iterable[Step]) -> Step:
+    """The step that measures what others made."""
+    versions = {step.stage.kind: step.version for step in steps if step.fold is None}
+    settings, inputs = stage.settings(config), {kind: versions[kind] for kind in stage.inputs}
+    return Step(stage, derive_version(stage.kind, settings, inputs), settings, inputs)
+
+
+def kind_of(name: str) -> str:
+    """The kind of an input by its name in ``Step.inputs``."""
+    return name.partition(":")[0]
 
 
 def open_inputs(store: Store, step: Step) -> dict[str, Artefact]:
-    """The artefacts a step reads, by kind.
+    """The artefacts a step reads, by their names in ``Step.inputs``.
 
     Raises:
         NotFoundError: an earlier stage has not run with these settings; names it.
     """
     found: dict[str, Artefact] = {}
-    for kind, version in step.inputs.items():
+    for name, version in step.inputs.items():
+        kind = kind_of(name)
         if not store.has(kind, version):
             maker = next(stage.name for stage in STAGES if stage.kind == kind)
             raise NotFoundError(
                 f"{step.stage.name} needs {kind}/{version}: run `mrcg {maker}` with the same options first"
             )
-        found[kind] = store.artefact(kind, version)
+        found[name] = store.artefact(kind, version)
     return found

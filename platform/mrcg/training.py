@@ -16,6 +16,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from mrcg.errors import IntegrityError
+from mrcg.store import Artefact
+
+SNAPSHOTS = "snapshots/"
 
 
 def _alone(x_bd: Tensor) -> tuple[Tensor, slice]:
@@ -108,6 +111,16 @@ class TrainingState:
         self.history = facts["history"]
         self.best_epoch = facts["best_epoch"]
         self._best_score = facts["best_score"]
+
+
+def snapshot_name(epoch: int) -> str:
+    """File of the weights after one of the last epochs."""
+    return f"{SNAPSHOTS}{epoch:06d}.safetensors"
+
+
+def snapshots_of(artefact: Artefact) -> dict[int, str]:
+    """Those files of a version of kind encoders or rerankers, by epoch."""
+    return {int(name.removeprefix(SNAPSHOTS).split(".")[0]): name for name in artefact.names(SNAPSHOTS)}
 
 
 def _metadata(data: bytes) -> dict[str, Any]:

@@ -11,8 +11,10 @@ from tests.making import MRCG, TINY
 
 from mrcg.attempt import collect_garbage
 from mrcg.corpus import read_scans
-from mrcg.manifest import KINDS
+from mrcg.stages import STAGES
 from mrcg.store import Store
+
+KINDS = [stage.kind for stage in STAGES]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -6,9 +6,11 @@ import subprocess
 import pytest
 from tests.making import MRCG, TINY
 
-from mrcg.manifest import KINDS
 from mrcg.release import release_numbers
+from mrcg.stages import STAGES
 from mrcg.store import Store
+
+KINDS = [stage.kind for stage in STAGES]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -1,8 +1,12 @@
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.making import tiny_config
 
 from mrcg.errors import NotFoundError
 from mrcg.manifest import KINDS
+from mrcg.splits import Fold
 from mrcg.stages import STAGES, Source, open_inputs, plan
 
 SOURCE = Source("somewhere", "listing", 1, 1, False)
@@ -17,7 +21,7 @@ def changed(a, b):
 
 
 def test_stages_make_the_kinds_in_order():
-    assert [stage.kind for stage in STAGES] == list(KINDS)
+    assert [stage.kind for stage in STAGES] == [kind for kind in KINDS if kind != "trials"]
     for stage in STAGES:
         assert all(list(KINDS).index(kind) < list(KINDS).index(stage.kind) for kind in stage.inputs)
 
@@ -60,3 +64,27 @@ def test_a_missing_input_names_the_stage_to_run(store):
     step = plan(tiny_config(), SOURCE, "none")[3]
     with pytest.raises(NotFoundError, match="embed needs corpus/.*: run `mrcg ingest`"):
         open_inputs(store, step)
+
+
+def test_cross_fitting_trains_embeds_and_searches_once_more_for_each_fold():
+    steps = plan(tiny_config("reranker.graphs=cross_fit", "reranker.folds=3"), SOURCE, "none")
+    again = [step.name for step in steps if step.fold is not None]
+    one = ["train-encoder fold 1/3", "embed fold 1/3", "build-index fold 1/3", "build-graphs fold 1/3"]
+    assert again[:4] == one and len(again) == 12
+    assert len({step.version for step in steps}) == len(steps)
+    by_name = {step.name: step for step in steps}
+    reranker = by_name["train-reranker"]
+    assert [step.name for step in steps][-2:] == ["train-reranker", "evaluate"]
+    assert reranker.inputs["embeddings"] == by_name["embed"].version
+    assert reranker.inputs["graphs:2"] == by_name["build-graphs fold 3/3"].version
+    assert by_name["embed fold 2/3"].inputs["encoders"] == by_name["train-encoder fold 2/3"].version
+    # The released encoder and its graphs are those of a run without folds.
+    assert by_name["build-graphs"].version == versions()["graphs"]
+
+
+@given(groups=st.lists(st.text(max_size=3), max_size=30), seed=st.integers(0, 99), count=st.integers(2, 4))
+def test_folds_share_out_whole_groups(groups, seed, count):
+    members = np.array([Fold(number, count).members(groups, seed) for number in range(count)])
+    assert (members.sum(axis=0) == 1).all()
+    for group in set(groups):
+        assert len({tuple(column) for column, one in zip(members.T.tolist(), groups, strict=True) if one == group}) == 1

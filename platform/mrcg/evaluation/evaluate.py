@@ -21,7 +21,7 @@ from mrcg.evaluation.figures import (
     nodes_figure,
     reliability_figure,
 )
-from mrcg.evaluation.masking import Owners, reachable, shared_with, without_own
+from mrcg.evaluation.masking import Owners, masks_own, reachable, shared_with, without_own
 from mrcg.evaluation.metrics import DEPTH
 from mrcg.evaluation.page import Drawings, report_page
 from mrcg.evaluation.panels import retrieval_panels
@@ -95,7 +95,7 @@ class _Scored:
 
     @property
     def mask_own(self) -> bool:
-        return _masks_own(self.protocol)
+        return masks_own(self.protocol)
 
 
 def evaluate(
@@ -148,15 +148,11 @@ def _scored(inputs: Mapping[str, Artefact]) -> _Scored:
     parts: dict[str, _Part] = {}
     for name in masked:
         graphs = read_graphs(inputs["graphs"], name)
-        if _masks_own(protocol):
+        if masks_own(protocol):
             graphs, masked[name] = without_own(graphs, owners)
         scores = score_graphs(scorer.reranker, graphs, vectors, BATCH, scorer.device)
         parts[name] = _Part(graphs, scores, rerank_order(scores))
     return _Scored(protocol, corpus, split, owners, vectors, parts["test"], parts["validation"], masked["test"])
-
-
-def _masks_own(protocol: str) -> bool:
-    return protocol == "dedup"
 
 
 def _measure(

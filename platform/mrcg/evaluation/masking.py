@@ -24,6 +24,11 @@ class Owners:
     patients: Sequence[str | None]
 
 
+def masks_own(protocol: str) -> bool:
+    """Whether hits of the query's own group or patient leave the lists."""
+    return protocol == "dedup"
+
+
 def without_own(graphs: GraphTable, owners: Owners) -> tuple[GraphTable, int]:
     """Neighbour lists without hits of the query's own group or patient, and how many those were.
 

@@ -32,7 +32,8 @@ QUERIES_NAMED = 8
 class TrainingGraphs:
     """Graphs of training and validation queries (these may be none, then the last epoch is kept).
 
-    Their features are gathered from ``vectors_nd``: (rows, d) stored embeddings of the whole gallery.
+    Their features are gathered from ``vectors_nd``: (rows, d) stored embeddings of the whole gallery, and behind them
+    those of cross-fitted encoders where there are any.
     """
 
     train: GraphTable
