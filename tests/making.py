@@ -179,7 +179,7 @@ def _models(store: Store, config: Config, steps: dict[str, Step]) -> None:
     from mrcg.encoder.train import new_encoder
     from mrcg.reranker import spec as reranker_files
     from mrcg.reranker.train import new_reranker
-    from mrcg.training import TrainingState
+    from mrcg.training import TrainingState, snapshot_name
 
     def weights(model: Any) -> bytes:
         import torch
@@ -191,7 +191,8 @@ def _models(store: Store, config: Config, steps: dict[str, Step]) -> None:
     data = weights(encoder)
     named = fingerprint(encoder.spec, data)
     facts = spec_bytes(encoder.spec, named)
-    publish(store, steps["encoders"], {WEIGHTS: data, SPEC: facts, HISTORY: b"{}"}, {"epochs": 0})
+    files = {WEIGHTS: data, SPEC: facts, HISTORY: b"{}", snapshot_name(0): data}
+    publish(store, steps["encoders"], files, {"epochs": 0})
     pixels = corpus.pixels(range(len(corpus)), config.encoder.input_size)
     vectors = Embedder.open(_open(store, steps["encoders"])).embed(pixels).astype(np.float16)
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
@@ -210,7 +211,9 @@ def _models(store: Store, config: Config, steps: dict[str, Step]) -> None:
     publish(store, steps["graphs"], {"graphs/00000.parquet": schemas.to_parquet(pa.concat_tables(parts))})
     reranker = new_reranker(config.reranker, 16, config.seed, named)
     spec = reranker.spec.model_dump_json().encode()
-    publish(store, steps["rerankers"], {reranker_files.WEIGHTS: weights(reranker), reranker_files.SPEC: spec})
+    data = weights(reranker)
+    files = {reranker_files.WEIGHTS: data, reranker_files.SPEC: spec, snapshot_name(0): data}
+    publish(store, steps["rerankers"], files)
 
 
 def _open(store: Store, step: Step) -> Artefact:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 #: Order in which help lists the commands.
 ORDER = (
     "sample", "keys", "run", "ingest", "corpus", "split", "train-encoder", "embed", "build-index", "build-graphs",
-    "train-reranker", "evaluate", "serve", "query", "releases", "store", "gc",
+    "train-reranker", "evaluate", "reproduce", "serve", "query", "releases", "store", "gc",
 )  # fmt: skip
 
 

@@ -47,10 +47,9 @@ class System:
         encoder, reranker = config.encoder, config.reranker
         if self.siamese:
             encoder = siamese(config, margin).encoder
-        if self.reranker is None:
-            # Each of its last epochs embeds the gallery anew.
+            # Its own row embeds the gallery anew with each of the last epochs; the others share the training.
             encoder = encoder.model_copy(update={"snapshots": min(LAST_EPOCHS, encoder.epochs), "patience": 0})
-        else:
+        if self.reranker is not None:
             mine = {
                 "model": self.reranker,
                 "learning_rate": self.learning_rate,

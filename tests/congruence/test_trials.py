@@ -1,0 +1,38 @@
+"""A snapshot is measured as the released weights are: by the report's path and by that of `mrcg reproduce`."""
+
+import pytest
+from tests.making import make_release, tiny_config
+
+from mrcg.evaluation.report import Report
+from mrcg.evaluation.trials import measure_encoder, measure_rerankers
+from mrcg.store import Store
+
+FIGURES = ("map", "map_full", "precision_at_1", "precision_at_5", "precision_at_10")
+
+
+@pytest.fixture(scope="module", params=["paper", "dedup"])
+def made(request, scans, tmp_path_factory):
+    """A release of untrained models that have kept themselves as their epoch 0."""
+    store = Store(str(tmp_path_factory.mktemp(request.param) / "store"))
+    make_release(store, scans, tiny_config(f"split.protocol={request.param}"))
+    kinds = ("corpus", "splits", "encoders", "embeddings", "graphs", "rerankers", "reports")
+    artefacts = {kind: store.artefact(kind, store.versions(kind)[0]) for kind in kinds}
+    return artefacts, Report.model_validate_json(artefacts["reports"].read_bytes("report.json"))
+
+
+def test_a_reranker_is_measured_as_in_the_report(made):
+    artefacts, report = made
+    trial = measure_rerankers(artefacts, "cpu")
+    assert (trial.protocol, trial.queries, trial.gallery) == (report.protocol, report.queries, report.gallery)
+    (epoch,) = trial.epochs
+    assert epoch.epoch == 0
+    for name in FIGURES:
+        assert getattr(epoch, name) == pytest.approx(getattr(report.reranked, name))
+
+
+def test_an_encoder_is_measured_as_in_the_report(made):
+    artefacts, report = made
+    epoch = measure_encoder(artefacts, 0, neighbours=20, device="cpu")
+    for name in FIGURES:
+        # Both search exactly; only neighbours at equal distance may change places.
+        assert getattr(epoch, name) == pytest.approx(getattr(report.ann, name), abs=1e-3)

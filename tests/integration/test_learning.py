@@ -1,0 +1,175 @@
+"""Training on Ray: as many workers as one likes, one that dies, the paper's recipe, its tables, graphs of fresh eyes."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.making import MRCG, TINY, mrcg
+
+from mrcg.encoder.spec import HISTORY, WEIGHTS, read_spec
+from mrcg.evaluation.report import Report
+from mrcg.evaluation.systems import MARGINS, SYSTEMS, Reproduction
+from mrcg.imaging.samples import write_samples
+from mrcg.store import Store
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+
+def setting(*overrides):
+    return [word for one in overrides for word in ("--set", one)]
+
+
+#: An encoder whose epochs follow from its batches alone: explicit triplets, no BatchNorm, no dropout, nothing augmented.
+PLAIN = setting(
+    "ingest.file_bytes=65536", "encoder.backbone=vgg11", "encoder.freeze=convolutions", "encoder.mining=explicit",
+    "encoder.augment=false", "encoder.schedule=constant", "encoder.epochs=3", "encoder.input_size=64",
+    "encoder.embedding_dim=32", "encoder.margin=1", "encoder.learning_rate=0.01",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_samples(folder, 96, seed=1)
+    return str(folder)
+
+
+def stage_words(name, source, store, cluster, *more):
+    return [name, "--source", source, "--store", store.url, "--ray", cluster, "--recipe", "demo", *more]
+
+
+def prepare(source, store, cluster, *more):
+    for name in ("ingest", "split"):
+        done = mrcg(*stage_words(name, source, store, cluster, *more))
+        assert done.returncode == 0, done.stderr
+
+
+def encoder_of(store):
+    (version,) = store.versions("encoders")
+    return store.artefact("encoders", version)
+
+
+def losses(encoder):
+    return [epoch["loss"] for epoch in json.loads(encoder.read_bytes(HISTORY))["epochs"]]
+
+
+@pytest.fixture(scope="module")
+def alone(source, cluster, tmp_path_factory):
+    """What one worker makes without being disturbed."""
+    store = Store(str(tmp_path_factory.mktemp("alone") / "store"))
+    prepare(source, store, cluster, *PLAIN)
+    done = mrcg(*stage_words("train-encoder", source, store, cluster, *PLAIN))
+    assert done.returncode == 0, done.stderr
+    return encoder_of(store)
+
+
+def test_two_workers_go_down_the_same_curve_as_one(alone, source, cluster, tmp_path):
+    store = Store(str(tmp_path / "store"))
+    two = [*PLAIN, *setting("compute.encoder_workers=2")]
+    prepare(source, store, cluster, *two)
+    done = mrcg(*stage_words("train-encoder", source, store, cluster, *two))
+    assert done.returncode == 0, done.stderr
+    curve = losses(alone)
+    assert len(curve) == 3 and curve[-1] < 0.9 * curve[0]
+    assert np.allclose(losses(encoder_of(store)), curve, rtol=1e-4)
+
+
+def train_workers(cluster):
+    """Process ids of the training workers of one cluster, by its raylet."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes()
+            if b"ray::" not in words or b"TrainWorker" not in words:
+                continue
+            parent = (folder / "status").read_text().split("PPid:")[1].split()[0]
+            if cluster.encode() in Path(f"/proc/{parent}/cmdline").read_bytes():
+                found.append(int(folder.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has just ended
+    return found
+
+
+def test_a_worker_killed_in_the_second_of_three_epochs_is_replaced(alone, source, cluster, tmp_path):
+    store = Store(str(tmp_path / "store"))
+    prepare(source, store, cluster, *PLAIN)
+    words = stage_words("train-encoder", source, store, cluster, *PLAIN)
+    run = subprocess.Popen([MRCG, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    attempts, until = Path(store.path("encoders/_attempts")), time.monotonic() + 200
+    while not list(attempts.glob("*/checkpoints/000000.safetensors")):
+        assert run.poll() is None and time.monotonic() < until
+        time.sleep(0.002)
+    killed = train_workers(cluster)
+    for pid in killed:
+        os.kill(pid, signal.SIGKILL)
+    _, err = run.communicate(timeout=300)
+    assert killed, "no training worker was found"
+    assert run.returncode == 0, err
+    # It went on after the first epoch, and came to the same weights.
+    encoder = encoder_of(store)
+    assert losses(encoder) == losses(alone)
+    assert encoder.read_bytes(WEIGHTS) == alone.read_bytes(WEIGHTS)
+
+
+def test_the_papers_recipe_runs_from_scans_to_report(source, cluster, tmp_path):
+    store = Store(str(tmp_path / "store"))
+    words = ["run", "--source", source, "--store", store.url, "--ray", cluster, "--recipe", "paper"]
+    small = setting("encoder.weights=none", "encoder.input_size=64", "encoder.epochs=2", "reranker.epochs=2")
+    done = mrcg(*words, *small, *setting("graph.neighbours=20", "ingest.file_bytes=65536"), timeout=900)
+    assert done.returncode == 0, done.stderr
+    spec, _ = read_spec(encoder_of(store))
+    assert (spec.backbone, spec.head, spec.embedding_dim) == ("vgg16", "paper", 1000)
+    assert len(losses(encoder_of(store))) == 2
+    (version,) = store.versions("reports")
+    report = Report.model_validate_json(store.artefact("reports", version).read_bytes("report.json"))
+    assert report.encoder_epochs == 2 and report.queries > 20 and 0 < report.reranked.map <= 1
+
+
+def test_all_six_systems_are_reproduced_and_what_is_there_is_not_done_again(source, cluster, tmp_path):
+    store, out = Store(str(tmp_path / "store")), tmp_path / "found.json"
+    words = ["reproduce", "--source", source, "--store", store.url, "--ray", cluster, "--protocol", "dedup", *TINY]
+    done = mrcg(*words, "--systems", "siamese,mrcg", "--out", str(out), timeout=900)
+    assert done.returncode == 0, done.stderr
+    done = mrcg(*words, "--out", str(out), timeout=900)
+    assert done.returncode == 0, done.stderr
+    found = Reproduction.model_validate_json(out.read_bytes())
+    assert [row.system for row in found.rows] == list(SYSTEMS)
+    for row in found.rows:
+        assert row.trial.protocol == "dedup"
+        assert [epoch.epoch for epoch in row.trial.epochs] == [0, 1]
+        assert all(0 < epoch.map_full <= epoch.map <= 1 for epoch in row.trial.epochs)
+        assert f"| {SYSTEMS[row.system].title} |" in done.stdout
+    # One short training for each margin, one of the Siamese network for all its five rows, one of MRCG.
+    assert len(store.versions("encoders")) == len(MARGINS) + 2
+    assert len(store.versions("embeddings")) == 2
+    assert len(store.versions("rerankers")) == 5
+    # Both systems of the first call were there.
+    assert "Siamese CNN: train-encoder" not in done.stderr and "MRCG:" not in done.stderr
+
+
+def test_graphs_of_scans_that_their_encoder_did_not_see(source, cluster, tmp_path):
+    store = Store(str(tmp_path / "store"))
+    words = ["--source", source, "--store", store.url, "--ray", cluster, *TINY, *setting("split.held_out_fraction=0.3")]
+    done = mrcg("run", *words, *setting("reranker.graphs=cross_fit"), "--json", timeout=900)
+    assert done.returncode == 0, done.stderr
+    stages = {stage["stage"]: stage for stage in json.loads(done.stdout)["stages"]}
+    whole = stages["build-graphs"]["counts"]
+    unseen = [stages[f"build-graphs fold {n}/2"]["counts"]["train"] for n in (1, 2)]
+    assert min(unseen) > 0 and sum(unseen) == whole["train"]
+    assert whole["held_out"] > 0
+    assert stages["train-reranker"]["counts"]["epochs"] == 2
+    done = mrcg("train-reranker", *words, *setting("reranker.graphs=held_out"), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["stages"][0]["counts"]["epochs"] == 2
+
+
+def test_graphs_of_held_out_scans_want_scans_held_out(source, tmp_path):
+    store = Store(str(tmp_path / "store"))
+    done = mrcg("run", "--source", source, "--store", store.url, *TINY, *setting("reranker.graphs=held_out"))
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].endswith("set split.held_out_fraction above 0")

@@ -1,0 +1,83 @@
+import pytest
+from tests.making import tiny_config
+
+from mrcg.evaluation.systems import SYSTEMS, Reproduction, Row, Trial, TrialEpoch, reproduction_markdown
+from mrcg.stages import MEASURE_ENCODER, MEASURE_RERANKER, Source, measuring, plan
+
+SOURCE = Source("somewhere", "listing", 1, 1, False)
+
+
+def steps(system, *overrides):
+    config = SYSTEMS[system].configure(tiny_config(*overrides), margin=10.0)
+    return config, {step.stage.kind: step for step in plan(config, SOURCE, "none")}
+
+
+def test_the_settings_are_those_of_the_paper():
+    """DESIGN §3, baselines."""
+    rates = {name: steps(name)[0].reranker.learning_rate for name in SYSTEMS if name != "siamese"}
+    assert rates == {
+        "siamese+chebnet": 1e-4, "siamese+gcn": 1e-4, "siamese+graphsage": 1e-3, "siamese+gat": 1e-4, "mrcg": 5e-4,
+    }  # fmt: skip
+    decays = {name for name in SYSTEMS if steps(name)[0].reranker.weight_decay_first == 5e-4}
+    assert decays == {"siamese+chebnet", "siamese+gcn"}
+    for name in SYSTEMS:
+        encoder = steps(name)[0].encoder
+        if name == "mrcg":
+            assert (encoder.loss, encoder.classification_weight) == ("triplet", 1.0)
+        else:
+            assert (encoder.loss, encoder.classification_weight) == ("contrastive", 0.0)
+            assert (encoder.learning_rate, encoder.margin) == (5e-4, 10.0)
+
+
+def test_the_siamese_network_is_trained_once_for_its_five_rows():
+    assert len({steps(name)[1]["graphs"].version for name in SYSTEMS if name != "mrcg"}) == 1
+    assert len({steps(name)[1]["rerankers"].version for name in SYSTEMS}) == 6
+
+
+def test_mrcg_is_the_encoder_that_a_run_trains():
+    run = {step.stage.kind: step.version for step in plan(tiny_config(), SOURCE, "none")}
+    assert steps("mrcg")[1]["graphs"].version == run["graphs"]
+
+
+def test_what_goes_beyond_the_paper_is_off():
+    config, _ = steps("mrcg", "reranker.features=[difference,rank]", "reranker.loss=listwise", "reranker.scale=true")
+    reranker = config.reranker
+    assert (reranker.features, reranker.loss, reranker.scale) == (("difference",), "focal", False)
+
+
+@pytest.mark.parametrize("epochs", [3, 40])
+def test_the_last_ten_epochs_are_kept_or_all_there_are(epochs):
+    config, _ = steps("siamese", f"encoder.epochs={epochs}", f"reranker.epochs={epochs}", "encoder.patience=2")
+    assert config.encoder.snapshots == min(10, epochs)
+    assert config.encoder.patience == 0
+    assert steps("mrcg", f"reranker.epochs={epochs}")[0].reranker.snapshots == min(10, epochs)
+
+
+def test_a_trial_is_of_the_weights_it_names():
+    config, made = steps("siamese")
+    trial = measuring(MEASURE_ENCODER, config, made.values())
+    assert trial.inputs["encoders"] == made["encoders"].version
+    assert trial.version != measuring(MEASURE_RERANKER, config, made.values()).version
+
+
+def epoch(number, value):
+    return TrialEpoch(
+        epoch=number, map=value, map_full=value / 2, precision_at_1=1.0, precision_at_5=0.5, precision_at_10=0.25
+    )
+
+
+def test_tables_have_mean_and_deviation_and_the_published_figure():
+    trial = Trial(protocol="paper", queries=3, gallery=7, epochs=(epoch(0, 0.8), epoch(1, 0.9)))
+    rows = tuple(
+        Row(
+            system=name, margin=10.0 if name == "siamese" else None, encoder_epochs=2, reranker_epochs=None, trial=trial
+        )
+        for name in ("siamese", "mrcg")
+    )
+    text = reproduction_markdown(Reproduction(recipe="demo", settings=(), rows=rows))
+    # The sample's standard deviation of 0.8 and 0.9 is 0.0707.
+    assert (
+        "| Siamese CNN | 2 | – | 85.0 ± 7.1 | 42.5 ± 3.5 | 100.0 ± 0.0 | 50.0 ± 0.0 | 25.0 ± 0.0 | not at hand" in text
+    )
+    assert "| MRCG | 2 | – | 85.0 ± 7.1 | 42.5 ± 3.5 | 100.0 ± 0.0 | 50.0 ± 0.0 | 25.0 ± 0.0 | 88.64 | 86.59 |" in text
+    assert "Margin of the Siamese network: 10, chosen on the validation part among 2, 10, 50." in text
