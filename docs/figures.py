@@ -3,37 +3,96 @@
 python docs/figures.py          rewrites the blocks between the markers
 python docs/figures.py --check  fails where a block is not what was measured
 
-README.md: docs/reports; one gets there by hand, ``report.json`` from the folder that `mrcg run` prints last.
-docs/corpus.md: docs/bench/ingest.json, as ``python -m tests.bench.ingest --out docs/bench/ingest.json`` writes it.
+A block stands between ``<!-- figures: NAME -->`` and ``<!-- /figures -->``; its table comes from
+
+- reports, summary: docs/reports, ``report.json`` from the folder that `mrcg run` prints last, named SET-PROTOCOL-seed-N.json;
+- reproduction: docs/bench/reproduction.json, as ``mrcg reproduce --out`` writes it;
+- learning, ingest: docs/bench, as ``python -m tests.bench.learning --out`` and ``python -m tests.bench.ingest --out`` do.
 """
 
 from __future__ import annotations
 
 import json
+import re
+import statistics
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from mrcg.evaluation.bootstrap import Gain, Interval
 from mrcg.evaluation.report import Report
+from mrcg.evaluation.systems import Reproduction, reproduction_markdown
 
 DOCS = Path(__file__).parent
-README, CORPUS = DOCS.parent / "README.md", DOCS / "corpus.md"
-BEGIN, END = "<!-- figures: docs/figures.py -->", "<!-- /figures -->"
+PAGES = (DOCS.parent / "README.md", DOCS / "corpus.md", DOCS / "results.md")
+BLOCK = re.compile(r"<!-- figures: (\w+) -->\n.*?<!-- /figures -->", re.DOTALL)
 
 
-def table() -> str:
-    """One line for each report: protocol by protocol, untrained first."""
-    reports = [Report.model_validate_json(path.read_bytes()) for path in (DOCS / "reports").glob("*.json")]
-    reports.sort(key=lambda r: (r.protocol != "paper", r.protocol, r.encoder_epochs))
+def read_reports() -> list[tuple[int, Report]]:
+    """Seed and report of each run, protocol by protocol, ``paper`` first."""
+    found = []
+    for path in (DOCS / "reports").glob("*.json"):
+        found.append((int(path.stem.rsplit("-", 1)[1]), Report.model_validate_json(path.read_bytes())))
+    return sorted(found, key=lambda one: (one[1].protocol != "paper", one[1].protocol, one[0]))
+
+
+def reports_table() -> str:
+    """One line for each run, 95 % intervals in brackets."""
     lines = [
-        "| protocol | encoder | queries | leaking | MAP, ANN order | MAP, reranked | MAP (full), reranked "
+        "| protocol | seed | queries | leaking | MAP, ANN order | MAP, reranked | gain, points | MAP (full), reranked "
         "| P@10, reranked |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for report in reports:
-        encoder = f"{report.encoder_epochs} epochs" if report.encoder_epochs else "untrained"
-        figures = (report.ann.map, report.reranked.map, report.reranked.map_full, report.reranked.precision_at_10)
-        cells = " | ".join(f"{100 * figure:.1f}" for figure in figures)
-        lines.append(f"| `{report.protocol}` | {encoder} | {report.queries} | {report.leaking_queries} | {cells} |")
+    for seed, report in read_reports():
+        after = report.reranked
+        cells = [
+            f"`{report.protocol}`", str(seed), str(report.queries), str(report.leaking_queries),
+            _with(report.ann.map, report.ann.intervals.map), _with(after.map, after.intervals.map),
+            _gain(report.gain.map), _with(after.map_full, after.intervals.map_full),
+            _with(after.precision_at_10, after.intervals.precision_at_10),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def summary_table() -> str:
+    """One line for each protocol: means over its runs."""
+    runs = read_reports()
+    lines = [
+        "| protocol | runs | queries | leaking | MAP, ANN order | MAP, reranked | MAP (full), reranked | P@10, reranked |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for protocol in dict.fromkeys(report.protocol for _, report in runs):
+        mine = [report for _, report in runs if report.protocol == protocol]
+        percent: Sequence[Callable[[Report], float]] = (
+            lambda r: r.ann.map,
+            lambda r: r.reranked.map,
+            lambda r: r.reranked.map_full,
+            lambda r: r.reranked.precision_at_10,
+        )
+        counts = (statistics.fmean(r.queries for r in mine), statistics.fmean(r.leaking_queries for r in mine))
+        cells = [f"`{protocol}`", str(len(mine)), *(f"{count:.0f}" for count in counts)]
+        cells += [f"{100 * statistics.fmean(figure(r) for r in mine):.1f}" for figure in percent]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def reproduction_table() -> str:
+    """The paper's tables with ours beside them."""
+    return reproduction_markdown(
+        Reproduction.model_validate_json((DOCS / "bench" / "reproduction.json").read_bytes())
+    ).rstrip()
+
+
+def learning_table() -> str:
+    """One line for each ratio of the benchmark of learning."""
+    lines = ["| what | measured | against | ratio | at least |", "| --- | ---: | ---: | ---: | ---: |"]
+    for row in json.loads((DOCS / "bench" / "learning.json").read_text()):
+        cells = [
+            row["what"], f"{row['measured']:.1f} {row['unit']}", f"{row['against']:.1f}",
+            f"{row['ratio']:.2f}", f"{row['bar']:g}",
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -54,13 +113,30 @@ def ingest_table() -> str:
     return "\n".join(lines)
 
 
+TABLES: dict[str, Callable[[], str]] = {
+    "reports": reports_table,
+    "summary": summary_table,
+    "reproduction": reproduction_table,
+    "learning": learning_table,
+    "ingest": ingest_table,
+}
+
+
+def _with(mean: float, bounds: Interval) -> str:
+    return f"{100 * mean:.1f} [{100 * bounds.low:.1f}, {100 * bounds.high:.1f}]"
+
+
+def _gain(gain: Gain) -> str:
+    return f"{100 * gain.mean:+.2f} [{100 * gain.low:+.2f}, {100 * gain.high:+.2f}]"
+
+
 def main() -> None:
     """Rewrite or check the blocks."""
-    for page, block in ((README, table()), (CORPUS, ingest_table())):
+    for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        head, rest = text.split(BEGIN)
-        tail = rest.split(END)[1]
-        wanted = f"{head}{BEGIN}\n{block}\n{END}{tail}"
+        wanted = BLOCK.sub(
+            lambda found: f"<!-- figures: {found[1]} -->\n{TABLES[found[1]]()}\n<!-- /figures -->", text
+        )
         if wanted == text:
             continue
         if "--check" in sys.argv[1:]:

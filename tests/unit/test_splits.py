@@ -82,3 +82,20 @@ def test_a_scan_that_joins_groups_of_different_parts_is_in_none():
 def test_without_labels_the_way_out_is_named():
     with pytest.raises(SourceError, match=r"no scan has a label: .* ingest.classes"):
         split(scans(5, label=[None] * 5), "paper")
+
+
+@given(st.lists(st.integers(0, 30), min_size=40, max_size=120))
+def test_what_is_held_out_is_whole_groups_of_the_training_part_that_do_not_validate(groups):
+    made = scans(len(groups), groups)
+    try:
+        table = split(made, "dedup", "split.held_out_fraction=0.4")
+    except SourceError:
+        assume(False)
+    of_group = {}
+    for row, group in zip(table.to_pylist(), groups, strict=True):
+        assert not row["held_out"] or (row["split"] == "train" and not row["validation"])
+        assert of_group.setdefault(group, row["held_out"]) == row["held_out"]
+    # Nothing else moves by it.
+    without = split(made, "dedup")
+    assert not any(without["held_out"].to_pylist())
+    assert table.drop_columns(["held_out"]).equals(without.drop_columns(["held_out"]))
