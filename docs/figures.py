@@ -5,9 +5,10 @@ python docs/figures.py --check  fails where a block is not what was measured
 
 A block stands between ``<!-- figures: NAME -->`` and ``<!-- /figures -->``; its table comes from
 
-- reports, summary: docs/reports, ``report.json`` from the folder that `mrcg run` prints last, named SET-PROTOCOL-seed-N.json;
-- reproduction: docs/bench/reproduction.json, as ``mrcg reproduce --out`` writes it;
-- learning, ingest: docs/bench, as ``python -m tests.bench.learning --out`` and ``python -m tests.bench.ingest --out`` do.
+- reports, summary: docs/reports, ``report.json`` from the folder that `mrcg run` prints last, named
+  SET-PROTOCOL-seed-N.json;
+- reproduction: docs/bench/reproduction.json, as ``mrcg reproduce --json`` prints it;
+- learning, ingest: docs/bench, as ``python -m tests.bench.learning`` and ``… .ingest`` write them with ``--out``.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ def summary_table() -> str:
     """One line for each protocol: means over its runs."""
     runs = read_reports()
     lines = [
-        "| protocol | runs | queries | leaking | MAP, ANN order | MAP, reranked | MAP (full), reranked | P@10, reranked |",
+        "| protocol | runs | queries | leaking | MAP, ANN order | MAP, reranked | MAP (full), reranked "
+        "| P@10, reranked |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for protocol in dict.fromkeys(report.protocol for _, report in runs):
@@ -134,9 +136,7 @@ def main() -> None:
     """Rewrite or check the blocks."""
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        wanted = BLOCK.sub(
-            lambda found: f"<!-- figures: {found[1]} -->\n{TABLES[found[1]]()}\n<!-- /figures -->", text
-        )
+        wanted = BLOCK.sub(lambda found: f"<!-- figures: {found[1]} -->\n{TABLES[found[1]]()}\n<!-- /figures -->", text)
         if wanted == text:
             continue
         if "--check" in sys.argv[1:]:

@@ -154,7 +154,6 @@ def reproduce(
     ] = None,
     settings: SetOption = None,
     ray: RayOption = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Also write the tables there, as JSON.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train the paper's six systems, measure them alike and print its tables; goes on where it was stopped."""
@@ -180,11 +179,8 @@ def reproduce(
     finally:
         _stop_ray()
     found = Reproduction(recipe=recipe or "paper", settings=tuple(settings or ()), rows=tuple(rows))
-    data = found.model_dump(mode="json")
-    if out is not None:
-        console.write_file(out, found.model_dump_json(indent=1).encode())
     if as_json:
-        console.emit_json(data)
+        console.emit_json(found.model_dump(mode="json"))
     else:
         console.say(reproduction_markdown(found))
 
