@@ -68,6 +68,7 @@ class RayRun:
     source: Path
     store: Store
     result: dict[str, Any]
+    stderr: str
 
     @property
     def release(self) -> Release:
@@ -83,7 +84,7 @@ def ray_run(tmp_path_factory: pytest.TempPathFactory) -> RayRun:
     store = Store(str(tmp_path_factory.mktemp("ray") / "store"))
     done = making.mrcg("run", "--source", str(source), "--store", store.url, *making.TINY, "--json", timeout=500)
     assert done.returncode == 0, done.stderr
-    return RayRun(source, store, json.loads(done.stdout))
+    return RayRun(source, store, json.loads(done.stdout), done.stderr)
 
 
 @pytest.fixture(scope="session")

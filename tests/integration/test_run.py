@@ -1,6 +1,7 @@
 """``mrcg run`` on Ray, from a messy folder to a release."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -65,6 +66,20 @@ def test_the_report_has_both_orders_and_both_maps(ray_run):
     assert report.queries == artefact(ray_run, "graphs").manifest.counts["test"]
     assert artefact(ray_run, "reports").read_bytes("retrieval.png").startswith(b"\x89PNG")
     assert b"| reranked |" in artefact(ray_run, "reports").read_bytes("tables.md")
+    assert [epoch.epoch for epoch in report.encoder_training.epochs] == [0, 1]
+    assert [epoch.epoch for epoch in report.reranker_training.epochs] == [0, 1]
+    page = artefact(ray_run, "reports").read_bytes("report.html").decode()
+    assert "glioma_tumor" in page
+    assert not re.search(r"""(src|href)=["']?(?!data:|#)""", page), "it has all it shows in itself"
+
+
+def test_a_class_that_cannot_be_learned_is_said(ray_run):
+    assert re.search(r"class rare_tumor has (1|no scan) in the training part", ray_run.stderr), ray_run.stderr
+
+
+def test_a_release_has_the_calibration_of_its_report(ray_run):
+    report = Report.model_validate_json(artefact(ray_run, "reports").read_bytes("report.json"))
+    assert ray_run.release.calibration == report.calibration.map
 
 
 def test_embeddings_are_half_precision_with_ids(ray_run):
