@@ -17,7 +17,6 @@ from mrcg.evaluation.systems import SYSTEMS, Reproduction, System, reproduction_
 from mrcg.release import Promotion, promote
 from mrcg.store import Store
 from mrcg_jobs.pipeline import StageResult, plan_steps, run_stages, steps_of
-from mrcg_jobs.progress import Progress
 
 SourceOption = Annotated[
     str,
@@ -126,15 +125,8 @@ def _run(
     results: list[StageResult] = []
     try:
         with console.StageBars(quiet=as_json) as bars:
-            started: dict[str, console.StageBar] = {}
-
-            def progress_of(name: str) -> Progress:
-                started[name] = bars.stage(name)
-                return started[name]
-
-            for result in run_stages(opened, config, found, chosen, ray, progress_of):
-                if result.stage in started:
-                    started[result.stage].finish()
+            for result in run_stages(opened, config, found, chosen, ray, bars.stage):
+                bars.finish(result.stage)
                 results.append(result)
     finally:
         _stop_ray()
@@ -160,22 +152,10 @@ def reproduce(
     from mrcg_jobs.reproduce import Reproducer
 
     wanted = _systems(systems)
-    overrides = [*(settings or ()), f"split.protocol={protocol}"]
-    config, rows = load_config(recipe, overrides), []
+    config = load_config(recipe, [*(settings or ()), f"split.protocol={protocol}"])
     try:
         with console.StageBars(quiet=as_json) as bars:
-            started: dict[str, console.StageBar] = {}
-
-            def progress_of(name: str) -> Progress:
-                started[name] = bars.stage(name)
-                return started[name]
-
-            def on_stage(name: str) -> None:
-                if name in started:
-                    started[name].finish()
-
-            reproducer = Reproducer(Store(store), source, config, ray, progress_of, on_stage)
-            rows = list(reproducer.rows(wanted))
+            rows = list(Reproducer(Store(store), source, config, ray, bars.stage, bars.finish).rows(wanted))
     finally:
         _stop_ray()
     found = Reproduction(recipe=recipe or "paper", settings=tuple(settings or ()), rows=tuple(rows))

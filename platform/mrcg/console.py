@@ -88,6 +88,7 @@ class StageBars:
             TextColumn("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(), TextColumn("{task.fields[note]}", style="dim"), console=err, disable=not self._live,
         )  # fmt: skip
+        self._started: dict[str, StageBar] = {}
 
     def __enter__(self) -> StageBars:
         self._bars.start()
@@ -102,7 +103,13 @@ class StageBars:
         """The bar of a stage that starts now."""
         if not self._live and not self._quiet:
             err.print(f"{name} …", highlight=False)
-        return StageBar(self._bars, self._bars.add_task(name, total=None, note=""))
+        self._started[name] = StageBar(self._bars, self._bars.add_task(name, total=None, note=""))
+        return self._started[name]
+
+    def finish(self, name: str) -> None:
+        """Fill the bar of a stage that is done; one that was skipped has none."""
+        if name in self._started:
+            self._started[name].finish()
 
 
 class StageBar:

@@ -75,7 +75,7 @@ def test_two_workers_go_down_the_same_curve_as_one(alone, source, cluster, tmp_p
     done = mrcg(*stage_words("train-encoder", source, store, cluster, *two))
     assert done.returncode == 0, done.stderr
     curve = losses(alone)
-    assert len(curve) == 3 and curve[-1] < 0.9 * curve[0]
+    assert len(curve) == 3 and curve[-1] < 0.99 * curve[0]
     assert np.allclose(losses(encoder_of(store)), curve, rtol=1e-4)
 
 
