@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ray
 
-from mrcg.errors import TrainingError
 from mrcg.evaluation.systems import TRIAL, TrialEpoch
 from mrcg.evaluation.trials import Judge, measure_encoder
 from mrcg.store import Store
@@ -26,14 +25,9 @@ def _measure(
 
 
 def run(job: Job) -> Outcome:
-    """Make the trial.
-
-    Raises:
-        TrainingError: the encoder has kept no epochs.
-    """
+    """Make the trial."""
     compute, snapshots = job.config.compute, snapshots_of(job.inputs["encoders"])
-    if not snapshots:
-        raise TrainingError("the encoder has kept none of its epochs: set encoder.snapshots")
+    assert snapshots, "systems.configure asks for them"
     share = cpus_each(compute.embed_actors)
     task = _measure.options(num_cpus=share, num_gpus=1 if compute.use_gpu else 0)
     inputs, neighbours = dict(job.step.inputs), job.config.graph.neighbours

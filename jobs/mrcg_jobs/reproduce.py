@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from mrcg.config import Config
+from mrcg.errors import SettingsError
 from mrcg.evaluation.systems import MARGINS, TRIAL, Row, System, Trial, siamese
 from mrcg.stages import MEASURE_ENCODER, MEASURE_RERANKER, Source, Step, measuring
 from mrcg.store import Store
@@ -35,7 +36,13 @@ class Reproducer:
     on_stage: Callable[[str], None]
 
     def rows(self, systems: Sequence[System]) -> Iterator[Row]:
-        """A row of the tables after each system."""
+        """A row of the tables after each system.
+
+        Raises:
+            SettingsError: there are no epochs to measure.
+        """
+        if not (self.config.encoder.epochs and self.config.reranker.epochs):
+            raise SettingsError("reproduce measures the last epochs: set encoder.epochs and reranker.epochs above 0")
         margin = self._margin() if any(system.siamese for system in systems) else 0.0
         for system in systems:
             yield self._row(system, margin)

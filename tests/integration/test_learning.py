@@ -175,3 +175,17 @@ def test_graphs_of_held_out_scans_want_scans_held_out(source, tmp_path):
     done = mrcg("run", "--source", source, "--store", store.url, *TINY, *setting("reranker.graphs=held_out"))
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].endswith("set split.held_out_fraction above 0")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--systems", "siamese,magic"], "--systems: no system 'magic'; there are siamese, siamese+chebnet"),
+        (["--set", "reranker.epochs=0"], "set encoder.epochs and reranker.epochs above 0"),
+        (["--protocol", "none"], "split.protocol = 'none' is not allowed"),
+    ],
+)
+def test_what_cannot_be_reproduced_is_said_at_once(words, message, source, tmp_path):
+    done = mrcg("reproduce", "--source", source, "--store", str(tmp_path / "store"), *TINY, *words)
+    assert done.returncode == 2
+    assert message in done.stderr
