@@ -204,9 +204,10 @@ def _models(store: Store, config: Config, steps: dict[str, Step]) -> None:
     publish(store, steps["indexes"], files, {"recall_at_50": 1.0})
     split = Split(_open(store, steps["splits"]))
     parts = []
-    for part, which in {"train": split.fit, "validation": split.validation, "test": split.test}.items():
+    lookups = split.lookups(corpus.groups, None, config.seed)
+    for part, which in lookups.queries.items():
         queries = np.flatnonzero(which)
-        near = neighbour_lists(index, queries, split.train, config.graph.neighbours, part != "test")
+        near = neighbour_lists(index, queries, lookups.gallery, config.graph.neighbours, part != "test")
         parts.append(graph_table(queries, part, near, corpus.labels))
     publish(store, steps["graphs"], {"graphs/00000.parquet": schemas.to_parquet(pa.concat_tables(parts))})
     reranker = new_reranker(config.reranker, 16, config.seed, named)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -12,11 +10,10 @@ import pyarrow as pa
 import ray.data
 
 from mrcg import schemas
-from mrcg.corpus import Corpus, Split
-from mrcg.errors import MrcgError
+from mrcg.corpus import Corpus, Lookups, Split
+from mrcg.errors import MrcgError, TrainingError
 from mrcg.graph.neighbours import neighbour_lists
 from mrcg.graph.table import graph_table
-from mrcg.index.shard import Mask
 from mrcg.index.sharded import ShardedIndex
 from mrcg.splits import Fold
 from mrcg.store import Store
@@ -48,12 +45,9 @@ class _GraphBlock:
         return ShardedIndex.open(self._store.artefact("indexes", self._inputs["indexes"]))
 
     @cached_property
-    def _split(self) -> Split:
-        return Split(self._store.artefact("splits", self._inputs["splits"]))
-
-    @cached_property
-    def _parts(self) -> Parts:
-        return _parts(self._split, self._index.groups, self._fold, self._seed)
+    def _lookups(self) -> Lookups:
+        split = Split(self._store.artefact("splits", self._inputs["splits"]))
+        return split.lookups(self._index.groups, self._fold, self._seed)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -64,38 +58,29 @@ class _GraphBlock:
     def _find(self, row: dict[str, Any]) -> dict[str, Any]:
         queries = np.asarray(row["queries"], dtype=np.int64)
         tables = []
-        for part, members in self._parts.queries.items():
+        for part, members in self._lookups.queries.items():
             own = queries[members[queries]]
             # A test query may find its own near-duplicates: the protocol decides what is in the gallery.
-            near = neighbour_lists(self._index, own, self._parts.gallery, self._neighbours, part != "test")
+            near = neighbour_lists(self._index, own, self._lookups.gallery, self._neighbours, part != "test")
             tables.append(graph_table(own, part, near, self._index.labels))
         table = pa.concat_tables(tables)
         name = f"graphs/{int(row['number']):05d}.parquet"
         entry = write_output(self._store, self._output, name, schemas.to_parquet(table))
-        return {**entry, **{part: table.num_rows for part, table in zip(self._parts.queries, tables, strict=True)}}
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Who is looked up, by part, and among whom: masks over the rows of the gallery."""
-
-    queries: dict[str, Mask]
-    gallery: Mask
-
-
-def _parts(split: Split, groups: Sequence[str], fold: Fold | None, seed: int) -> Parts:
-    if fold is None:
-        queries = {"train": split.fit, "held_out": split.held_out, "validation": split.validation, "test": split.test}
-        return Parts(queries, split.train)
-    unseen = split.fit & fold.members(groups, seed)
-    return Parts({"train": unseen}, split.fit & ~unseen)
+        counts = {part: table.num_rows for part, table in zip(self._lookups.queries, tables, strict=True)}
+        return {**entry, **counts}
 
 
 def run(job: Job) -> Outcome:
-    """Make the neighbour lists of all labelled queries."""
+    """Make the neighbour lists of all labelled queries.
+
+    Raises:
+        TrainingError: there are none.
+    """
     config, fold = job.config, job.step.fold
-    parts = _parts(Split(job.inputs["splits"]), Corpus(job.inputs["corpus"]).groups, fold, config.seed)
-    queries = np.flatnonzero(np.logical_or.reduce(list(parts.queries.values())))
+    parts = Split(job.inputs["splits"]).lookups(Corpus(job.inputs["corpus"]).groups, fold, config.seed).queries
+    queries = np.flatnonzero(np.logical_or.reduce(list(parts.values())))
+    if not len(queries):
+        raise TrainingError(f"{job.step.name} has no scans to look up: bring more labelled scans or fewer folds")
     blocks = [
         {"number": number, "queries": queries[start : start + QUERIES_PER_FILE].tolist()}
         for number, start in enumerate(range(0, len(queries), QUERIES_PER_FILE))
@@ -118,7 +103,7 @@ def run(job: Job) -> Outcome:
     with own_errors():
         for row in each_row(dataset):
             rows.append(row)
-            done += sum(row[part] for part in parts.queries)
+            done += sum(row[part] for part in parts)
             job.progress(done, len(queries), "queries")
-    counts = {part: int(sum(row[part] for row in rows)) for part in parts.queries}
+    counts = {part: int(sum(row[part] for row in rows)) for part in parts}
     return Outcome(counts, entries(rows))

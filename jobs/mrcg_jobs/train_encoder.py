@@ -94,8 +94,8 @@ def _build(task: TrainTask, worker: Worker, wrap: Wrap) -> EncoderTrainer:
     weights = load_weights(store.read_bytes(initial)) if store.exists(initial) else None
     encoder = new_encoder(config.encoder, corpus.classes, config.seed, weights).to(worker.device)
     inputs = _Inputs(task, worker, corpus, encoder)
-    learned = split.fit if task.fold is None else split.fit & ~task.fold.members(corpus.groups, config.seed)
-    fit = inputs.labelled(np.flatnonzero(learned), "fit")
+    learned = np.flatnonzero(split.seen(corpus.groups, task.fold, config.seed))
+    fit = inputs.labelled(learned, "fit")
     if len(np.unique(fit.labels)) < 2:
         raise TrainingError("the training part has scans of fewer than two classes: nothing to tell apart")
     validation = inputs.labelled(np.flatnonzero(split.validation), "validation")

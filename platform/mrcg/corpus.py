@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -13,7 +14,10 @@ import pyarrow.parquet as pq
 from mrcg import schemas
 from mrcg.errors import IntegrityError, NotFoundError
 from mrcg.imaging.slices import Grey, pixel_hash, resize
+from mrcg.splits import Fold
 from mrcg.store import Artefact
+
+Mask = npt.NDArray[np.bool_]
 
 SCANS, QUARANTINE, IMAGES, SPLITS = "scans/", "quarantine/", "images/", "splits.parquet"
 
@@ -151,15 +155,35 @@ class Split:
     def __init__(self, artefact: Artefact) -> None:
         table = schemas.from_parquet(artefact.read_bytes(SPLITS))
         names = np.array(table["split"].to_pylist())
-        self.train: npt.NDArray[np.bool_] = names == "train"
-        self.test: npt.NDArray[np.bool_] = names == "test"
-        self.validation: npt.NDArray[np.bool_] = np.array(table["validation"].to_pylist(), dtype=bool)
-        self.held_out: npt.NDArray[np.bool_] = np.array(table["held_out"].to_pylist(), dtype=bool)
+        self.train: Mask = names == "train"
+        self.test: Mask = names == "test"
+        self.validation: Mask = np.array(table["validation"].to_pylist(), dtype=bool)
+        self.held_out: Mask = np.array(table["held_out"].to_pylist(), dtype=bool)
 
     @property
-    def fit(self) -> npt.NDArray[np.bool_]:
+    def fit(self) -> Mask:
         """What the encoder learns from: the training part without what validates and what is held out."""
         return self.train & ~self.validation & ~self.held_out
+
+    def seen(self, groups: Sequence[str], fold: Fold | None, seed: int) -> Mask:
+        """What the encoder learns from, or the one that leaves a fold out."""
+        return self.fit if fold is None else self.fit & ~fold.members(groups, seed)
+
+    def lookups(self, groups: Sequence[str], fold: Fold | None, seed: int) -> Lookups:
+        """Whose neighbours are looked up: everybody's, or those of the scans that a fold's encoder did not see."""
+        if fold is None:
+            parts = {"train": self.fit, "held_out": self.held_out, "validation": self.validation, "test": self.test}
+            return Lookups(parts, self.train)
+        seen = self.seen(groups, fold, seed)
+        return Lookups({"train": self.fit & ~seen}, seen)
+
+
+@dataclass(frozen=True)
+class Lookups:
+    """Queries by part, and the gallery that they are looked up in: masks over the rows of the corpus."""
+
+    queries: dict[str, Mask]
+    gallery: Mask
 
 
 def embeddings_of(artefact: Artefact) -> npt.NDArray[np.float16]:

@@ -52,9 +52,10 @@ def make_inputs(
     split, index = Split(made["splits"]), make_index(corpus, vectors, 2)
     put("indexes", {"index.json": b"{}"})
     tables = []
-    for part, which in {"train": split.fit, "validation": split.validation, "test": split.test}.items():
+    lookups = split.lookups(corpus.groups, None, config.seed)
+    for part, which in lookups.queries.items():
         queries = np.flatnonzero(which if part in parts else which & False)
-        near = neighbour_lists(index, queries, split.train, config.graph.neighbours, part != "test")
+        near = neighbour_lists(index, queries, lookups.gallery, config.graph.neighbours, part != "test")
         tables.append(graph_table(queries, part, near, corpus.labels))
     made["graphs"] = put("graphs", {"graphs/00000.parquet": schemas.to_parquet(pa.concat_tables(tables))})
     made["rerankers"] = put("rerankers", history)
