@@ -7,6 +7,7 @@ A block stands between ``<!-- figures: NAME -->`` and ``<!-- /figures -->``; its
 
 - reports, summary: docs/reports, ``report.json`` from the folder that `mrcg run` prints last, named
   SET-PROTOCOL-seed-N.json;
+- tried: docs/reports/tried, the same of runs with another reranker, named by what is other;
 - reproduction: docs/bench/reproduction.json, as ``mrcg reproduce --json`` prints it;
 - learning, ingest: docs/bench, as ``python -m tests.bench.learning`` and ``… .ingest`` write them with ``--out``.
 """
@@ -79,6 +80,23 @@ def summary_table() -> str:
     return "\n".join(lines)
 
 
+def tried_table() -> str:
+    """One line for each other way of reranking that was tried, with the validation MAP that the choice rests on."""
+    first = {report.protocol: report for seed, report in read_reports() if seed == 1}
+    tried = {
+        path.stem: Report.model_validate_json(path.read_bytes()) for path in (DOCS / "reports" / "tried").glob("*")
+    }
+    lines = [
+        "| reranker | validation MAP | MAP, ANN order | MAP, reranked | gain, points |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name, report in [("as in the recipe", first["paper"]), *sorted(tried.items())]:
+        chosen = report.reranker_training.epochs[report.reranker_training.best_epoch].validation_map
+        cells = [name, f"{100 * (chosen or 0):.2f}", f"{100 * report.ann.map:.2f}", f"{100 * report.reranked.map:.2f}"]
+        lines.append(f"| {' | '.join([*cells, _gain(report.gain.map)])} |")
+    return "\n".join(lines)
+
+
 def reproduction_table() -> str:
     """The paper's tables with ours beside them."""
     return reproduction_markdown(
@@ -118,6 +136,7 @@ def ingest_table() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "reports": reports_table,
     "summary": summary_table,
+    "tried": tried_table,
     "reproduction": reproduction_table,
     "learning": learning_table,
     "ingest": ingest_table,
