@@ -70,7 +70,7 @@ def test_the_report_has_both_orders_and_both_maps(ray_run):
     assert [epoch.epoch for epoch in report.reranker_training.epochs] == [0, 1]
     page = artefact(ray_run, "reports").read_bytes("report.html").decode()
     assert "glioma_tumor" in page
-    assert not re.search(r"""(src|href)=["']?(?!data:|#)""", page), "it has all it shows in itself"
+    assert not re.search(r"""(src|href)=(?!["']?(data:|#))""", page), "it has all it shows in itself"
 
 
 def test_a_class_that_cannot_be_learned_is_said(ray_run):
