@@ -5,8 +5,7 @@ python docs/figures.py --check  fails where a block is not what was measured
 
 A block stands between ``<!-- figures: NAME -->`` and ``<!-- /figures -->``; its table comes from
 
-- reports, summary: docs/reports, ``report.json`` from the folder that `mrcg run` prints last, named
-  SET-PROTOCOL-seed-N.json;
+- reports, summary: docs/reports and docs/bench/gains.json, taken from a store by docs/gather.py;
 - tried: docs/reports/tried, the same of runs with another reranker, named by what is other;
 - reproduction: docs/bench/reproduction.json, as ``mrcg reproduce --json`` prints it;
 - learning, ingest: docs/bench, as ``python -m tests.bench.learning`` and ``… .ingest`` write them with ``--out``.
@@ -61,10 +60,11 @@ def summary_table() -> str:
     """One line for each protocol: means over its runs."""
     runs = read_reports()
     lines = [
-        "| protocol | runs | queries | leaking | MAP, ANN order | MAP, reranked | MAP (full), reranked "
+        "| protocol | runs | queries | leaking | MAP, ANN order | MAP, reranked | gain, points | MAP (full), reranked "
         "| P@10, reranked |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
+    gains = json.loads((DOCS / "bench" / "gains.json").read_text())
     for protocol in dict.fromkeys(report.protocol for _, report in runs):
         mine = [report for _, report in runs if report.protocol == protocol]
         percent: Sequence[Callable[[Report], float]] = (
@@ -75,7 +75,8 @@ def summary_table() -> str:
         )
         counts = (statistics.fmean(r.queries for r in mine), statistics.fmean(r.leaking_queries for r in mine))
         cells = [f"`{protocol}`", str(len(mine)), *(f"{count:.0f}" for count in counts)]
-        cells += [f"{100 * statistics.fmean(figure(r) for r in mine):.1f}" for figure in percent]
+        cells += [f"{100 * statistics.fmean(figure(r) for r in mine):.2f}" for figure in percent]
+        cells.insert(6, _gain(Gain(**{bound: gains[protocol][bound] for bound in Gain.model_fields})))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -80,7 +80,9 @@ def run(job: Job) -> Outcome:
     parts = Split(job.inputs["splits"]).lookups(Corpus(job.inputs["corpus"]).groups, fold, config.seed).queries
     queries = np.flatnonzero(np.logical_or.reduce(list(parts.values())))
     if not len(queries):
-        raise TrainingError(f"{job.step.name} has no scans to look up: bring more labelled scans or fewer folds")
+        raise TrainingError(
+            f"{job.step.name} has no scans to look up: bring more labelled scans or lower reranker.folds"
+        )
     blocks = [
         {"number": number, "queries": queries[start : start + QUERIES_PER_FILE].tolist()}
         for number, start in enumerate(range(0, len(queries), QUERIES_PER_FILE))

@@ -130,7 +130,8 @@ def _run(
                 results.append(result)
     finally:
         _stop_ray()
-    last = results[-1]
+    # Encoders of cross-fitting come behind the one that counts.
+    last = results[-1] if only is None else results[0]
     return results, f"{opened.url}/{opened.manifest(last.kind, last.version).folder}"
 
 
@@ -139,8 +140,11 @@ def reproduce(
     store: StoreOption,
     recipe: RecipeOption = None,
     protocol: Annotated[
-        str, typer.Option("--protocol", help="Who is gallery and who is query: paper, dedup, given or folds.")
-    ] = "paper",
+        str | None,
+        typer.Option(
+            "--protocol", help="Who is gallery and who is query: paper, dedup, given or folds; else the recipe's."
+        ),
+    ] = None,
     systems: Annotated[
         str | None, typer.Option("--systems", help=f"Some of {', '.join(SYSTEMS)}, with commas; all by default.")
     ] = None,
@@ -152,7 +156,8 @@ def reproduce(
     from mrcg_jobs.reproduce import Reproducer
 
     wanted = _systems(systems)
-    config = load_config(recipe, [*(settings or ()), f"split.protocol={protocol}"])
+    chosen = [] if protocol is None else [f"split.protocol={protocol}"]
+    config = load_config(recipe, [*(settings or ()), *chosen])
     try:
         with console.StageBars(quiet=as_json) as bars:
             rows = list(Reproducer(Store(store), source, config, ray, bars.stage, bars.finish).rows(wanted))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from mrcg.config import Config
 from mrcg.errors import SettingsError
-from mrcg.evaluation.systems import MARGINS, TRIAL, Row, System, Trial, siamese
+from mrcg.evaluation.systems import MARGINS, TRIAL, Row, System, Trial, as_published, siamese
 from mrcg.stages import MEASURE_ENCODER, MEASURE_RERANKER, Source, Step, measuring
 from mrcg.store import Store
 from mrcg_jobs.pipeline import plan_steps, run_stages
@@ -67,7 +67,7 @@ class Reproducer:
         epochs = max(1, round(self.config.encoder.epochs * MARGIN_EPOCHS))
         reached = {}
         for margin in MARGINS:
-            config = siamese(self.config, margin, epochs)
+            config = siamese(as_published(self.config), margin, epochs)
             source, steps = self._plan(config, "train-encoder")
             self._run(config, source, steps, f"margin {margin:g}")
             reached[margin] = float(self.store.manifest("encoders", steps[-1].version).counts["validation_map"] or 0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ray
@@ -60,13 +60,19 @@ def carry(error: MrcgError) -> dict[str, Any]:
     return {"error": type(error).__name__, "message": str(error)}
 
 
+def revived(row: Mapping[str, Any]) -> MrcgError:
+    """The error of such a row."""
+    kind = getattr(errors, row["error"])
+    assert issubclass(kind, MrcgError)
+    error: MrcgError = kind(row["message"])
+    return error
+
+
 def each_row(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
     """The rows of a dataset as they come; an error that a worker carried is raised here."""
     for row in dataset.iter_rows():
         if row.get("error") is not None:
-            kind = getattr(errors, row["error"])
-            assert issubclass(kind, MrcgError)
-            raise kind(row["message"])
+            raise revived(row)
         yield row
 
 

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -97,7 +95,11 @@ def _build(task: TrainTask, worker: Worker, wrap: Wrap) -> EncoderTrainer:
     learned = np.flatnonzero(split.seen(corpus.groups, task.fold, config.seed))
     fit = inputs.labelled(learned, "fit")
     if len(np.unique(fit.labels)) < 2:
-        raise TrainingError("the training part has scans of fewer than two classes: nothing to tell apart")
+        where = "the training part" if task.fold is None else f"the training part without {task.fold}"
+        raise TrainingError(
+            f"{where} has scans of fewer than two classes, nothing to tell apart: bring labelled scans of more classes"
+            + (" or lower reranker.folds" if task.fold is not None else "")
+        )
     validation = inputs.labelled(np.flatnonzero(split.validation), "validation")
     return EncoderTrainer(encoder, config.encoder, config.seed, fit, validation, worker, wrap)
 
@@ -115,7 +117,6 @@ class _Inputs:
         self._worker = worker
         self._corpus = corpus
         self._encoder = encoder
-        self._scratch = Path(tempfile.mkdtemp(prefix="mrcg-train-"))
 
     def labelled(self, rows: Numbers, part: str) -> LabelledImages:
         """Images of some rows of the corpus, with all that training needs of them."""
@@ -171,7 +172,7 @@ class _Inputs:
                 make_block(self._corpus.artefact.store, folder, blocks[turn + worker.rank], make)
             # All workers meet after each turn: nobody maps a block that is not there, or waits until it times out.
             worker.total(torch.zeros(1))
-        return map_blocks(self._corpus.artefact.store, folder, blocks, self._scratch)
+        return map_blocks(self._corpus.artefact.store, folder, blocks)
 
 
 def _save(trainer: Trainer) -> dict[str, bytes]:

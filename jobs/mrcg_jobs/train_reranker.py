@@ -32,7 +32,6 @@ def run(job: Job) -> Outcome:
         config=job.config,
         epochs=job.config.reranker.epochs,
         snapshots=job.config.reranker.snapshots,
-        threads=1,
         build=_build,
         save=_save,
     )

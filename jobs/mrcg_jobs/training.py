@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 import uuid
@@ -21,12 +22,13 @@ from ray.train.torch import TorchTrainer, get_device, prepare_model
 from torch import Tensor, nn
 
 from mrcg.config import ComputeSettings
+from mrcg.errors import MrcgError
 from mrcg.splits import Fold
 from mrcg.stages import kind_of
 from mrcg.store import Artefact, Store
 from mrcg.training import TrainingState, Worker, snapshot_name
 from mrcg_jobs.job import Job
-from mrcg_jobs.runtime import cpus_each, own_errors
+from mrcg_jobs.runtime import carry, cpus_each, own_errors, revived
 from mrcg_jobs.watch import Watch, reporter
 
 log = logging.getLogger(__name__)
@@ -67,8 +69,14 @@ class TrainTask:
     build: Callable[[TrainTask, Worker, Wrap], Trainer]
     save: Callable[[Trainer], dict[str, bytes]]
     fold: Fold | None = None
+    run: str = ""
     threads: int = 1
     board: Any = None
+
+    @property
+    def failure(self) -> str:
+        """File of the error of ours that ended this run."""
+        return f"{self.attempt}/failed-{self.run}.json"
 
     def artefact(self, name: str) -> Artefact:
         """An input, opened on this worker."""
@@ -91,7 +99,8 @@ def train(job: Job, task: TrainTask, workers: int, at_least: int = 0) -> list[st
     per_worker = cpus_each(workers, compute.cpus_per_trainer)
     job.progress(0, 0, "starting workers")
     with Watch(job.progress) as watch, own_errors():
-        sent = replace(task, board=watch.board, threads=max(1, int(per_worker)))
+        # A name is used once: Ray would take a second run of the same name for a continuation.
+        sent = replace(task, run=uuid.uuid4().hex, board=watch.board, threads=max(1, int(per_worker)))
         trainer = TorchTrainer(
             _train_loop,
             train_loop_config={"task": sent},
@@ -100,9 +109,11 @@ def train(job: Job, task: TrainTask, workers: int, at_least: int = 0) -> list[st
                 use_gpu=compute.use_gpu,
                 resources_per_worker=_resources(compute, per_worker),
             ),
-            run_config=_run_config(job),
+            run_config=_run_config(job, sent.run),
         )
         trainer.fit()
+        if job.store.exists(sent.failure):
+            raise revived(job.store.read_json(sent.failure))
     return job.store.files(job.attempt.output)
 
 
@@ -110,13 +121,12 @@ def _resources(compute: ComputeSettings, per_worker: float) -> dict[str, float]:
     return {"CPU": per_worker, **({"GPU": 1.0} if compute.use_gpu else {})}
 
 
-def _run_config(job: Job) -> RunConfig:
-    # Ray keeps its own notes of the run here; the weights are in our checkpoints. A name is used
-    # once: Ray would take a second run of the same name for a continuation.
+def _run_config(job: Job, name: str) -> RunConfig:
+    # Ray keeps its own notes of the run here; the weights are in our checkpoints.
     where = job.store.path(f"{job.attempt.folder}/ray")
     filesystem = None if job.store.local else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(job.store.fs))
     return RunConfig(
-        name=uuid.uuid4().hex,
+        name=name,
         storage_path=where,
         storage_filesystem=filesystem,
         failure_config=FailureConfig(max_failures=job.config.compute.max_failures),
@@ -125,11 +135,23 @@ def _run_config(job: Job) -> RunConfig:
 
 def _train_loop(config: dict[str, Any]) -> None:
     task: TrainTask = config["task"]
+    store = Store(task.store)
+    # An error of ours comes back however often it is tried. Ray starts all workers anew after one, and they end here.
+    if store.exists(task.failure):
+        return
+    try:
+        _train(task, store)
+    except MrcgError as error:
+        store.write_bytes(task.failure, json.dumps(carry(error)).encode())
+        if ray.train.get_context().get_world_size() > 1:
+            raise  # the others wait for this one
+
+
+def _train(task: TrainTask, store: Store) -> None:
     context = ray.train.get_context()
     torch.set_num_threads(task.threads)
     rank, world, device = context.get_world_rank(), context.get_world_size(), str(get_device())
     worker = Worker(rank, world, device, _agree, _total, _gather) if world > 1 else Worker(device=device)
-    store = Store(task.store)
     trainer = task.build(task, worker, _wrapper(worker))
     _resume(store, task.attempt, trainer)
     report = reporter(task.board if worker.rank == 0 else None)
@@ -177,11 +199,11 @@ def _one_epoch(
 
     row = trainer.run_epoch(on_batch)
     if worker.rank == 0:
-        name = f"{task.attempt}/checkpoints/{epoch:06d}.safetensors"
-        store.write_bytes(name, trainer.state.to_bytes())
-        store.remove(f"{task.attempt}/checkpoints/{epoch - 1:06d}.safetensors")
+        # Before the checkpoint: a run that goes on after it does not come back to this epoch.
         if epoch >= task.epochs - task.snapshots:
             store.write_bytes(f"{task.attempt}/output/{snapshot_name(epoch)}", trainer.state.weights())
+        store.write_bytes(f"{task.attempt}/checkpoints/{epoch:06d}.safetensors", trainer.state.to_bytes())
+        store.remove(f"{task.attempt}/checkpoints/{epoch - 1:06d}.safetensors")
     # All workers meet here: nobody starts an epoch whose predecessor is not saved.
     ray.train.report(dict(row))
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
+import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,11 +28,11 @@ class Rows(Protocol):
 
 
 class MappedRows:
-    """Rows of several ``.npy`` files behind one another; more than fits into memory."""
+    """Rows of several memory-mapped arrays behind one another; more than fits into memory."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        assert paths
-        self._blocks = [np.load(path, mmap_mode="r") for path in paths]
+    def __init__(self, blocks: Sequence[npt.NDArray[Any]]) -> None:
+        assert blocks
+        self._blocks = blocks
         self._starts = np.cumsum([0, *(len(block) for block in self._blocks)])
 
     def __len__(self) -> int:
@@ -51,8 +51,8 @@ class MappedRows:
 
 
 def blocks_of(count: int, row_bytes: int, shares: int) -> list[range]:
-    """Rows 0..count-1 cut into blocks of about ``BLOCK_BYTES``, and into at least as many as there are workers."""
-    size = max(1, min(BLOCK_BYTES // max(1, row_bytes), -(-count // max(1, shares))))
+    """Rows 0..count-1 cut into blocks of at most ``BLOCK_BYTES``; every worker gets one where there are rows enough."""
+    size = max(1, min(BLOCK_BYTES // max(1, row_bytes), count // max(1, shares)))
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
@@ -64,18 +64,24 @@ def make_block(store: Store, folder: str, block: range, make: Callable[[range], 
         store.write_bytes(name, sink.getvalue())
 
 
-def map_blocks(store: Store, folder: str, blocks: Sequence[range], scratch: Path) -> MappedRows:
-    """The blocks as one array. Those of a remote store are fetched to ``scratch`` first."""
-    paths = []
-    for block in blocks:
-        name = _name(folder, block)
-        path = Path(store.path(name))
-        if not store.local:
-            path = scratch / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(store.read_bytes(name))
-        paths.append(path)
-    return MappedRows(paths)
+def map_blocks(store: Store, folder: str, blocks: Sequence[range]) -> MappedRows:
+    """The blocks as one array. Those of a remote store are fetched into temporary files first."""
+    return MappedRows([_map(store, _name(folder, block)) for block in blocks])
+
+
+def _map(store: Store, name: str) -> npt.NDArray[Any]:
+    if store.local:
+        return _open(store.path(name))
+    with tempfile.NamedTemporaryFile(prefix="mrcg-block-") as file:
+        file.write(store.read_bytes(name))
+        file.flush()
+        # The name goes when the block ends, the bytes when nobody maps them: a killed worker leaves nothing behind.
+        return _open(file.name)
+
+
+def _open(path: str) -> npt.NDArray[Any]:
+    mapped: npt.NDArray[Any] = np.load(path, mmap_mode="r")
+    return mapped
 
 
 def _name(folder: str, block: range) -> str:

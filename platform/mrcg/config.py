@@ -107,6 +107,23 @@ class EncoderSettings(Settings):
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the convolutions in training and embedding")
     channels_last: bool = Field(False, description="memory format of images; faster on most CPUs and GPUs")
 
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Self:
+        if self.patience and self.keep == "last":
+            raise ValueError("encoder.patience waits for a better validation MAP: set encoder.keep=best with it")
+        if self.patience and self.snapshots:
+            raise ValueError(
+                "encoder.snapshots wants the last epochs, which encoder.patience may cut: set one of them to 0"
+            )
+        if self.mining == "explicit" and (self.sampler != "shuffled" or self.gather):
+            raise ValueError("encoder.sampler and encoder.gather are for mined triplets: set encoder.mining=batch_all")
+        if self.augment and self.freeze == "convolutions" and self.cache_trunk and self.cached_views == 1:
+            raise ValueError(
+                "encoder.augment with a cached trunk would learn from one altered view of each image: "
+                "set encoder.cached_views above 1, or encoder.cache_trunk=false"
+            )
+        return self
+
 
 class EmbedSettings(Settings):
     """Embedding the corpus."""
@@ -217,6 +234,12 @@ class ComputeSettings(Settings):
     use_gpu: bool = False
     cpus_per_trainer: float = Field(0.0, ge=0.0, description="0: all CPUs of the cluster shared out among the workers")
     max_failures: int = Field(2, ge=0, description="times a training worker may die before the run fails")
+
+    @model_validator(mode="after")
+    def _fewest_are_no_more_than_all(self) -> Self:
+        if self.encoder_workers_min > self.encoder_workers:
+            raise ValueError("compute.encoder_workers_min is above compute.encoder_workers: lower it")
+        return self
 
 
 class Config(Settings):

@@ -22,7 +22,7 @@ KINDS: Mapping[str, int] = {
     "indexes": 1,
     "graphs": 2,
     "rerankers": 2,
-    "reports": 2,
+    "reports": 3,
     "trials": 1,
 }
 

@@ -98,6 +98,20 @@ ROWS = pa.schema(
     ]
 )
 
+#: reports/queries.parquet: average precision of each test query in both orders.
+QUERIES = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("group_id", pa.string(), nullable=False),
+        pa.field("label", pa.string(), nullable=False),
+        *(
+            pa.field(f"{order}_{name}", pa.float32(), nullable=False)
+            for order in ("ann", "reranked")
+            for name in ("map", "map_full", "precision_at_10")
+        ),
+    ]
+)
+
 
 def embeddings(dim: int) -> pa.Schema:
     """embeddings/*.arrow: fp16 vectors with ids, one file per file of the corpus."""

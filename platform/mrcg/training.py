@@ -21,6 +21,18 @@ from mrcg.store import Artefact
 SNAPSHOTS = "snapshots/"
 
 
+@dataclass(frozen=True)
+class LossSum:
+    """A sum of loss terms and the number of those that count, so that workers can divide by the number of all."""
+
+    total: Tensor
+    count: Tensor
+
+    def mean(self) -> Tensor:
+        """The mean term; 0 where there is none, with a gradient of 0."""
+        return self.total / self.count.clamp_min(1)
+
+
 def _alone(x_bd: Tensor) -> tuple[Tensor, slice]:
     return x_bd, slice(None)
 
@@ -42,9 +54,9 @@ class Worker:
     total: Callable[[Tensor], Tensor] = torch.Tensor.detach
     gather: Callable[[Tensor], tuple[Tensor, slice]] = _alone
 
-    def mean(self, total: Tensor, count: Tensor) -> Tensor:
-        """A sum over this worker's terms, divided so that the mean over workers is the mean over all terms."""
-        return total / (self.total(count.float()) / self.world).clamp_min(1 / self.world)
+    def mean(self, loss: LossSum) -> Tensor:
+        """This worker's terms, divided so that the mean over workers is the mean over all terms."""
+        return loss.total / (self.total(loss.count.float()) / self.world).clamp_min(1 / self.world)
 
 
 class TrainingState:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import time
@@ -11,11 +13,12 @@ import numpy as np
 import pytest
 from tests.making import MRCG, TINY, mrcg
 
-from mrcg.encoder.spec import HISTORY, WEIGHTS, read_spec
+from mrcg.encoder.spec import HISTORY, read_spec
 from mrcg.evaluation.report import Report
 from mrcg.evaluation.systems import MARGINS, SYSTEMS, Reproduction, reproduction_markdown
 from mrcg.imaging.samples import write_samples
 from mrcg.store import Store
+from mrcg.training import snapshots_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -28,7 +31,7 @@ def setting(*overrides):
 PLAIN = setting(
     "ingest.file_bytes=65536", "encoder.backbone=vgg11", "encoder.freeze=convolutions", "encoder.mining=explicit",
     "encoder.augment=false", "encoder.schedule=constant", "encoder.epochs=3", "encoder.input_size=64",
-    "encoder.embedding_dim=32", "encoder.margin=1", "encoder.learning_rate=0.01",
+    "encoder.embedding_dim=32", "encoder.margin=1", "encoder.learning_rate=0.01", "encoder.snapshots=2",
 )  # fmt: skip
 
 
@@ -58,25 +61,40 @@ def losses(encoder):
     return [epoch["loss"] for epoch in json.loads(encoder.read_bytes(HISTORY))["epochs"]]
 
 
-@pytest.fixture(scope="module")
-def alone(source, cluster, tmp_path_factory):
-    """What one worker makes without being disturbed."""
-    store = Store(str(tmp_path_factory.mktemp("alone") / "store"))
-    prepare(source, store, cluster, *PLAIN)
-    done = mrcg(*stage_words("train-encoder", source, store, cluster, *PLAIN))
+def train_encoder(source, store, cluster, *more):
+    prepare(source, store, cluster, *more)
+    done = mrcg(*stage_words("train-encoder", source, store, cluster, *more))
     assert done.returncode == 0, done.stderr
     return encoder_of(store)
 
 
+@pytest.fixture(scope="module")
+def alone(source, cluster, tmp_path_factory):
+    """What one worker makes without being disturbed."""
+    return train_encoder(source, Store(str(tmp_path_factory.mktemp("alone") / "store")), cluster, *PLAIN)
+
+
 def test_two_workers_go_down_the_same_curve_as_one(alone, source, cluster, tmp_path):
-    store = Store(str(tmp_path / "store"))
-    two = [*PLAIN, *setting("compute.encoder_workers=2")]
-    prepare(source, store, cluster, *two)
-    done = mrcg(*stage_words("train-encoder", source, store, cluster, *two))
-    assert done.returncode == 0, done.stderr
+    two = train_encoder(source, Store(str(tmp_path)), cluster, *PLAIN, *setting("compute.encoder_workers=2"))
     curve = losses(alone)
     assert len(curve) == 3 and curve[-1] < 0.99 * curve[0]
-    assert np.allclose(losses(encoder_of(store)), curve, rtol=1e-4)
+    assert np.allclose(losses(two), curve, rtol=1e-4)
+
+
+def test_two_workers_mine_among_the_images_of_both(source, cluster, tmp_path):
+    mined = [*PLAIN, *setting("encoder.mining=batch_all", "encoder.gather=true", "encoder.epochs=2")]
+    one = train_encoder(source, Store(str(tmp_path / "one")), cluster, *mined)
+    two = train_encoder(source, Store(str(tmp_path / "two")), cluster, *mined, *setting("compute.encoder_workers=2"))
+    assert losses(one)[1] < losses(one)[0]
+    assert np.allclose(losses(two), losses(one), rtol=1e-4)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_at_once_and_names_the_images(source, cluster, tmp_path):
+    store, wild = Store(str(tmp_path)), [*PLAIN, *setting("encoder.learning_rate=1e30", "compute.encoder_workers=2")]
+    prepare(source, store, cluster, *wild)
+    done = mrcg(*stage_words("train-encoder", source, store, cluster, *wild))
+    assert done.returncode == 1
+    assert re.search(r"the loss is \S+ in epoch 0, batch \d+ \(images [0-9a-f]{32}, .*lower encoder", done.stderr)
 
 
 def train_workers(cluster):
@@ -110,10 +128,11 @@ def test_a_worker_killed_in_the_second_of_three_epochs_is_replaced(alone, source
     _, err = run.communicate(timeout=300)
     assert killed, "no training worker was found"
     assert run.returncode == 0, err
-    # It went on after the first epoch, and came to the same weights.
+    # It went on after the first epoch, and came to the same bytes.
     encoder = encoder_of(store)
     assert losses(encoder) == losses(alone)
-    assert encoder.read_bytes(WEIGHTS) == alone.read_bytes(WEIGHTS)
+    assert sorted(snapshots_of(encoder)) == [1, 2]
+    assert encoder.manifest.content == alone.manifest.content
 
 
 def test_the_papers_recipe_runs_from_scans_to_report(source, cluster, tmp_path):
@@ -147,6 +166,7 @@ def test_all_six_systems_are_reproduced_and_what_is_there_is_not_done_again(sour
     assert len(store.versions("encoders")) == len(MARGINS) + 2
     assert len(store.versions("embeddings")) == 2
     assert len(store.versions("rerankers")) == 5
+    assert all(len(snapshots_of(store.artefact("rerankers", one))) == 2 for one in store.versions("rerankers"))
     # What the first call said of its two systems is what the second says of them.
     both = tuple(row for row in found.rows if row.system in ("siamese", "mrcg"))
     tables = reproduction_markdown(found.model_copy(update={"rows": both}))
@@ -165,9 +185,18 @@ def test_graphs_of_scans_that_their_encoder_did_not_see(source, cluster, tmp_pat
     assert min(unseen) > 0 and sum(unseen) == whole["train"]
     assert whole["held_out"] > 0
     assert stages["train-reranker"]["counts"]["epochs"] == 2
-    done = mrcg("train-reranker", *words, *setting("reranker.graphs=held_out"), "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["stages"][0]["counts"]["epochs"] == 2
+    # Two workers learn from the same graphs as one: without dropout they go down the same curve.
+    shutil.copytree(store.root, tmp_path / "copy")
+    plain = setting("reranker.graphs=held_out", "reranker.dropout=0", "reranker.drop_edge=0")
+    curves = []
+    for url, workers in ((store.url, 1), (str(tmp_path / "copy"), 2)):
+        more = ["--store", url, *plain, *setting(f"compute.reranker_workers={workers}")]
+        done = mrcg("train-reranker", *words, *more, "--json")
+        assert done.returncode == 0, done.stderr
+        made = json.loads(done.stdout)["stages"][0]
+        assert made["counts"]["epochs"] == 2
+        curves.append(losses(Store(url).artefact("rerankers", made["version"])))
+    assert np.allclose(*curves, rtol=1e-4)
 
 
 def test_graphs_of_held_out_scans_want_scans_held_out(source, tmp_path):

@@ -59,7 +59,9 @@ def test_every_entry_point_can_be_loaded():
         assert point in ORDER
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/design.md", "docs/corpus.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", "docs/design.md", "docs/corpus.md", "docs/results.md"]
+)
 def test_links_and_settings_in_the_docs_exist(name):
     text = read(name)
     for target in re.findall(r"\]\(([^)#:]+)\)", text):

@@ -38,6 +38,22 @@ def test_value_out_of_range_names_key_and_value():
         load_config(None, ["split.train_fraction=2"])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "way_out"),
+    [
+        (["encoder.patience=3", "encoder.keep=last"], "set encoder.keep=best"),
+        (["encoder.patience=3", "encoder.keep=best", "encoder.snapshots=2"], "set one of them to 0"),
+        (["encoder.mining=explicit", "encoder.gather=true"], "set encoder.mining=batch_all"),
+        (["encoder.freeze=convolutions", "encoder.augment=true"], "set encoder.cached_views above 1"),
+        (["compute.encoder_workers_min=3", "compute.encoder_workers=2"], "lower it"),
+        (["reranker.graphs=held_out"], "set split.held_out_fraction above 0"),
+    ],
+)
+def test_settings_that_would_be_ignored_are_refused(overrides, way_out):
+    with pytest.raises(SettingsError, match=way_out):
+        load_config("mobilenet", overrides)
+
+
 @pytest.mark.parametrize("override", ["encoder.epochs", "seed.x=1", "seed=[1", "encoder=3"])
 def test_override_that_cannot_be_read(override):
     with pytest.raises(SettingsError):

@@ -77,11 +77,11 @@ class _Deck:
         return hand
 
 
-def own_share(batches: list[Indices], rank: int, world: int, least: int = 2) -> list[Indices]:
+def own_share(batches: list[Indices], rank: int, world: int, least: int) -> list[Indices]:
     """The rows of each batch that one of several workers takes.
 
     A batch that cannot give ``least`` rows to every worker is left out by all: BatchNorm cannot train on one
-    image, and workers that do not take the same number of steps wait for each other for ever.
+    image (take 2 with it, else 1), and workers that do not take the same number of steps wait for each other for ever.
     """
     if world == 1:
         return batches

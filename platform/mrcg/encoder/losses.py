@@ -6,26 +6,15 @@ so two workers learn from the same gradient as one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mrcg.training import LossSum
+
 Mining = Literal["batch_all", "semi_hard", "hard"]
-
-
-@dataclass(frozen=True)
-class LossSum:
-    """A sum of loss terms, and how many of them count."""
-
-    total: Tensor
-    count: Tensor
-
-    def mean(self) -> Tensor:
-        """The mean term; 0 where there is none, with a gradient of 0."""
-        return self.total / self.count.clamp_min(1)
 
 
 def triplet_loss(anchor_bd: Tensor, positive_bd: Tensor, negative_bd: Tensor, margin: float) -> LossSum:

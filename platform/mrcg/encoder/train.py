@@ -22,7 +22,6 @@ from mrcg.encoder.batches import (
     triplet_batches,
 )
 from mrcg.encoder.losses import (
-    LossSum,
     classification_loss,
     contrastive_loss,
     explicit_contrastive_loss,
@@ -34,7 +33,7 @@ from mrcg.encoder.spec import EncoderSpec
 from mrcg.errors import TrainingError
 from mrcg.evaluation.metrics import mean_average_precision
 from mrcg.hashing import seed_of
-from mrcg.training import TrainingState, Worker
+from mrcg.training import LossSum, TrainingState, Worker
 
 Vectors = npt.NDArray[np.float32]
 IDS_NAMED = 8
@@ -132,8 +131,6 @@ class EncoderTrainer:
         epoch = len(self.state.history)
         torch.manual_seed(seed_of(self.seed, "dropout", epoch, self.worker.rank))
         batches = self._batches(epoch)
-        if not batches:
-            raise TrainingError("no class has two training images: there is no triplet to learn from")
         sums = torch.zeros(2)
         self.model.train()
         for number, batch in enumerate(batches):
@@ -159,12 +156,23 @@ class EncoderTrainer:
         if settings.mining == "explicit":
             # Three images a row: one row is enough for BatchNorm.
             batches = triplet_batches(labels, settings.batch_size, self.seed, epoch)
-            return own_share(batches, self.worker.rank, self.worker.world, least=1)
+            if not batches:
+                raise TrainingError("no class has two training images: there is no triplet to learn from")
+            return self._own_share(batches, 1)
         if settings.sampler == "class_balanced":
             batches = class_balanced_batches(labels, settings.batch_size, settings.images_per_class, self.seed, epoch)
         else:
             batches = shuffled_batches(len(labels), settings.batch_size, self.seed, epoch)
-        return own_share(batches, self.worker.rank, self.worker.world)
+        return self._own_share(batches, 2)
+
+    def _own_share(self, batches: list[Indices], least: int) -> list[Indices]:
+        own = own_share(batches, self.worker.rank, self.worker.world, least)
+        if not own:
+            raise TrainingError(
+                f"no batch gives each of {self.worker.world} workers {least} of its {self.settings.batch_size} images: "
+                "raise encoder.batch_size or lower compute.encoder_workers"
+            )
+        return own
 
     def _step(self, batch: Indices, epoch: int, number: int, rate: float) -> Tensor:
         flat = batch.T.reshape(-1)  # explicit triplets: all anchors, all positives, all negatives
@@ -172,10 +180,10 @@ class EncoderTrainer:
         labels = torch.from_numpy(self.train.labels[flat]).to(self.worker.device)
         metric = self._metric_loss(embeddings, labels)
         cross_entropy = classification_loss(logits, labels)
-        metric_mean = self.worker.mean(metric.total, metric.count)
+        metric_mean = self.worker.mean(metric)
         if self.settings.divide_by_margin:
             metric_mean = metric_mean / self.settings.margin
-        cross_entropy_mean = self.worker.mean(cross_entropy.total, cross_entropy.count)
+        cross_entropy_mean = self.worker.mean(cross_entropy)
         # λ = 0 is the Siamese network: its second branch learns nothing, and must not turn up as a NaN.
         loss = metric_mean
         if self.settings.classification_weight:

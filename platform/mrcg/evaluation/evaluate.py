@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
+from mrcg import schemas
 from mrcg.config import EvaluateSettings
 from mrcg.corpus import Corpus, Split, embeddings_of
 from mrcg.evaluation.calibration import Calibration, fit_platt, reliability
@@ -31,8 +34,10 @@ from mrcg.evaluation.report import (
     CAVEAT_KNOWN,
     PAGE,
     PICTURE,
+    QUERIES,
     REPORT,
     TABLES,
+    Intervals,
     Leakage,
     OutOfDistribution,
     Queries,
@@ -41,6 +46,7 @@ from mrcg.evaluation.report import (
     confusion,
     gains,
     order_figures,
+    query_figures,
     tables_markdown,
 )
 from mrcg.graph.table import GraphTable, read_graphs
@@ -94,8 +100,14 @@ class _Scored:
     masked: int
 
     @property
-    def mask_own(self) -> bool:
-        return masks_own(self.protocol)
+    def queries(self) -> Queries:
+        """Of the test part."""
+        rows = self.test.graphs.queries
+        return Queries(
+            [self.corpus.labels[row] or "" for row in rows.tolist()],
+            [self.corpus.groups[row] for row in rows.tolist()],
+            reachable(rows, self.split.train, self.owners, masks_own(self.protocol)),
+        )
 
 
 def evaluate(
@@ -126,11 +138,12 @@ def evaluate(
     title = f"protocol {report.protocol}: MAP {100 * report.reranked.map:.1f} (ANN order {100 * report.ann.map:.1f})"
     test = scored.test
     picture = retrieval_panels(scored.corpus, test.graphs, test.order, test.scores, settings.picture_queries, title)
-    drawings = _draw(report, scored, read_graphs(inputs["graphs"], "train"), settings.map_images)
+    drawings = _draw(report, scored, _learned_from(inputs), settings.map_images)
     made_from = dict(inputs) if encoder is None else {**inputs, "encoders": encoder}
     versions = sorted((kind, one.manifest.version) for kind, one in made_from.items())
     return {
         REPORT: report.model_dump_json(indent=1).encode(),
+        QUERIES: schemas.to_parquet(_each_query(scored)),
         TABLES: tables_markdown(report).encode(),
         PICTURE: picture,
         PAGE: report_page(report, drawings, picture, versions),
@@ -158,13 +171,8 @@ def _scored(inputs: Mapping[str, Artefact]) -> _Scored:
 def _measure(
     scored: _Scored, settings: EvaluateSettings, facts: Mapping[str, float], trainings: tuple[Training, Training]
 ) -> Report:
-    corpus, split, test = scored.corpus, scored.split, scored.test
+    corpus, split, test, queries = scored.corpus, scored.split, scored.test, scored.queries
     rows = test.graphs.queries
-    queries = Queries(
-        [corpus.labels[row] or "" for row in rows.tolist()],
-        [corpus.groups[row] for row in rows.tolist()],
-        reachable(rows, split.train, scored.owners, scored.mask_own),
-    )
     before, after, resamples = test.graphs.relevant_qn, test.reranked_qn, settings.bootstrap
     leakage = Leakage(
         near_duplicates=shared_with(split.test, split.train, corpus.scans["cluster_id"].to_pylist()),
@@ -194,6 +202,20 @@ def _measure(
         reranker_training=trainings[1],
         caveat=CAVEAT if leakage.patients_known < len(rows) else CAVEAT_KNOWN,
     )
+
+
+def _each_query(scored: _Scored) -> pa.Table:
+    """Figures of each test query in both orders, to see which ones fail and to compare runs."""
+    queries, test = scored.queries, scored.test
+    columns: dict[str, Any] = {
+        "image_id": scored.corpus.scans["image_id"].take(test.graphs.queries),
+        "group_id": queries.groups,
+        "label": queries.labels,
+    }
+    for order, relevant in (("ann", test.graphs.relevant_qn), ("reranked", test.reranked_qn)):
+        figures = query_figures(relevant, queries.reachable_q)
+        columns |= {f"{order}_{name}": figures[name].astype(np.float32) for name in Intervals.model_fields}
+    return pa.table(columns, schema=schemas.QUERIES)
 
 
 def _first_hits(corpus: Corpus, test: _Part, places: Order) -> list[str | None]:
@@ -232,13 +254,24 @@ def _training(artefact: Artefact | None) -> Training:
     return Training(best_epoch=history.get("best_epoch", -1), epochs=tuple(history.get("epochs", ())))
 
 
-def _draw(report: Report, scored: _Scored, train: GraphTable, map_images: int) -> Drawings:
+def _learned_from(inputs: Mapping[str, Artefact]) -> list[GraphTable]:
+    """The graphs that the reranker learned from."""
+    reranker = inputs["rerankers"]
+    source = reranker.manifest.settings["reranker"]["graphs"]
+    if source != "cross_fit":
+        return [read_graphs(inputs["graphs"], source)]
+    folds = [version for name, version in reranker.manifest.inputs.items() if name.startswith("graphs:")]
+    return [read_graphs(reranker.store.artefact("graphs", version), "train") for version in folds]
+
+
+def _draw(report: Report, scored: _Scored, learned: Sequence[GraphTable], map_images: int) -> Drawings:
     trainings = {
         name: one
         for name, one in (("encoder", report.encoder_training), ("reranker", report.reranker_training))
         if one.epochs
     }
-    nodes = {"training": train.relevant_qn.sum(axis=1), "test": scored.test.graphs.relevant_qn.sum(axis=1)}
+    training = np.concatenate([graphs.relevant_qn.sum(axis=1) for graphs in learned])
+    nodes = {"training": training, "test": scored.test.graphs.relevant_qn.sum(axis=1)}
     points = _map_points(scored, map_images)
     return Drawings(
         confusion=confusion_figure(report.confusion),

@@ -12,11 +12,11 @@ from mrcg.evaluation.figures import Drawing
 from mrcg.evaluation.report import ClassFigures, Confusion, Report
 
 PROTOCOLS = {
-    "paper": "The scans were shared out at random, one by one: about 70 % became the gallery that is searched, "
+    "paper": "The scans were shared out at random, one by one: {gallery} of them became the gallery that is searched, "
     "the others were the queries. This is the split of the published method. Scans of one patient can stand "
     "on both sides, which makes the task easier than it is in practice.",
-    "dedup": "The scans were shared out at random, about 70 % for the gallery that is searched, the others as queries. "
-    "Near-duplicates, and scans of one patient where patients are known, were kept on one side. A hit of the "
+    "dedup": "The scans were shared out at random, {gallery} of them for the gallery that is searched, the others as "
+    "queries. Near-duplicates, and scans of one patient where patients are known, were kept on one side. A hit of the "
     "query's own patient or group was left out: it is neither right nor wrong.",
     "given": "The source came with a training and a test part; the training part is the gallery that is searched, "
     "the test part the queries.",
@@ -125,7 +125,8 @@ def _gain_in_words(gain: Gain) -> str:
 
 
 def _tested(report: Report) -> str:
-    protocol = PROTOCOLS.get(report.protocol, "")
+    share = 100 * report.gallery / max(1, report.gallery + report.queries)
+    protocol = PROTOCOLS.get(report.protocol, "").format(gallery=f"{share:.0f} %")
     classes = ", ".join(f"{label} ({figures.queries:,})" for label, figures in report.ann.per_class.items())
     return (
         "<h2>What was tested</h2>"

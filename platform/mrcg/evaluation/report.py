@@ -16,6 +16,7 @@ from mrcg.hashing import seed_of
 
 #: Files of a report.
 REPORT, TABLES, PICTURE, PAGE = "report.json", "tables.md", "retrieval.png", "report.html"
+QUERIES = "queries.parquet"
 CAVEAT = "Without patient ids no split is known to be free of patients seen twice."
 CAVEAT_KNOWN = "The patient of every query is known."
 SEED = seed_of(0, "bootstrap")
@@ -161,7 +162,7 @@ def order_figures(relevant_qn: Relevance, queries: Queries, resamples: int) -> O
         queries: their classes, groups and totals.
         resamples: of the queries' groups for each interval.
     """
-    columns = _columns(relevant_qn, queries)
+    columns = query_figures(relevant_qn, queries.reachable_q)
     names = np.array(queries.labels, dtype=object)
     classes = {label: _means(columns, queries, names == label, resamples) for label in sorted(set(queries.labels))}
     whole = _means(columns, queries, np.ones(len(names), dtype=bool), resamples)
@@ -170,7 +171,7 @@ def order_figures(relevant_qn: Relevance, queries: Queries, resamples: int) -> O
 
 def gains(before_qn: Relevance, after_qn: Relevance, queries: Queries, resamples: int) -> Gains:
     """What reranking is worth: paired bootstrap over the same queries."""
-    before, after = _columns(before_qn, queries), _columns(after_qn, queries)
+    before, after = query_figures(before_qn, queries.reachable_q), query_figures(after_qn, queries.reachable_q)
     return Gains(
         **{name: paired(before[name], after[name], queries.groups, resamples, SEED) for name in Gains.model_fields}
     )
@@ -191,16 +192,22 @@ def confusion(labels: Sequence[str], ann: Sequence[str | None], reranked: Sequen
     return Confusion(classes=classes, found=found, ann=count(ann), reranked=count(reranked))
 
 
-def _columns(relevant_qn: Relevance, queries: Queries) -> dict[str, npt.NDArray[np.float64]]:
+def query_figures(relevant_qn: Relevance, reachable_q: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.float64]]:
+    """Every figure of each query (q,), by its name in ``ClassFigures``.
+
+    Args:
+        relevant_qn: (queries, n) ranked relevance.
+        reachable_q: (queries,) relevant scans of the gallery that the query may find.
+    """
     depth = min(DEPTH, relevant_qn.shape[1])
     return {
         "map": average_precision(relevant_qn[:, :DEPTH]),
-        "map_full": average_precision(relevant_qn[:, :DEPTH], np.minimum(depth, queries.reachable_q)),
+        "map_full": average_precision(relevant_qn[:, :DEPTH], np.minimum(depth, reachable_q)),
         "precision_at_1": precision_at(relevant_qn, 1),
         "precision_at_5": precision_at(relevant_qn, 5),
         "precision_at_10": precision_at(relevant_qn, 10),
-        "recall_at_10": recall_at(relevant_qn, 10, queries.reachable_q),
-        "recall_at_50": recall_at(relevant_qn, 50, queries.reachable_q),
+        "recall_at_10": recall_at(relevant_qn, 10, reachable_q),
+        "recall_at_50": recall_at(relevant_qn, 50, reachable_q),
     }
 
 

@@ -44,6 +44,7 @@ class System:
             config: of the recipe: backbone, epochs, batches and sampling are the same for all systems.
             margin: of the Siamese network; that of a triplet network is the recipe's.
         """
+        config = as_published(config)
         encoder, reranker = config.encoder, config.reranker
         if self.siamese:
             encoder = siamese(config, margin).encoder
@@ -57,12 +58,14 @@ class System:
                 "hidden": self.hidden or reranker.hidden,
                 "snapshots": min(LAST_EPOCHS, reranker.epochs),
             }
-            reranker = reranker.model_copy(update={**_AS_PUBLISHED, **mine})
+            reranker = reranker.model_copy(update=mine)
         return config.model_copy(update={"encoder": encoder, "reranker": reranker})
 
 
-#: What goes beyond the paper is off in all of its rows.
-_AS_PUBLISHED = {"graphs": "train", "features": ("difference",), "scale": False, "loss": "focal"}
+def as_published(config: Config) -> Config:
+    """A recipe's settings with what goes beyond the paper off, as in all rows of its tables."""
+    update = {"graphs": "train", "features": ("difference",), "scale": False, "loss": "focal"}
+    return config.model_copy(update={"reranker": config.reranker.model_copy(update=update)})
 
 
 def siamese(config: Config, margin: float, epochs: int | None = None) -> Config:

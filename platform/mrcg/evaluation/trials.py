@@ -13,7 +13,8 @@ from mrcg.encoder.model import Encoder
 from mrcg.encoder.spec import read_spec as read_encoder_spec
 from mrcg.errors import require
 from mrcg.evaluation.masking import Owners, masks_own, reachable, without_own
-from mrcg.evaluation.metrics import DEPTH, Relevance, average_precision, precision_at
+from mrcg.evaluation.metrics import Relevance
+from mrcg.evaluation.report import query_figures
 from mrcg.evaluation.systems import Trial, TrialEpoch
 from mrcg.graph.table import GraphTable, read_graphs
 from mrcg.index.shard import Neighbours, Vectors
@@ -46,16 +47,9 @@ class Judge:
     def epoch(self, number: int, graphs: GraphTable, relevant_qn: Relevance) -> TrialEpoch:
         """Figures of ranked relevance of the test queries."""
         found = reachable(graphs.queries, self.split.train, self.owners, masks_own(self.protocol))
-        depth = min(DEPTH, relevant_qn.shape[1])
-        first = relevant_qn[:, :DEPTH]
-        return TrialEpoch(
-            epoch=number,
-            map=float(average_precision(first).mean()),
-            map_full=float(average_precision(first, np.minimum(depth, found)).mean()),
-            precision_at_1=float(precision_at(relevant_qn, 1).mean()),
-            precision_at_5=float(precision_at(relevant_qn, 5).mean()),
-            precision_at_10=float(precision_at(relevant_qn, 10).mean()),
-        )
+        figures = query_figures(relevant_qn, found)
+        names = TrialEpoch.model_fields.keys() & figures.keys()
+        return TrialEpoch(epoch=number, **{name: float(figures[name].mean()) for name in names})
 
     def trial(self, epochs: list[TrialEpoch]) -> Trial:
         """All epochs together."""

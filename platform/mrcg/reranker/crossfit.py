@@ -1,7 +1,8 @@
 """Graphs of scans that their encoder did not see, brought into the space of the released encoder (DESIGN §6).
 
 A cross-fitted encoder leaves a fold out, so its graphs of that fold look like those of a stranger's scan. Its axes are
-its own: a similarity transform (Procrustes: Gower 1975) lays its gallery onto that of the released encoder.
+its own: a similarity transform (Procrustes: Gower 1975) lays its gallery, which both encoders learned from and nothing
+else, onto that of the released encoder.
 """
 
 from __future__ import annotations
@@ -68,9 +69,11 @@ def cross_fitted(
         ((folds + 1) * rows, d) embeddings and the graphs.
     """
     rows = len(vectors_nd)
-    chosen = np.sort(np.random.default_rng(seed_of(seed, "procrustes")).permutation(rows)[:SAMPLE])
     spaces, tables = [vectors_nd], []
     for number, (space, table) in enumerate(folds, start=1):
+        gallery = np.unique(table.neighbours_qn[table.neighbours_qn >= 0])
+        draw = np.random.default_rng(seed_of(seed, "procrustes", number))
+        chosen = np.sort(draw.permutation(gallery)[:SAMPLE])
         spaces.append(fit_similarity(space[chosen], vectors_nd[chosen]).apply(space))
         shift = number * rows
         pads = table.neighbours_qn < 0

@@ -7,17 +7,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from mrcg.config import RerankerSettings
+from mrcg.training import LossSum
 
 
-def graph_loss(settings: RerankerSettings, logits_bn: Tensor, targets_bn: Tensor, mask_bn: Tensor) -> Tensor:
+def graph_loss(settings: RerankerSettings, logits_bn: Tensor, targets_bn: Tensor, mask_bn: Tensor) -> LossSum:
     """The loss that ``reranker.loss`` names; arguments as below."""
     if settings.loss == "listwise":
         return listwise_loss(logits_bn, targets_bn, mask_bn)
     return focal_loss(logits_bn, targets_bn, mask_bn, settings.focal_alpha, settings.focal_gamma)
 
 
-def focal_loss(logits_bn: Tensor, targets_bn: Tensor, mask_bn: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Mean over existing nodes of -α_t (1 - p_t)^γ log p_t (paper eq. 9); 0 where there are none.
+def focal_loss(logits_bn: Tensor, targets_bn: Tensor, mask_bn: Tensor, alpha: float, gamma: float) -> LossSum:
+    """Over existing nodes -α_t (1 - p_t)^γ log p_t (paper eq. 9).
 
     Args:
         logits_bn: a score of each node, before the sigmoid.
@@ -32,18 +33,18 @@ def focal_loss(logits_bn: Tensor, targets_bn: Tensor, mask_bn: Tensor, alpha: fl
     # 1 - p_t = 1 - exp(-cross entropy), without a second sigmoid.
     missed = -torch.expm1(-cross_entropy)
     losses = alpha_t * missed**gamma * cross_entropy * mask_bn
-    return losses.sum() / mask_bn.sum().clamp_min(1)
+    return LossSum(losses.sum(), mask_bn.sum())
 
 
-def listwise_loss(logits_bn: Tensor, targets_bn: Tensor, mask_bn: Tensor) -> Tensor:
-    """ListNet's top-one cross-entropy (Cao et al. 2007) with binary relevance, mean over the b graphs.
+def listwise_loss(logits_bn: Tensor, targets_bn: Tensor, mask_bn: Tensor) -> LossSum:
+    """ListNet's top-one cross-entropy (Cao et al. 2007) with binary relevance, over the b graphs.
 
     -(1 / |R|) Σ_{i in R} log softmax(logits)_i, R the relevant nodes, the softmax over the existing ones. A graph
-    without a relevant node gives 0 and counts in the mean. Arguments as of ``focal_loss``.
+    without a relevant node gives 0 and counts. Arguments as of ``focal_loss``.
     """
     # Not -inf: a graph without any node would be nan on the way.
     lowest = torch.finfo(logits_bn.dtype).min
     log_share = functional.log_softmax(logits_bn.masked_fill(~mask_bn, lowest), dim=-1)
     relevant = targets_bn.bool() & mask_bn
     losses = -log_share.masked_fill(~relevant, 0.0).sum(-1) / relevant.sum(-1).clamp_min(1)
-    return losses.mean()
+    return LossSum(losses.sum(), torch.tensor(len(losses), device=losses.device))

@@ -26,6 +26,12 @@ from mrcg.training import TrainingState, Worker
 SCALE_GRAPHS = 128
 #: Queries that a message names.
 QUERIES_NAMED = 8
+#: What to do where there is nothing to learn from, by ``reranker.graphs``.
+NO_GRAPHS = {
+    "train": "there are no training graphs: bring more labelled scans",
+    "held_out": "no labelled scan is held out: raise split.held_out_fraction",
+    "cross_fit": "the folds have no graphs: bring more labelled scans or lower reranker.folds",
+}
 
 
 @dataclass(frozen=True)
@@ -134,15 +140,21 @@ class RerankerTrainer:
         epoch = len(self.state.history)
         torch.manual_seed(seed_of(self.seed, "dropout", epoch, self.worker.rank))
         batches = shuffled_batches(len(self.graphs.train), self.settings.batch_size, self.seed, epoch)
-        batches = own_share(batches, self.worker.rank, self.worker.world)
         if not batches:
-            raise TrainingError("there are no training graphs: bring more labelled scans")
+            raise TrainingError(NO_GRAPHS[self.settings.graphs])
+        batches = own_share(batches, self.worker.rank, self.worker.world, least=1)
+        if not batches:
+            raise TrainingError(
+                f"no batch has a graph for each of {self.worker.world} workers: "
+                "raise reranker.batch_size or lower compute.reranker_workers"
+            )
         self.model.train()
-        total = 0.0
+        total = torch.zeros(1)
         for number, batch in enumerate(batches):
             total += self._step(batch, epoch, number)
             on_batch(number + 1, len(batches))
-        row = {"epoch": epoch, "loss": total / len(batches), "validation_map": self.worker.agree(self.validate())}
+        loss = float(self.worker.total(total)) / (len(batches) * self.worker.world)
+        row = {"epoch": epoch, "loss": loss, "validation_map": self.worker.agree(self.validate())}
         # Epochs count up: scored by their number, the last one always wins.
         self.state.add(row, score=float(epoch) if self.settings.keep == "last" else row["validation_map"])
         return row
@@ -153,12 +165,12 @@ class RerankerTrainer:
             batch, _ = gather(self.reranker, self.graphs.train, first, self.graphs.vectors_nd, self.worker.device)
             self.reranker.fit_scale(batch)
 
-    def _step(self, which: Indices, epoch: int, number: int) -> float:
+    def _step(self, which: Indices, epoch: int, number: int) -> Tensor:
         table, device = self.graphs.train, self.worker.device
         batch, targets = gather(self.reranker, table, which, self.graphs.vectors_nd, device)
         draws = torch.Generator(device)
         draws.manual_seed(seed_of(self.seed, "drop-edge", epoch, number, self.worker.rank))
-        loss = graph_loss(self.settings, self.model(batch, draws), targets, batch.mask_bn)
+        loss = self.worker.mean(graph_loss(self.settings, self.model(batch, draws), targets, batch.mask_bn))
         if not torch.isfinite(loss):
             named = ", ".join(str(row) for row in table.queries[which[:QUERIES_NAMED]].tolist())
             more = ", …" if len(which) > QUERIES_NAMED else ""
@@ -169,7 +181,7 @@ class RerankerTrainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        return float(loss.item())
+        return loss.detach().cpu()
 
     def validate(self) -> float:
         """Reranked MAP of the validation graphs."""

@@ -35,16 +35,16 @@ def test_triplets_are_valid_and_every_possible_anchor_is_one(labels, size):
     assert sorted(anchors) == possible
 
 
-@given(st.integers(1, 60), st.integers(2, 16), st.integers(1, 4))
-def test_workers_share_every_batch_and_take_equally_many_steps(count, size, world):
+@given(st.integers(1, 60), st.integers(2, 16), st.integers(1, 4), st.integers(1, 2))
+def test_workers_share_every_batch_and_take_equally_many_steps(count, size, world, least):
     batches = shuffled_batches(count, size, 1, 0)
-    shares = [own_share(batches, rank, world) for rank in range(world)]
+    shares = [own_share(batches, rank, world, least) for rank in range(world)]
     assert len({len(share) for share in shares}) == 1
     for parts in zip(*shares, strict=True):
-        assert world == 1 or min(map(len, parts)) >= 2
+        assert world == 1 or min(map(len, parts)) >= least
         assert len({i for part in parts for i in part.tolist()}) == sum(map(len, parts))
     taken = sum(len(part) for share in shares for part in share)
-    assert taken == sum(len(b) for b in batches if world == 1 or len(b) >= 2 * world)
+    assert taken == sum(len(b) for b in batches if world == 1 or len(b) >= least * world)
 
 
 @given(st.lists(st.integers(0, 4), min_size=2, max_size=60), st.integers(2, 24), st.integers(2, 6), st.integers(0, 3))

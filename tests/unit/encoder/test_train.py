@@ -65,7 +65,7 @@ def test_a_frozen_trunks_cached_features_train_the_same_weights():
 
 
 def test_views_of_a_cached_trunk_take_turns():
-    made = trainer("encoder.freeze=convolutions", "encoder.augment=true", "encoder.epochs=3")
+    made = trainer("encoder.freeze=convolutions", "encoder.augment=true", "encoder.cached_views=2", "encoder.epochs=3")
     views = tuple(trunk_features(made.encoder, made.train.pixels, 8, "cpu", seed) for seed in (1, 2))
     assert not np.allclose(*views)
 
@@ -182,7 +182,7 @@ def test_workers_share_a_batch():
 
 
 def test_frozen_convolutions_do_not_move():
-    made = trainer("encoder.freeze=convolutions", "encoder.head=paper")
+    made = trainer("encoder.freeze=convolutions", "encoder.head=paper", "encoder.cache_trunk=false")
     before = {k: v.clone() for k, v in made.encoder.trunk.state_dict().items()}
     made.run_epoch(nothing)
     assert all(torch.equal(v, before[k]) for k, v in made.encoder.trunk.state_dict().items())

@@ -83,7 +83,12 @@ def score_by_distance(reranker, graphs, vectors_nd, batch_size, device):
 def scored_by_distance(monkeypatch):
     """``evaluate`` without a reranker."""
     stub = SimpleNamespace(reranker=None, device="cpu")
-    monkeypatch.setattr("mrcg.evaluation.evaluate.Scorer.open", lambda *_, **__: stub)
+
+    def opened(artefact, *, encoder_fingerprint):
+        assert encoder_fingerprint == "ab", "the embeddings say which encoder made them"
+        return stub
+
+    monkeypatch.setattr("mrcg.evaluation.evaluate.Scorer.open", opened)
     monkeypatch.setattr("mrcg.evaluation.evaluate.score_graphs", score_by_distance)
 
 

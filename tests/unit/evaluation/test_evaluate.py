@@ -5,10 +5,11 @@ import pytest
 from tests.making import tiny_config
 from tests.unit.evaluation.conftest import FACTS
 
+from mrcg import schemas
 from mrcg.corpus import Corpus
 from mrcg.evaluation.evaluate import evaluate
 from mrcg.evaluation.metrics import mean_average_precision
-from mrcg.evaluation.report import PAGE, PICTURE, REPORT, TABLES, Report
+from mrcg.evaluation.report import PAGE, PICTURE, QUERIES, REPORT, TABLES, Report
 from mrcg.graph.table import read_graphs
 
 pytestmark = pytest.mark.usefixtures("scored_by_distance")
@@ -25,11 +26,15 @@ def measured(inputs, encoder=False):
 
 def test_a_report_has_all_it_promises(inputs):
     files = measured(inputs, encoder=True)
-    assert set(files) == {REPORT, TABLES, PICTURE, PAGE}
+    assert set(files) == {REPORT, TABLES, PICTURE, PAGE, QUERIES}
     report = Report.model_validate_json(files[REPORT])
     test = read_graphs(inputs["graphs"], "test")
     assert report.queries == len(test)
     assert report.ann.map == pytest.approx(mean_average_precision(test.relevant_qn))
+    each = schemas.from_parquet(files[QUERIES])
+    assert each["image_id"].to_pylist() == Corpus(inputs["corpus"]).scans["image_id"].take(test.queries).to_pylist()
+    assert np.mean(each["ann_map"]) == pytest.approx(report.ann.map)
+    assert np.mean(each["reranked_precision_at_10"]) == pytest.approx(report.reranked.precision_at_10)
     assert report.gain.map.mean == pytest.approx(report.reranked.map - report.ann.map)
     assert sum(map(sum, report.confusion.ann)) == sum(map(sum, report.confusion.reranked)) == report.queries
     labels = Corpus(inputs["corpus"]).labels

@@ -49,13 +49,23 @@ def test_graphs_of_all_folds_point_into_their_own_space():
     rng = np.random.default_rng(1)
     main = rng.normal(size=(5, 2)).astype(np.float16)
     folds = [
-        ((2 * main + 1).astype(np.float16), table([0, 1], [[2, 3], [4, -1]])),
-        ((-main).astype(np.float16), table([3], [[0, 2]])),
+        ((2 * main + 1).astype(np.float16), table([0, 1], [[2, 3, 4], [4, -1, -1]])),
+        ((-main).astype(np.float16), table([3], [[0, 2, 1]])),
     ]
     vectors, graphs = cross_fitted(main, folds, seed=1)
     assert (vectors[:5] == main).all()
     # Both spaces are similar to the first, so all three coincide.
     assert np.allclose(vectors[5:10], main, atol=1e-2) and np.allclose(vectors[10:], main, atol=1e-2)
     assert graphs.queries.tolist() == [5, 6, 13]
-    assert graphs.neighbours_qn.tolist() == [[7, 8], [9, -1], [10, 12]]
-    assert graphs.relevant_qn.tolist() == [[False, False], [False, False], [True, False]]
+    assert graphs.neighbours_qn.tolist() == [[7, 8, 9], [9, -1, -1], [10, 12, 11]]
+    assert graphs.relevant_qn.tolist() == [[False] * 3, [False] * 3, [True, False, False]]
+
+
+def test_only_the_gallery_of_a_fold_decides_how_its_space_is_laid():
+    rng = np.random.default_rng(2)
+    main, other = (rng.normal(size=(8, 2)).astype(np.float16) for _ in range(2))
+    graphs = table([6, 7], [[0, 1, 2], [3, 4, 5]])
+    moved = main.copy()
+    moved[6:] += 1  # the queries of the fold, whoever they are
+    before, after = (cross_fitted(space, [(other, graphs)], seed=1)[0] for space in (main, moved))
+    assert (before[8:] == after[8:]).all()

@@ -26,7 +26,7 @@ def test_focal_loss_equals_the_naive_one(alpha, gamma, seed):
         if there:
             losses.append(float(-alpha_t * (1 - p_t) ** gamma * torch.log(p_t)))
     expected = sum(losses) / len(losses) if losses else 0.0
-    assert focal_loss(logits, targets, mask, alpha, gamma).item() == pytest.approx(expected, abs=1e-9)
+    assert focal_loss(logits, targets, mask, alpha, gamma).mean().item() == pytest.approx(expected, abs=1e-9)
 
 
 @given(st.integers(0, 60), st.floats(0, 1))
@@ -39,7 +39,7 @@ def test_listwise_loss_equals_the_naive_one(seed, share):
         total = sum(math.exp(logits[b, i]) for i in there)
         shares = [math.log(math.exp(logits[b, i]) / total) for i in relevant]
         losses.append(-sum(shares) / len(relevant) if relevant else 0.0)
-    assert listwise_loss(logits, targets, mask).item() == pytest.approx(sum(losses) / 3, abs=1e-9)
+    assert listwise_loss(logits, targets, mask).mean().item() == pytest.approx(sum(losses) / 3, abs=1e-9)
 
 
 @pytest.mark.parametrize("loss", ["focal", "listwise"])
@@ -49,7 +49,7 @@ def test_gradients(loss, seed):
     logits, targets, mask = scored(seed)
     targets[1], mask[2] = False, False
     settings = RerankerSettings(loss=loss)
-    assert torch.autograd.gradcheck(lambda x: graph_loss(settings, x, targets, mask), (logits.requires_grad_(),))
+    assert torch.autograd.gradcheck(lambda x: graph_loss(settings, x, targets, mask).mean(), (logits.requires_grad_(),))
 
 
 @pytest.mark.parametrize("loss", ["focal", "listwise"])
@@ -57,7 +57,7 @@ def test_pads_are_not_learned_from(loss):
     logits, targets, mask = scored(1)
     mask[2] = False
     logits.requires_grad_()
-    graph_loss(RerankerSettings(loss=loss), logits, targets, mask).backward()
+    graph_loss(RerankerSettings(loss=loss), logits, targets, mask).mean().backward()
     assert (logits.grad[~mask] == 0).all()
     assert torch.isfinite(logits.grad).all()
 
@@ -67,7 +67,7 @@ def test_huge_scores_and_empty_graphs_stay_finite(loss):
     logits = torch.tensor([[1e4, -1e4, 0.0], [1e30, 1e30, -1e30], [0.0, 0.0, 0.0]], requires_grad=True)
     targets = torch.tensor([[False, True, False], [True, True, True], [True, False, False]])
     mask = torch.tensor([[True, True, True], [True, True, False], [False, False, False]])
-    value = graph_loss(RerankerSettings(loss=loss), logits, targets, mask)
+    value = graph_loss(RerankerSettings(loss=loss), logits, targets, mask).mean()
     value.backward()
     assert torch.isfinite(value)
     assert torch.isfinite(logits.grad).all()
