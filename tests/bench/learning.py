@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -38,7 +38,9 @@ from mrcg.stages import Source, plan
 from mrcg.store import Store
 from mrcg.training import Worker
 from mrcg_jobs.job import Job
-from mrcg_jobs.training import TrainTask, Wrap, train
+
+if TYPE_CHECKING:
+    from mrcg_jobs.training import TrainTask, Wrap
 
 CLASSES = ("a", "b", "c", "d")
 TIMES = "times.json"
@@ -88,13 +90,14 @@ def save(trainer: Any) -> dict[str, bytes]:
 
 def ray_rate(count: int) -> float:
     """Images per second of one Ray Train worker."""
+    rayenv.prepare()  # before anything imports Ray
     from mrcg_jobs import runtime
+    from mrcg_jobs.training import TrainTask, train
 
     config = recipe_mobilenet()
     step = plan(config, Source("bench", "bench", count, 1, False), "none")[2]
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)
-        rayenv.prepare()
         runtime.start(None)
         try:
             with begin(store, step.stage.kind, step.version) as attempt:
