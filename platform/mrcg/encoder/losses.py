@@ -52,7 +52,7 @@ def mined_triplet_loss(
     valid = positive[:, :, None] & negative[:, None, :]
     violation = distances[:, :, None] - distances[:, None, :] + margin
     if mining == "semi_hard":
-        valid &= violation < margin
+        valid &= ~(violation >= margin)
     return _active(violation[valid])
 
 
@@ -99,6 +99,7 @@ def squared_distances(x_nd: Tensor) -> Tensor:
 
 
 def _active(violations: Tensor) -> LossSum:
-    active = violations > 0
+    # Not "> 0": what is no number must come out of the sum, and not pass for a triplet that is well apart.
+    active = ~(violations <= 0)
     # A sum over nothing keeps the graph, so that backward works where no triplet is active.
     return LossSum(torch.where(active, violations, torch.zeros_like(violations)).sum(), active.sum())

@@ -134,6 +134,16 @@ def test_no_active_triplet_is_a_loss_of_zero_with_a_gradient(mining):
     assert (x.grad == 0).all()
 
 
+@pytest.mark.parametrize("mining", ["batch_all", "semi_hard", "hard"])
+def test_an_embedding_that_is_no_number_is_not_hidden(mining):
+    x = vectors(6)
+    x[2] = torch.nan
+    labels = torch.tensor([0, 0, 0, 1, 1, 1])
+    assert torch.isnan(mined_triplet_loss(x, labels, 5.0, mining).mean())
+    assert torch.isnan(triplet_loss(*x.chunk(3), 5.0).mean())
+    assert torch.isnan(contrastive_loss(x, labels, 5.0).mean())
+
+
 def test_classification_is_mean_cross_entropy():
     logits, labels = vectors(4, 3), torch.tensor([0, 1, 2, 0])
     plain = torch.nn.functional.cross_entropy(logits, labels)
