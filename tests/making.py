@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import socket
 import struct
 import subprocess
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import pyarrow as pa
 from PIL import Image
@@ -21,15 +21,21 @@ from PIL import Image
 from mrcg import schemas
 from mrcg.attempt import begin
 from mrcg.config import Config, IngestSettings, load_config
-from mrcg.corpus import SPLITS, Corpus, Split, embeddings_of, read_scans
+from mrcg.corpus import SPLITS, Corpus, read_scans
+from mrcg.embeddings import files_of
 from mrcg.encoder.spec import HISTORY, SPEC, WEIGHTS, fingerprint, spec_bytes
 from mrcg.evaluation.evaluate import evaluate
 from mrcg.files import HashingFile
-from mrcg.graph.neighbours import neighbour_lists
-from mrcg.graph.table import graph_table
+from mrcg.graph.making import GraphWork, make_graphs
+from mrcg.hands import OwnHands, silent
 from mrcg.imaging.readers import read
-from mrcg.index.shard import Shard, build_faiss
-from mrcg.index.sharded import ShardedIndex, shard_of
+from mrcg.index import kinds
+from mrcg.index.blueprint import IndexWork
+from mrcg.index.layout import shards_of
+from mrcg.index.making import make_index
+from mrcg.index.planner import first_effort, shape_of
+from mrcg.index.shard import Part
+from mrcg.index.sharded import ShardedIndex
 from mrcg.ingest import ImagesWriter, Rules, Segment, ingest_files
 from mrcg.joining import Joined, join_corpus
 from mrcg.manifest import FileEntry, Manifest, make_manifest
@@ -41,7 +47,7 @@ from mrcg.store import Artefact, Store
 
 #: Overrides that make every stage take seconds.
 OVERRIDES = (
-    "ingest.file_bytes=65536", "encoder.epochs=2", "encoder.input_size=32", "encoder.embedding_dim=16",
+    "ingest.file_bytes=65536", "index.shards=2", "encoder.epochs=2", "encoder.input_size=32", "encoder.embedding_dim=16",
     "encoder.batch_size=16", "reranker.epochs=2", "reranker.hidden=8", "graph.neighbours=20", "evaluate.picture_queries=2",
 )  # fmt: skip
 #: The same for the command line; two workers train the encoder.
@@ -197,19 +203,14 @@ def _models(store: Store, config: Config, steps: dict[str, Step]) -> None:
     vectors = Embedder.open(_open(store, steps["encoders"])).embed(pixels).astype(np.float16)
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
     table = pa.table({"image_id": corpus.scans["image_id"], "embedding": column}, schema=schemas.embeddings(16))
-    publish(store, steps["embeddings"], {"embeddings/00000.arrow": schemas.to_ipc(table)}, {"fingerprint": named})
-    index = make_index(corpus, embeddings_of(_open(store, steps["embeddings"])), config.index.shards)
-    files = {name: data for n, shard in enumerate(index.shards) for name, data in shard.to_files(n).items()}
-    files["index.json"] = json.dumps({"shards": len(index.shards), "probes": 16, "kind": "flat"}).encode()
-    publish(store, steps["indexes"], files, {"recall_at_50": 1.0})
-    split = Split(_open(store, steps["splits"]))
-    parts = []
-    lookups = split.lookups(corpus.groups, None, config.seed)
-    for part, which in lookups.queries.items():
-        queries = np.flatnonzero(which)
-        near = neighbour_lists(index, queries, lookups.gallery, config.graph.neighbours, part != "test")
-        parts.append(graph_table(queries, part, near, corpus.labels))
-    publish(store, steps["graphs"], {"graphs/00000.parquet": schemas.to_parquet(pa.concat_tables(parts))})
+    cut = embeddings_by_file(corpus, table)
+    publish(store, steps["embeddings"], cut, {"fingerprint": named, "dim": 16})
+    build_index(store, config, steps["indexes"])
+    step = steps["graphs"]
+    with begin(store, "graphs", step.version) as attempt:
+        work = graph_work(store, config, step, attempt.folder)
+        counts, files = make_graphs(work, OwnHands(), silent)
+        attempt.publish(make_manifest("graphs", step.version, step.settings, step.inputs, counts, files))
     reranker = new_reranker(config.reranker, 16, config.seed, named)
     spec = reranker.spec.model_dump_json().encode()
     data = weights(reranker)
@@ -221,28 +222,51 @@ def _open(store: Store, step: Step) -> Artefact:
     return store.artefact(step.stage.kind, step.version)
 
 
-def make_index(corpus: Corpus, vectors: np.ndarray[Any, Any], shards: int) -> ShardedIndex:
-    """An index over a corpus, in memory."""
-    ids = corpus.scans["image_id"].to_pylist()
-    return index_of(vectors, ids, corpus.labels, corpus.groups, shards)
+def embeddings_by_file(corpus: Corpus, table: pa.Table) -> dict[str, bytes]:
+    """A table of embeddings cut as the corpus' files of pixels are."""
+    files, start = {}, 0
+    for file in files_of(corpus.scans):
+        files[file.name] = schemas.to_ipc(table.slice(start, file.rows).combine_chunks())
+        start += file.rows
+    return files
+
+
+def build_index(store: Store, config: Config, step: Step) -> Manifest:
+    """An index by library calls, without Ray."""
+    inputs = step.inputs
+    with begin(store, "indexes", step.version) as attempt:
+        work = IndexWork(
+            *(store.url, inputs["corpus"], inputs["embeddings"], inputs.get("indexes"), attempt.folder),
+            *(config.index, config.seed),
+        )
+        made = make_index(work, OwnHands(), silent)
+        counts = {"recall_at_50": made.facts.recall}
+        return attempt.publish(make_manifest("indexes", step.version, step.settings, step.inputs, counts, made.files))
+
+
+def graph_work(store: Store, config: Config, step: Step, attempt: str) -> GraphWork:
+    """What the pieces of the work on graphs know."""
+    versions = (step.inputs[kind] for kind in ("corpus", "splits", "embeddings", "indexes"))
+    return GraphWork(store.url, *versions, attempt, config.graph.neighbours, None, None, config.seed)
 
 
 def index_of(
     vectors: np.ndarray[Any, Any], ids: list[str], labels: list[Any], groups: list[str], shards: int, kind: str = "flat"
 ) -> ShardedIndex:
     """An index over vectors, in memory."""
-    settings = load_config(None, [f"index.kind={kind}"]).index
-    built = []
-    for number in range(shards):
-        mine = np.array([r for r in range(len(ids)) if shard_of(None, ids[r], shards) == number], dtype=np.int64)
-        rows = pa.table(
-            {
-                "image_id": [ids[r] for r in mine],
-                "row": mine,
-                "label": pa.array([labels[r] for r in mine], pa.string()),
-                "group_id": [groups[r] for r in mine],
-            },
-            schema=schemas.ROWS,
-        )
-        built.append(Shard(build_faiss(vectors[mine], settings, 1), vectors[mine].astype(np.float16), rows))
-    return ShardedIndex(built, probes=settings.probes)
+    count, dim = vectors.shape
+    shape = shape_of(kind, count, dim, 0.95)  # type: ignore[arg-type]
+    trained = kinds.train(shape, vectors.astype(np.float32), 1) if shape.trained else None
+    parts = []
+    of = np.array(shards_of(ids, [None] * count, {}, shards), dtype=np.int64)
+    facts: dict[str, Any] = {"image_id": ids, "row": range(count), "label": labels, "group_id": groups}
+    nothing = {name: [None] * count for name in schemas.ROWS.names if name not in facts}
+    table = pa.table({name: {**facts, **nothing}[name] for name in schemas.ROWS.names}, schema=schemas.ROWS)
+    for shard in range(shards):
+        mine = np.flatnonzero(of == shard)
+        index = kinds.new_index(shape, 1) if trained is None else faiss.clone_index(trained)
+        stored = vectors[mine].astype(np.float16)
+        if len(mine):
+            index.add(stored.astype(np.float32))
+        parts.append(Part(shape, index, stored, table.take(pa.array(mine))))
+    return ShardedIndex(shape, parts, first_effort(shape, 0.95))

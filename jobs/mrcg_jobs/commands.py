@@ -10,11 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from mrcg import console
-from mrcg.config import load_config
+from mrcg.config import Config, load_config
 from mrcg.console import JsonOption, RecipeOption, SetOption, StoreOption
 from mrcg.errors import UsageError
 from mrcg.evaluation.systems import SYSTEMS, Reproduction, System, reproduction_markdown
-from mrcg.release import Promotion, promote
+from mrcg.release import Gate, Promotion, promote
 from mrcg.store import Store
 from mrcg_jobs.pipeline import StageResult, plan_steps, run_stages, steps_of
 
@@ -61,9 +61,13 @@ def run(
     opened, config = Store(store), load_config(recipe, settings)
     outcome = None
     if promote_when != PromoteWhen.never:
-        drop = config.release.max_map_drop if promote_when == PromoteWhen.gate else None
-        outcome = promote(opened, results[-1].version, drop)
-    _show(results, report, outcome, as_json)
+        outcome = promote(opened, results[-1].version, gate_of(config) if promote_when == PromoteWhen.gate else None)
+    show_stages(results, report, outcome, as_json)
+
+
+def gate_of(config: Config) -> Gate:
+    """How far a release may fall, by the recipe."""
+    return Gate(map_drop=config.release.max_map_drop, recall_drop=config.release.max_recall_drop)
 
 
 def _stage_command(name: str, summary: str) -> Callable[..., None]:
@@ -76,7 +80,7 @@ def _stage_command(name: str, summary: str) -> Callable[..., None]:
         as_json: JsonOption = False,
     ) -> None:
         results, report = _run(source, store, recipe, settings, ray, name, as_json)
-        _show(results, report, None, as_json)
+        show_stages(results, report, None, as_json)
 
     command.__doc__ = f"{summary} One stage of `mrcg run`; the stages before it must be there."
     return command
@@ -93,7 +97,7 @@ def ingest(
 ) -> None:
     """Read, check, make nameless and group scans; of a source that grew only what is new. One stage of `mrcg run`."""
     results, report = _run(source, store, recipe, _with_limit(settings, max_bad_fraction), ray, "ingest", as_json)
-    _show(results, report, None, as_json)
+    show_stages(results, report, None, as_json)
 
 
 def _with_limit(settings: list[str] | None, max_bad_fraction: float | None) -> list[str]:
@@ -129,7 +133,7 @@ def _run(
                 bars.finish(result.stage)
                 results.append(result)
     finally:
-        _stop_ray()
+        stop_ray()
     # Encoders of cross-fitting come behind the one that counts.
     last = results[-1] if only is None else results[0]
     return results, f"{opened.url}/{opened.manifest(last.kind, last.version).folder}"
@@ -162,7 +166,7 @@ def reproduce(
         with console.StageBars(quiet=as_json) as bars:
             rows = list(Reproducer(Store(store), source, config, ray, bars.stage, bars.finish).rows(wanted))
     finally:
-        _stop_ray()
+        stop_ray()
     found = Reproduction(recipe=recipe or "paper", settings=tuple(settings or ()), rows=tuple(rows))
     if as_json:
         console.emit_json(found.model_dump(mode="json"))
@@ -178,7 +182,8 @@ def _systems(names: str | None) -> list[System]:
     return [SYSTEMS[name] for name in wanted]
 
 
-def _stop_ray() -> None:
+def stop_ray() -> None:
+    """End the cluster that a stage started, or leave the one that was given."""
     import sys
 
     # Only where a stage ran: stopping must not be what imports Ray.
@@ -187,7 +192,8 @@ def _stop_ray() -> None:
         runtime.stop()
 
 
-def _show(results: list[StageResult], folder: Path | str, outcome: Promotion | None, as_json: bool) -> None:
+def show_stages(results: list[StageResult], folder: Path | str, outcome: Promotion | None, as_json: bool) -> None:
+    """The table of stages, and what became of the release."""
     if as_json:
         stages = [
             {

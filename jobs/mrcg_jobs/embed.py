@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import ray.data
 
 from mrcg import schemas
-from mrcg.corpus import IMAGES, Corpus
+from mrcg.corpus import IMAGES, Corpus, read_scans
+from mrcg.embeddings import embedding_file, files_of, reusable
 from mrcg.errors import MrcgError
+from mrcg.manifest import FileEntry
 from mrcg.store import Store
 from mrcg_jobs.job import Job, Outcome, entries, write_output
-from mrcg_jobs.runtime import carry, cpus_each, each_row, own_errors
 
 if TYPE_CHECKING:
     from mrcg.encoder.embedder import Embedder
@@ -51,21 +52,59 @@ class _EmbedFile:
         try:
             return self._embed(row)
         except MrcgError as error:
+            from mrcg_jobs.runtime import carry
+
             return carry(error)
 
     def _embed(self, row: dict[str, Any]) -> dict[str, Any]:
         ids, vectors = self._embedder.embed_images(self._corpus.images_of(row["file"]), self._batch_size)
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
         table = pa.table({"image_id": ids, "embedding": column}, schema=schemas.embeddings(vectors.shape[1]))
-        name = row["file"].replace(IMAGES, "embeddings/").replace(".parquet", ".arrow")
+        name = embedding_file(row["file"])
         entry = write_output(self._store, self._output, name, schemas.to_ipc(table))
         return {**entry, "images": len(vectors), "dim": vectors.shape[1]}
 
 
 def run(job: Job) -> Outcome:
-    """Make the embeddings: one Arrow file for each file of the corpus, in its order."""
-    compute = job.config.compute
-    files = [{"file": name} for name in job.inputs["corpus"].names(IMAGES)]
+    """Make the embeddings: one Arrow file for each file of the corpus, in its order.
+
+    What an earlier version by the same encoder has is not embedded again.
+    """
+    found, done = _reused(job)
+    there = {entry.name for entry in found}
+    files = [name for name in job.inputs["corpus"].names(IMAGES) if embedding_file(name) not in there]
+    dim = None if "embeddings" not in job.inputs else int(job.inputs["embeddings"].manifest.counts["dim"])
+    if files:
+        made, new, dim = _embed(job, files, done)
+        found, done = found + made, done + new
+    fingerprint = job.inputs["encoders"].manifest.counts["fingerprint"]
+    return Outcome({"images": done, "dim": dim, "fingerprint": fingerprint}, found)
+
+
+def _reused(job: Job) -> tuple[list[FileEntry], int]:
+    """Files that an earlier version has, and the images in them."""
+    base = job.inputs.get("embeddings")
+    if base is None:
+        return [], 0
+    scans = read_scans(job.inputs["corpus"])
+    ids, start, images = scans["image_id"].combine_chunks(), 0, 0
+    kept: list[FileEntry] = []
+    for file in files_of(scans):
+        found = reusable(base, file.name, ids.slice(start, file.rows))
+        start += file.rows
+        if found is not None:
+            kept.append(job.attempt.write(file.name, found) if isinstance(found, bytes) else found)
+            images += file.rows
+    return kept, images
+
+
+def _embed(job: Job, names: Sequence[str], before: int) -> tuple[list[FileEntry], int, int]:
+    """Embed files of the corpus on the cluster; their entries, images and the length of an embedding."""
+    import ray.data
+
+    from mrcg_jobs.runtime import cpus_each, each_row, own_errors
+
+    compute, files = job.config.compute, [{"file": name} for name in names]
     share = cpus_each(compute.embed_actors)
     job.progress(0, 0, "loading the encoder")
     dataset = ray.data.from_items(files, override_num_blocks=len(files)).map(
@@ -83,11 +122,10 @@ def run(job: Job) -> Outcome:
         num_cpus=share,
         num_gpus=1 if compute.use_gpu else None,
     )
-    total, rows, done = int(job.inputs["corpus"].manifest.counts["images"]), [], 0
+    total, rows, done = int(job.inputs["corpus"].manifest.counts["images"]), [], before
     with own_errors():
         for row in each_row(dataset):
             rows.append(row)
             done += row["images"]
             job.progress(done, total, "images embedded")
-    fingerprint = job.inputs["encoders"].manifest.counts["fingerprint"]
-    return Outcome({"images": done, "dim": int(rows[0]["dim"]), "fingerprint": fingerprint}, entries(rows))
+    return entries(rows), done - before, int(rows[0]["dim"])

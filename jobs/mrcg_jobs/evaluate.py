@@ -1,33 +1,36 @@
-"""Evaluate: one Ray task, so that the driver holds neither model nor vectors."""
+"""Evaluate: one piece of work, so that the driver holds neither model nor vectors."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import ray
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from mrcg.config import EvaluateSettings
 from mrcg.evaluation.report import REPORT, Report
+from mrcg.manifest import FileEntry
 from mrcg.store import Store
-from mrcg_jobs.job import Job, Outcome, entries, write_output
-from mrcg_jobs.runtime import own_errors
+from mrcg_jobs.job import Job, Outcome
 
 
-@ray.remote(num_cpus=1)
-def _evaluate(
-    store_url: str,
-    inputs: dict[str, str],
-    encoder: str,
-    output: str,
-    settings: EvaluateSettings,
-    facts: dict[str, float],
-) -> list[dict[str, Any]]:
-    from mrcg.evaluation.evaluate import evaluate
+@dataclass(frozen=True)
+class _Evaluation:
+    """Makes the report and writes its files."""
 
-    store = Store(store_url)
-    artefacts = {kind: store.artefact(kind, version) for kind, version in inputs.items()}
-    files = evaluate(artefacts, settings, facts, store.artefact("encoders", encoder))
-    return [write_output(store, output, name, data) for name, data in files.items()]
+    store: str
+    inputs: Mapping[str, str]
+    encoder: str
+    output: str
+    facts: Mapping[str, float]
+
+    def __call__(self, settings: EvaluateSettings) -> list[FileEntry]:
+        from mrcg.evaluation.evaluate import evaluate
+
+        store, entries = Store(self.store), []
+        artefacts = {kind: store.artefact(kind, version) for kind, version in self.inputs.items()}
+        for name, data in evaluate(artefacts, settings, self.facts, store.artefact("encoders", self.encoder)).items():
+            store.write_bytes(f"{self.output}/{name}", data)
+            entries.append(FileEntry.of(name, data))
+        return entries
 
 
 def run(job: Job) -> Outcome:
@@ -39,9 +42,8 @@ def run(job: Job) -> Outcome:
         "epochs": float(job.store.manifest("encoders", encoder).counts["epochs"]),
     }
     job.progress(0, 1, "scoring the test queries")
-    with own_errors():
-        inputs, output = dict(job.step.inputs), job.attempt.output
-        rows = ray.get(_evaluate.remote(job.store.url, inputs, encoder, output, job.config.evaluate, facts))
+    work = _Evaluation(job.store.url, dict(job.step.inputs), encoder, job.attempt.output, facts)
+    files = next(job.hands.map(work, [job.config.evaluate]))
     job.progress(1, 1)
     report = Report.model_validate_json(job.store.read_bytes(f"{job.attempt.output}/{REPORT}"))
     counts = {
@@ -52,4 +54,4 @@ def run(job: Job) -> Outcome:
         "gain_low": report.gain.map.low,
         "gain_high": report.gain.map.high,
     }
-    return Outcome(counts, entries(rows))
+    return Outcome(counts, files)

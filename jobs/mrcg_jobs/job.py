@@ -8,15 +8,15 @@ from typing import Any
 
 from mrcg.attempt import Attempt
 from mrcg.config import Config
+from mrcg.hands import Hands, Progress
 from mrcg.manifest import FileEntry
 from mrcg.stages import Source, Step
 from mrcg.store import Artefact, Store
-from mrcg_jobs.progress import Progress
 
 
 @dataclass(frozen=True)
 class Job:
-    """One stage to be run."""
+    """One stage to be run, and who does its pieces."""
 
     store: Store
     config: Config
@@ -24,6 +24,7 @@ class Job:
     step: Step
     inputs: Mapping[str, Artefact]
     attempt: Attempt
+    hands: Hands
     progress: Progress
 
 

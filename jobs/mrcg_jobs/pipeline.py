@@ -14,6 +14,7 @@ from mrcg.attempt import begin
 from mrcg.config import Config
 from mrcg.encoder.weights import resolve_weights
 from mrcg.errors import SettingsError
+from mrcg.hands import Hands, OwnHands, Progress
 from mrcg.lineage import ancestry_of
 from mrcg.manifest import Manifest, make_manifest
 from mrcg.privacy import pseudonyms_from_environment
@@ -21,7 +22,6 @@ from mrcg.source import open_source, survey
 from mrcg.stages import STAGES, Source, Step, open_inputs, plan
 from mrcg.store import Store
 from mrcg_jobs.job import Job
-from mrcg_jobs.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +75,7 @@ def run_stages(
     steps: Iterable[Step],
     ray_address: str | None,
     progress_of: Callable[[str], Progress],
+    hands: Hands | None = None,
 ) -> Iterator[StageResult]:
     """Run steps in order, each only where its version is not there yet; Ray starts when first needed.
 
@@ -85,6 +86,7 @@ def run_stages(
         steps: of ``plan_steps``, all or some.
         ray_address: of a cluster; None starts one on this machine.
         progress_of: gives a stage the progress it reports to.
+        hands: do the pieces of stages that are cut into pieces; None: those of Ray.
 
     Yields:
         A result after each stage.
@@ -95,36 +97,46 @@ def run_stages(
         if store.has(step.stage.kind, step.version):
             manifest, ran = store.manifest(step.stage.kind, step.version), False
         else:
-            manifest, ran = _run_step(store, config, source, step, ray_address, progress_of(step.name)), True
+            begun = _Begun(store, config, source, ray_address, hands)
+            manifest, ran = begun.run(step, progress_of(step.name)), True
         seconds = time.monotonic() - start
         yield StageResult(step.name, step.stage.kind, step.version, ran, seconds, manifest.counts)
 
 
-def _run_step(
-    store: Store, config: Config, source: Source, step: Step, ray_address: str | None, progress: Progress
-) -> Manifest:
-    inputs = open_inputs(store, step)
-    if not step.stage.small:
+@dataclass(frozen=True)
+class _Begun:
+    """A run of some steps: what all of them share."""
+
+    store: Store
+    config: Config
+    source: Source
+    ray_address: str | None
+    hands: Hands | None
+
+    def run(self, step: Step, progress: Progress) -> Manifest:
+        """Do one step and publish what it made."""
+        store, inputs = self.store, open_inputs(self.store, step)
+        hands = self.hands or (OwnHands() if step.stage.small else self._ray(progress))
+        started = time.time()
+        module = importlib.import_module(f"mrcg_jobs.{step.stage.name.replace('-', '_')}")
+        with begin(store, step.stage.kind, step.version, step.inputs) as attempt:
+            outcome = module.run(Job(store, self.config, self.source, step, inputs, attempt, hands, progress))
+            manifest = make_manifest(
+                step.stage.kind, step.version, step.settings, step.inputs, outcome.counts, outcome.files
+            )
+            published = attempt.publish(manifest)
+        store.record_run(published, {"started": started, "seconds": time.time() - started, **outcome.times})
+        return published
+
+    def _ray(self, progress: Progress) -> Hands:
+        # Ray is imported here: a run in which every stage is skipped does without it.
         progress(0, 0, "starting Ray")
-        _start_ray(ray_address)
-    started = time.time()
-    module = importlib.import_module(f"mrcg_jobs.{step.stage.name.replace('-', '_')}")
-    with begin(store, step.stage.kind, step.version) as attempt:
-        outcome = module.run(Job(store, config, source, step, inputs, attempt, progress))
-        manifest = make_manifest(
-            step.stage.kind, step.version, step.settings, step.inputs, outcome.counts, outcome.files
-        )
-        published = attempt.publish(manifest)
-    store.record_run(published, {"started": started, "seconds": time.time() - started, **outcome.times})
-    return published
+        rayenv.prepare()
+        from mrcg_jobs import runtime
+        from mrcg_jobs.hands import RayHands
 
-
-def _start_ray(address: str | None) -> None:
-    # Ray is imported here: a run in which every stage is skipped does without it.
-    rayenv.prepare()
-    from mrcg_jobs import runtime
-
-    runtime.start(address)
+        runtime.start(self.ray_address)
+        return RayHands()
 
 
 def steps_of(steps: Iterable[Step], name: str) -> tuple[Step, ...]:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from mrcg.config import Config
 from mrcg.errors import SettingsError
 from mrcg.evaluation.systems import MARGINS, TRIAL, Row, System, Trial, as_published, siamese
+from mrcg.hands import Progress
 from mrcg.stages import MEASURE_ENCODER, MEASURE_RERANKER, Source, Step, measuring
 from mrcg.store import Store
 from mrcg_jobs.pipeline import plan_steps, run_stages
-from mrcg_jobs.progress import Progress
 
 #: The margin is chosen by trainings of this part of the epochs.
 MARGIN_EPOCHS = 0.2

@@ -9,7 +9,7 @@ from types import TracebackType
 
 import ray
 
-from mrcg_jobs.progress import Progress
+from mrcg.hands import Progress
 
 POLL_SECONDS = 0.5
 

@@ -10,11 +10,12 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from mrcg.errors import AlreadyExistsError, IntegrityError, NotFoundError, StoreError
+from mrcg.errors import AlreadyExistsError, NotFoundError, StoreError
 from mrcg.manifest import KINDS, FileEntry, Manifest
 from mrcg.store import Store
 
@@ -90,7 +91,12 @@ class Attempt:
             raise StoreError(f"{self.folder} was taken over by another run while this one slept: run again")
         for entry in manifest.files:
             if entry.folder is not None:
-                continue  # stays where an earlier version put it
+                # It stays where an earlier version put it.
+                if not self.store.exists(f"{entry.folder}/{entry.name}"):
+                    raise StoreError(
+                        f"{entry.folder}/{entry.name} was removed while {self.kind} grew from it: run again"
+                    )
+                continue
             self.store.move(f"{self.output}/{entry.name}", f"{manifest.folder}/{entry.name}")
         try:
             self.store.create(f"{self.kind}/{self.version}/manifest.json", manifest.to_bytes())
@@ -106,11 +112,19 @@ class Attempt:
         return manifest
 
 
-def begin(store: Store, kind: str, version: str) -> Attempt:
-    """Take over an attempt at this version that nobody holds any more, or start one."""
+def begin(store: Store, kind: str, version: str, inputs: Mapping[str, str] | None = None) -> Attempt:
+    """Take over an attempt at this version that nobody holds any more, or start one.
+
+    Args:
+        store: where the version will be.
+        kind: of artefact.
+        version: to be made.
+        inputs: versions that it reads: while somebody holds the attempt nobody may sweep them away.
+    """
     for ident in store.listdir(f"{kind}/_attempts"):
         folder = f"{kind}/_attempts/{ident}"
-        if _version_of(store, folder) != version or is_live(store, folder):
+        facts = _facts_of(store, folder)
+        if facts is None or facts["version"] != version or is_live(store, folder):
             continue
         if (number := _claim(store, folder)) is None:
             continue
@@ -119,7 +133,8 @@ def begin(store: Store, kind: str, version: str) -> Attempt:
     ident = uuid.uuid4().hex
     # The lease comes first: an attempt without one would look abandoned.
     store.create(f"{kind}/_attempts/{ident}/lease-0000.json", _lease_bytes())
-    store.create(f"{kind}/_attempts/{ident}/attempt.json", json.dumps({"version": version}).encode())
+    about = {"version": version, "inputs": dict(inputs or {})}
+    store.create(f"{kind}/_attempts/{ident}/attempt.json", json.dumps(about).encode())
     return Attempt(store, kind, version, ident, 0)
 
 
@@ -138,37 +153,35 @@ def is_live(store: Store, folder: str) -> bool:
     return bool(lease["host"] != _host() or _started(lease["pid"]) == lease["started"])
 
 
-def collect_garbage(store: Store) -> list[str]:
-    """Remove attempts that no live lease holds and files that no manifest names.
-
-    Returns:
-        The folders that were removed, relative to the store.
-    """
-    removed: list[str] = []
-    for kind in KINDS:
-        attempts = [f"{kind}/_attempts/{ident}" for ident in store.listdir(f"{kind}/_attempts")]
-        dead = [folder for folder in attempts if not is_live(store, folder) and _claim(store, folder) is not None]
-        # A live attempt may be moving its files in right now: leave its version alone.
-        busy = {_version_of(store, folder) for folder in attempts if folder not in dead}
-        removed += dead
-        for version in store.listdir(kind):
-            if not version.startswith("_") and version not in busy:
-                removed += _orphans(store, kind, version)
-    for folder in removed:
-        store.remove(folder)
-        store.remove_if_empty(folder.rsplit("/", 1)[0])
-    return removed
+def dead_attempts(store: Store, claim: bool) -> list[str]:
+    """Folders of attempts that no live lease holds; ``claim`` keeps others from going on with them."""
+    return [
+        folder
+        for _, folder in _attempts(store)
+        if not is_live(store, folder) and (not claim or _claim(store, folder) is not None)
+    ]
 
 
-def _orphans(store: Store, kind: str, version: str) -> list[str]:
-    """Content folders of a version that its manifest does not name."""
-    try:
-        keep = store.manifest(kind, version).folder if store.has(kind, version) else None
-    except IntegrityError as error:
-        log.warning("left alone: %s", error)
-        return []
-    folders = [f"{kind}/{version}/{name}" for name in store.listdir(f"{kind}/{version}")]
-    return [folder for folder in folders if folder != keep and not folder.endswith(".json")]
+def busy_versions(store: Store) -> set[tuple[str, str]]:
+    """Versions that somebody is making: files may be on their way into them right now."""
+    live = [(kind, _facts_of(store, folder)) for kind, folder in _attempts(store) if is_live(store, folder)]
+    return {(kind, facts["version"]) for kind, facts in live if facts is not None}
+
+
+def inputs_of_live_attempts(store: Store) -> set[tuple[str, str]]:
+    """Versions that somebody is reading to make others."""
+    live = [_facts_of(store, folder) for _, folder in _attempts(store) if is_live(store, folder)]
+    return {
+        (name.partition(":")[0], version)
+        for facts in live
+        if facts is not None
+        for name, version in facts.get("inputs", {}).items()
+    }
+
+
+def _attempts(store: Store) -> list[tuple[str, str]]:
+    """Kind and folder of all attempts."""
+    return [(kind, f"{kind}/_attempts/{ident}") for kind in KINDS for ident in store.listdir(f"{kind}/_attempts")]
 
 
 def _claim(store: Store, folder: str) -> int | None:
@@ -181,11 +194,12 @@ def _claim(store: Store, folder: str) -> int | None:
     return number
 
 
-def _version_of(store: Store, folder: str) -> str | None:
+def _facts_of(store: Store, folder: str) -> dict[str, Any] | None:
     try:
-        return str(store.read_json(f"{folder}/attempt.json")["version"])
+        facts: dict[str, Any] = store.read_json(f"{folder}/attempt.json")
     except NotFoundError:
         return None
+    return facts
 
 
 def _leases(store: Store, folder: str) -> Sequence[str]:

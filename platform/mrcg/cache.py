@@ -7,6 +7,7 @@ needs no invalidation. The folder holds scans: only its owner may look into it.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import uuid
@@ -65,8 +66,7 @@ class Cache:
         path = self._path(digest)
         temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._make_room(len(data))
+            self.room_for(len(data))
             temporary.touch(mode=0o600)
             temporary.write_bytes(data)
             os.replace(temporary, path)
@@ -75,6 +75,21 @@ class Cache:
             with contextlib.suppress(OSError):
                 temporary.unlink()
 
+    def find(self, digest: str) -> Path | None:
+        """Path of the file with this SHA-256, checked; None where it is not kept (any more)."""
+        path = self._path(digest)
+        try:
+            with path.open("rb") as file:
+                sound = hashlib.file_digest(file, "sha256").hexdigest() == digest
+        except OSError:
+            return None
+        if not sound:
+            self.remove(digest)
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(path)
+        return path
+
     def remove(self, digest: str) -> None:
         """Forget a file."""
         self._path(digest).unlink(missing_ok=True)
@@ -82,7 +97,9 @@ class Cache:
     def _path(self, digest: str) -> Path:
         return self.folder / digest
 
-    def _make_room(self, size: int) -> None:
+    def room_for(self, size: int) -> None:
+        """Remove the longest unused until so many bytes more fit."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         kept = []
         for entry in os.scandir(self.folder):
             with contextlib.suppress(FileNotFoundError):  # another process removed it

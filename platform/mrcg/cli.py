@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import warnings
@@ -15,7 +14,9 @@ from typer.core import TyperGroup
 
 from mrcg import __version__, console
 from mrcg.cli_corpus import corpus_app, keys_app
-from mrcg.console import JsonOption, StoreOption
+from mrcg.cli_releases import releases_app
+from mrcg.cli_store import gc, plan, store_app, verify
+from mrcg.console import JsonOption
 from mrcg.errors import MrcgError, UsageError, missing_extra
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 #: Order in which help lists the commands.
 ORDER = (
     "sample", "keys", "run", "ingest", "corpus", "split", "train-encoder", "embed", "build-index", "build-graphs",
-    "train-reranker", "evaluate", "reproduce", "serve", "query", "releases", "store", "gc",
+    "train-reranker", "evaluate", "reproduce", "plan", "reindex", "serve", "query", "releases", "erase", "store",
+    "verify", "gc",
 )  # fmt: skip
 
 
@@ -50,8 +52,6 @@ class _LazyGroup(TyperGroup):
 
 
 app = typer.Typer(cls=_LazyGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-releases_app = typer.Typer(no_args_is_help=True, help="Which release serves: list, show, promote, roll back.")
-store_app = typer.Typer(no_args_is_help=True, help="What is in a store, and why a version exists.")
 app.add_typer(releases_app, name="releases")
 app.add_typer(keys_app, name="keys")
 app.add_typer(corpus_app, name="corpus")
@@ -148,141 +148,9 @@ def _show_answer(answer: Answer) -> None:
     console.say(", ".join(f"{stage} {ms:.1f} ms" for stage, ms in answer.milliseconds.items()))
 
 
-@releases_app.command("list")
-def releases_list(store: StoreOption, as_json: JsonOption = False) -> None:
-    """All releases, the current one last."""
-    from mrcg.release import read_release, release_numbers
-    from mrcg.store import Store
-
-    opened = Store(store)
-    releases = [read_release(opened, number) for number in release_numbers(opened)]
-    if as_json:
-        console.emit_json([release.model_dump(mode="json") for release in releases])
-        return
-    if not releases:
-        console.say(f"{opened.url} has no release yet: `mrcg run` makes and promotes one")
-        return
-    rows = [
-        [str(r.number), r.created, r.protocol, f"{100 * r.reranked_map:.1f}", r.encoder, r.index, r.reranker, r.reason]
-        for r in releases
-    ]
-    console.show_table(
-        "Releases",
-        ["release", "created", "protocol", "MAP", "encoder", "index", "reranker", "why"],
-        rows,
-        ["release", "MAP"],
-    )
-
-
-@releases_app.command("show")
-def releases_show(
-    store: StoreOption,
-    number: Annotated[int | None, typer.Argument(help="Of the release; the current one by default.")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """One release and what it pins."""
-    from mrcg.release import read_release
-    from mrcg.store import Store
-
-    release = read_release(Store(store), number).model_dump(mode="json")
-    if as_json:
-        console.emit_json(release)
-    else:
-        console.show_table(f"Release {release['number']}", ["what", "value"], [[k, str(v)] for k, v in release.items()])
-
-
-@releases_app.command("promote")
-def releases_promote(
-    store: StoreOption,
-    report: Annotated[str, typer.Argument(help="Version of the report that speaks for the release.")],
-    gate: Annotated[bool, typer.Option(help="Refuse where the MAP falls below the current release's.")] = True,
-    max_map_drop: Annotated[float, typer.Option(min=0.0, max=1.0, help="How far the MAP may fall.")] = 0.01,
-    as_json: JsonOption = False,
-) -> None:
-    """Make the models that a report measured the current release."""
-    from mrcg.release import promote
-    from mrcg.store import Store
-
-    opened = Store(store)
-    outcome = promote(opened, opened.find(f"reports/{report}").version, max_map_drop if gate else None)
-    if as_json:
-        console.emit_json(outcome.model_dump(mode="json"))
-    else:
-        console.say(outcome.why)
-
-
-@releases_app.command("rollback")
-def releases_rollback(
-    store: StoreOption,
-    number: Annotated[int | None, typer.Argument(help="Release to go back to; the one before by default.")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Make an earlier release current again."""
-    from mrcg.release import rollback
-    from mrcg.store import Store
-
-    release = rollback(Store(store), number)
-    if as_json:
-        console.emit_json(release.model_dump(mode="json"))
-    else:
-        console.say(f"release {release.number} is current: {release.reason}")
-
-
-@store_app.command("ls")
-def store_ls(store: StoreOption, as_json: JsonOption = False) -> None:
-    """All complete versions in a store."""
-    from mrcg.manifest import KINDS
-    from mrcg.store import Store
-
-    opened = Store(store)
-    manifests = [opened.manifest(kind, version) for kind in KINDS for version in opened.versions(kind)]
-    if as_json:
-        console.emit_json([{"kind": m.kind, "version": m.version, "counts": m.counts} for m in manifests])
-        return
-    rows = [
-        [m.kind, m.version, f"{sum(f.size for f in m.files) / 1e6:.1f}", console.short_counts(m.counts)]
-        for m in manifests
-    ]
-    console.show_table(opened.url, ["kind", "version", "MB", "counts"], rows, ["MB"])
-
-
-@store_app.command("show")
-def store_show(
-    store: StoreOption,
-    artefact: Annotated[str, typer.Argument(help="A version, its first letters, or kind/version.")],
-    as_json: JsonOption = False,
-) -> None:
-    """Why a version exists: settings, inputs, counts, files."""
-    from mrcg.store import Store
-
-    manifest = Store(store).find(artefact)
-    if as_json:
-        console.emit_json(json.loads(manifest.to_bytes()))
-        return
-    rows = [
-        ["made by", f"mrcg {manifest.code_version}, schema {manifest.schema_number}"],
-        *[[f"from {kind}", version] for kind, version in manifest.inputs.items()],
-        *[[f"setting {key}", json.dumps(value)] for key, value in manifest.settings.items()],
-        *[[f"count {key}", json.dumps(value)] for key, value in manifest.counts.items()],
-        ["content", manifest.content],
-        *[[f"file {f.name}", f"{f.size:,} bytes, SHA-256 {f.sha256[:16]}…"] for f in manifest.files],
-    ]
-    console.show_table(f"{manifest.kind}/{manifest.version}, files in {manifest.folder}", ["what", "value"], rows)
-
-
-@app.command()
-def gc(store: StoreOption, as_json: JsonOption = False) -> None:
-    """Remove unfinished work that nobody holds any more."""
-    from mrcg.attempt import collect_garbage
-    from mrcg.store import Store
-
-    removed = collect_garbage(Store(store))
-    if as_json:
-        console.emit_json({"removed": removed})
-        return
-    for folder in removed:
-        console.say(f"removed {folder}")
-    console.say(f"{len(removed)} unfinished folders removed")
+app.command()(verify)
+app.command()(gc)
+app.command()(plan)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -16,20 +16,25 @@ from mrcg.errors import SourceError, UsageError
 if TYPE_CHECKING:
     from mrcg.inventory import Inventory
 
-keys_app = typer.Typer(no_args_is_help=True, help="Keys: make one for pseudonyms.")
+keys_app = typer.Typer(no_args_is_help=True, help="Keys: make one for pseudonyms, or one for signatures.")
 corpus_app = typer.Typer(no_args_is_help=True, help="What is in a corpus, and what was refused.")
 
 
 @keys_app.command("new")
 def keys_new(
-    kind: Annotated[str, typer.Option("--kind", help="pseudonym: makes patients nameless.")],
+    kind: Annotated[str, typer.Option("--kind", help="pseudonym: makes patients nameless; signing: signs receipts.")],
     out: Annotated[Path | None, typer.Option("--out", help="File for the key, readable by its owner alone.")] = None,
 ) -> None:
     """Make a key. It is shown or written once and kept nowhere else."""
-    from mrcg.privacy import ENVIRONMENT, new_key
+    from mrcg import privacy, signing
 
-    if kind != "pseudonym":
-        raise UsageError(f"--kind {kind}: the kinds are pseudonym")
+    made = {
+        "pseudonym": (privacy.new_key, privacy.ENVIRONMENT, "would make all its pseudonyms strangers"),
+        "signing": (signing.new_signing_key, signing.ENVIRONMENT, "could not answer for its signatures"),
+    }
+    if kind not in made:
+        raise UsageError(f"--kind {kind}: the kinds are {', '.join(made)}")
+    new_key, variable, loss = made[kind]
     if out is None:
         console.say(new_key())
         return
@@ -38,10 +43,10 @@ def keys_new(
         with os.fdopen(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(new_key() + "\n")
     except FileExistsError as error:
-        raise UsageError(f"--out {out} is there already: a new key would make all its pseudonyms strangers") from error
+        raise UsageError(f"--out {out} is there already: a new key {loss}") from error
     except OSError as error:
         raise UsageError(f"--out {out} cannot be written: {error.strerror}") from error
-    console.say(f"pseudonym key in {out}; use it with {ENVIRONMENT}={out}, keep a copy in a safe place")
+    console.say(f"{kind} key in {out}; use it with {variable}={out}, keep a copy in a safe place")
 
 
 @corpus_app.command("report")

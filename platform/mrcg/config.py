@@ -55,6 +55,7 @@ class IngestSettings(ReadSettings):
     classes: tuple[str, ...] | None = Field(
         None, description="folder names that are labels; none given: all, or with a pseudonym key none"
     )
+    tenant: str | None = Field(None, description="who owns all scans of the source")
     site: str | None = Field(None, description="site of all scans that a manifest does not give one")
     near_duplicate_bits: int = Field(12, ge=0, le=64, description="distance of two 256-bit difference hashes")
     file_bytes: int = Field(192 * 2**20, ge=2**16, le=2**30, description="size that a Parquet file of pixels aims at")
@@ -132,14 +133,18 @@ class EmbedSettings(Settings):
 
 
 class IndexSettings(Settings):
-    """The sharded FAISS index."""
+    """The sharded FAISS index; what is 0 or auto the planner chooses (`mrcg plan`)."""
 
-    kind: Literal["flat", "ivf_flat"] = "flat"
-    shards: int = Field(2, ge=2)
-    lists: Count = Field(64, description="ivf_flat: coarse cells of one shard, at most its rows / 39")
-    probes: Count = Field(16, description="ivf_flat: cells searched per query")
-    recall_sample: Count = Field(256, description="queries for recall@50 against exact search")
-    min_recall: Fraction = 0.95
+    kind: Literal["auto", "flat", "hnsw", "ivf_flat", "ivf_sq", "opq_ivf_pq"] = "auto"
+    shards: int = Field(0, ge=0)
+    node_bytes: int = Field(16 * 2**30, ge=2**28, description="memory of a machine that holds shards")
+    part_bytes: int = Field(
+        8 * 2**30, ge=2**20, description="index that one task may hold: a larger shard is filled in parts"
+    )
+    effort: int = Field(0, ge=0, description="cells (IVF) or breadth (HNSW) that a search begins with")
+    min_recall: Fraction = Field(0.95, description="recall@50 against exact search; effort is raised until it is there")
+    recall_sample: Count = Field(256, description="queries that recall is measured with")
+    compact_above: Fraction = Field(0.2, description="part of a part's rows that may be gone before it is filled anew")
 
 
 class GraphSettings(Settings):
@@ -189,6 +194,7 @@ class ReleaseSettings(Settings):
     """The gate of a promotion."""
 
     max_map_drop: Fraction = Field(0.01, description="reranked MAP may fall by this much below the current release")
+    max_recall_drop: Fraction = Field(0.02, description="recall@50 of the index may fall by this much")
 
 
 class Autoscale(Settings):
@@ -231,6 +237,11 @@ class ComputeSettings(Settings):
     encoder_workers_min: int = Field(0, ge=0, description="go on with so many where nodes are lost; 0 waits for all")
     reranker_workers: Count = 1
     embed_actors: Count = 1
+    index_threads: int = Field(
+        0,
+        ge=0,
+        description="of one task that fills a part; 0 takes all cores, and one for HNSW: more, and bytes differ",
+    )
     use_gpu: bool = False
     cpus_per_trainer: float = Field(0.0, ge=0.0, description="0: all CPUs of the cluster shared out among the workers")
     max_failures: int = Field(2, ge=0, description="times a training worker may die before the run fails")
@@ -299,7 +310,24 @@ def load_config(recipe: str | None = None, overrides: Iterable[str] = ()) -> Con
         SettingsError: unknown recipe or key, or a value that is not allowed.
     """
     tree = _read_recipe(recipe) if recipe else {}
-    where = f"recipe {recipe}" if recipe else "defaults"
+    return _overridden(tree, f"recipe {recipe}" if recipe else "defaults", overrides)
+
+
+def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
+    """Settings of a release with overrides of what makes no model on top.
+
+    Raises:
+        SettingsError: unknown key, a value that is not allowed, or a setting that would make another model.
+    """
+    overrides = list(overrides)
+    for override in overrides:
+        group = override.partition(".")[0]
+        if group in ("seed", "ingest", "split", "encoder", "embed", "graph", "reranker"):
+            raise SettingsError(f"--set {override}: the models and their gallery's rules stay; `mrcg run` makes others")
+    return _overridden(config.model_dump(mode="json"), "settings of the release", overrides)
+
+
+def _overridden(tree: dict[str, Any], where: str, overrides: Iterable[str]) -> Config:
     for override in overrides:
         key, sign, text = override.partition("=")
         if not sign:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -147,6 +149,34 @@ def grey_of(images: pa.Table, row: int) -> Grey:
     """(height, width) grey levels of one row of ``schemas.IMAGES``."""
     height, width = images["height"][row].as_py(), images["width"][row].as_py()
     return np.frombuffer(images["pixels"][row].as_buffer(), dtype=np.uint8).reshape(height, width)
+
+
+def rows_in(artefact: Artefact, name: str) -> int:
+    """Images in a file of pixels, those too that the corpus has no more."""
+    store = artefact.store
+    with store.fs.open(store.path(artefact.relative(name)), "rb") as file:
+        return int(pq.ParquetFile(file).metadata.num_rows)
+
+
+def without_rows(data: bytes, rows: Sequence[int]) -> bytes:
+    """A file of pixels with some of its rows alone, in row groups of at most the size that it has."""
+    parquet, sink = pq.ParquetFile(pa.BufferReader(data)), io.BytesIO()
+    kept, start = np.asarray(rows, dtype=np.int64), 0
+    with pixels_writer(sink) as writer:
+        for group in range(parquet.num_row_groups):
+            count = parquet.metadata.row_group(group).num_rows
+            here = kept[(kept >= start) & (kept < start + count)] - start
+            if len(here):
+                writer.write_table(parquet.read_row_group(group).take(pa.array(here)), row_group_size=len(here))
+            start += count
+    return sink.getvalue()
+
+
+def pixels_writer(sink: Any) -> pq.ParquetWriter:
+    """A writer of files of pixels. Neither a dictionary nor statistics of pixels are of use to anybody."""
+    return pq.ParquetWriter(
+        sink, schemas.IMAGES, compression="zstd", use_dictionary=False, write_statistics=["image_id"]
+    )
 
 
 class Split:

@@ -113,6 +113,7 @@ EXTRAS = {
     "fastapi": "serve",
     "prometheus_client": "serve",
     "s3fs": "s3",
+    "cryptography": "jobs",
     "pydicom": "imaging",
     "nibabel": "imaging",
     "h5py": "imaging",

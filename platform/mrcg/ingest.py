@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from mrcg import schemas
 from mrcg.config import IngestSettings
+from mrcg.corpus import pixels_writer
 from mrcg.errors import ImageError
 from mrcg.files import HashingFile
 from mrcg.imaging.duplicates import difference_hash
@@ -166,10 +167,7 @@ class ImagesWriter:
             return
         if self._writer is None:
             self._sink = self._stack.enter_context(self._open(self._name()))
-            # Neither a dictionary nor statistics of pixels are of use to anybody.
-            self._writer = pq.ParquetWriter(
-                self._sink, schemas.IMAGES, compression="zstd", use_dictionary=False, write_statistics=["image_id"]
-            )
+            self._writer = pixels_writer(self._sink)
         ids, heights, widths, pixels = zip(*self._waiting, strict=True)
         table = pa.table(
             {"image_id": list(ids), "height": list(heights), "width": list(widths), "pixels": list(pixels)},
@@ -219,6 +217,7 @@ def _scan_row(file: SourceFile, one: Slice, rules: Rules) -> dict[str, Any]:
         "frame": one.frame,
         "source_split": file.split,
         "fold": file.fold,
+        "tenant": rules.settings.tenant,
         "site": file.site or rules.settings.site,
         "plane": file.plane or facts.plane,
         "sequence": file.sequence or facts.sequence or _sequence_of_name(file, facts),

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mrcg import schemas
-from mrcg.corpus import QUARANTINE, SCANS, read_quarantine, read_scans
+from mrcg.corpus import QUARANTINE, SCANS, read_quarantine, read_scans, rows_in, without_rows
 from mrcg.grouping import conflicts, group_scans, without_repeats
 from mrcg.ingest import HARMLESS, Rules, is_suppressed
 from mrcg.listing import PASSING, Digests, row_digests
@@ -41,6 +41,7 @@ def join_corpus(
     kept: Digests,
     rules: Rules,
     write: Write,
+    purge: bool = False,
 ) -> Joined:
     """Put segments and what is left of the base together, group all of it, write the tables.
 
@@ -50,8 +51,9 @@ def join_corpus(
         kept: digests of the base's files that the source still has.
         rules: of this ingestion.
         write: writes a file of the corpus.
+        purge: leave nothing of what goes: no word in the quarantine, no pixels in any file (an erasure, DESIGN §5).
     """
-    old_scans, old_quarantine, files = _kept(base, kept, rules)
+    old_scans, old_quarantine, files = _kept(base, kept, rules, purge, write)
     scans, quarantine = [old_scans], [old_quarantine]
     for new_scans, new_quarantine, new_files in segments:
         scans.append(new_scans)
@@ -81,28 +83,80 @@ def bad_rows(quarantine: pa.Table) -> pa.Table:
     return quarantine.filter(pc.and_(pc.is_null(quarantine["frame"]), harmful))
 
 
-def _kept(base: Artefact | None, kept: Digests, rules: Rules) -> tuple[pa.Table, pa.Table, list[FileEntry]]:
+def _kept(
+    base: Artefact | None, kept: Digests, rules: Rules, purge: bool, write: Write
+) -> tuple[pa.Table, pa.Table, list[FileEntry]]:
     if base is None:
         return schemas.SCANS.empty_table(), schemas.QUARANTINE.empty_table(), []
     scans, quarantine = read_scans(base), read_quarantine(base)
     scans = scans.filter(pa.array(np.isin(row_digests(scans), kept)))
     lasting = np.array([reason not in PASSING for reason in quarantine["reason"].to_pylist()], dtype=bool)
     quarantine = quarantine.filter(pa.array(np.isin(row_digests(quarantine), kept) & lasting))
+    rewritten: set[str] = set()
     if rules.suppressed:
         gone = pa.array(
             [is_suppressed(row, rules) for row in scans.select(["image_id", "pixel_hash", "patient"]).to_pylist()],
             pa.bool_(),
         )
-        quarantine = pa.concat_tables(
-            [quarantine, _refused(scans.filter(gone), "suppressed", "on the suppression list")]
-        )
-        scans = scans.filter(pc.invert(gone))
-    files = []
-    for name in pc.unique(scans["file"]).to_pylist():
-        entry = base.entry(name)
-        # It stays where it is: the new manifest names the folder of the version that wrote it.
-        files.append(entry.model_copy(update={"folder": entry.folder or base.manifest.folder}))
+        going, scans = scans.filter(gone), scans.filter(pc.invert(gone))
+        if purge:
+            quarantine = quarantine.filter(pc.invert(pc.is_in(quarantine["source_key"], going["source_key"])))
+        else:
+            refused = _refused(going, "suppressed", "on the suppression list")
+            quarantine = pa.concat_tables([quarantine, refused])
+        scans = forget_names(scans, going)
+        rewritten = set(going["file"].to_pylist())
+    return _with_files(base, scans, quarantine, rewritten, purge, write)
+
+
+def _with_files(
+    base: Artefact, scans: pa.Table, quarantine: pa.Table, rewritten: set[str], purge: bool, write: Write
+) -> tuple[pa.Table, pa.Table, list[FileEntry]]:
+    """The files of pixels of what is kept: as they are, or without the rows of what is gone."""
+    names, rows = scans["file"].to_pylist(), scans["file_row"].to_pylist()
+    rows_of: dict[str, list[int]] = {}
+    for name, row in zip(names, rows, strict=True):
+        rows_of.setdefault(name, []).append(row)
+    files, moved = [], False
+    for name, wanted in rows_of.items():
+        if name in rewritten or (purge and rows_in(base, name) != len(wanted)):
+            files.append(write(name, without_rows(base.read_bytes(name), wanted)))
+            rows_of[name], moved = list(range(len(wanted))), True
+        else:
+            # It stays where it is: the new manifest names the folder of the version that wrote it.
+            files.append(base.shared(name))
+    if moved:
+        places = {name: iter(numbers) for name, numbers in rows_of.items()}
+        column = pa.array([next(places[name]) for name in names], pa.int32())
+        number = scans.schema.get_field_index("file_row")
+        scans = scans.set_column(number, schemas.SCANS.field("file_row"), column)
     return scans, quarantine, files
+
+
+def forget_names(scans: pa.Table, gone: pa.Table) -> pa.Table:
+    """Groups that were named after scans or patients who are gone get another name: their smallest member's.
+
+    Whoever looks at a group must not find the id of an erased image in its name. Such a group may change its part
+    in a split that is drawn by the group's name.
+    """
+    forgotten = {value for name in ("image_id", "patient", "study") for value in gone[name].to_pylist() if value}
+    people = {value for name in ("patient", "study") for value in scans[name].to_pylist() if value}
+    forgotten -= people  # an image of a patient who stays
+    groups, joins = scans["group_id"].to_pylist(), scans["joins"].to_pylist()
+    smallest: dict[str, str] = {}
+    for group, ident in zip(groups, scans["image_id"].to_pylist(), strict=True):
+        if group in forgotten:
+            smallest[group] = min(ident, smallest.get(group, ident))
+    if not smallest and not any(forgotten.intersection(one) for one in joins):
+        return scans
+    renamed = [smallest.get(group, group) for group in groups]
+    joined = [
+        sorted({smallest.get(one, one) for one in some if one not in forgotten or one in smallest}) for some in joins
+    ]
+    for name, values in (("group_id", renamed), ("joins", joined)):
+        field = schemas.SCANS.field(name)
+        scans = scans.set_column(scans.schema.get_field_index(name), field, pa.array(values, field.type))
+    return scans
 
 
 def _refused(scans: pa.Table, reason: str, detail: str) -> pa.Table:

@@ -11,10 +11,10 @@ from mrcg.manifest import Manifest
 from mrcg.privacy import Pseudonyms, key_needed
 from mrcg.stages import Ancestry, Source, corpus_settings
 from mrcg.store import Store
-from mrcg.suppression import suppressed
+from mrcg.suppression import list_digest
 
 #: Settings that may differ between a corpus and the one it grows from.
-_FREE = ("listing", "suppressed")
+_FREE = ("listing", "suppressed", "purged")
 
 
 def source_name(source: Source, pseudonyms: Pseudonyms | None) -> str:
@@ -31,7 +31,7 @@ def ancestry_of(store: Store, config: Config, source: Source, pseudonyms: Pseudo
     if source.identifying and pseudonyms is None:
         raise key_needed("DICOM, MATLAB files and manifests with a patient column")
     policy = None if pseudonyms is None else pseudonyms.policy()
-    found = Ancestry(policy, digest(sorted(suppressed(store)), 32), None)
+    found = Ancestry(policy, list_digest(store), None)
     wanted = corpus_settings(config, source, found)
     name = source_name(source, pseudonyms)
     related = [
@@ -39,10 +39,11 @@ def ancestry_of(store: Store, config: Config, source: Source, pseudonyms: Pseudo
         for manifest in (store.manifest("corpus", version) for version in store.versions("corpus"))
         if manifest.counts.get("source") == name and _bound(manifest.settings) == _bound(wanted)
     ]
-    same = [manifest for manifest in related if manifest.settings == wanted]
+    # Made by an erasure it is the same corpus: what is on the list is not in it.
+    same = [one for one in related if {k: v for k, v in one.settings.items() if k != "purged"} == wanted]
     if same:
         # It is there already, whatever it grew from.
-        return Ancestry(policy, found.suppressed, same[0].inputs.get("corpus"))
+        return Ancestry(policy, found.suppressed, same[0].inputs.get("corpus"), "purged" in same[0].settings)
     newest = max(related, key=_generation, default=None)
     return Ancestry(policy, found.suppressed, None if newest is None else newest.version)
 

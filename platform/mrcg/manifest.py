@@ -15,11 +15,11 @@ from mrcg.hashing import digest, sha256
 #: Kinds of artefact in pipeline order (trials: of `mrcg reproduce`), and the schema number of each: it is part of every
 #: version.
 KINDS: Mapping[str, int] = {
-    "corpus": 2,
+    "corpus": 3,
     "splits": 3,
     "encoders": 2,
     "embeddings": 1,
-    "indexes": 1,
+    "indexes": 2,
     "graphs": 2,
     "rerankers": 2,
     "reports": 3,

@@ -18,6 +18,7 @@ from mrcg.reranker.scorer import Reranking, Scorer
 from mrcg.search import AllowAll, Answer, Found, Policy, RequestContext, answer
 from mrcg.serving import QueryRules
 from mrcg.store import Store
+from mrcg.tombstones import Tombstones
 
 
 class _LocalStages:
@@ -58,7 +59,7 @@ class LocalPipeline:
         reranker = store.artefact("rerankers", release.reranker)
         self._stages = _LocalStages(
             embedder,
-            Searcher(ShardedIndex.open(store.artefact("indexes", release.index))),
+            Searcher(ShardedIndex.open(store.artefact("indexes", release.index)), Tombstones(store)),
             Reranking(Scorer.open(reranker, encoder_fingerprint=embedder.fingerprint)),
         )
 

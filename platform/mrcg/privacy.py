@@ -23,8 +23,8 @@ KEY_DIGITS = 64
 POLICY_VERSION = 1
 #: Header fields that become columns; all else is dropped. Ids become pseudonyms, UIDs are mapped, days shifted.
 KEPT = (
-    "label", "patient", "study", "series", "instance", "accession", "site", "plane", "sequence", "acquired", "year",
-    "spacing_mm", "position_mm",
+    "label", "patient", "study", "series", "instance", "accession", "tenant", "site", "plane", "sequence", "acquired",
+    "year", "spacing_mm", "position_mm",
 )  # fmt: skip
 _SHIFT_DAYS = 182
 

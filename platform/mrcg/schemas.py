@@ -33,6 +33,7 @@ SCANS = pa.schema(
         pa.field("frame", pa.int32(), nullable=False),
         pa.field("source_split", pa.string()),
         pa.field("fold", pa.int32()),
+        pa.field("tenant", pa.string()),
         pa.field("site", pa.string()),
         pa.field("patient", pa.string()),  # pseudonyms, these five
         pa.field("study", pa.string()),
@@ -88,13 +89,16 @@ SPLITS = pa.schema(
     ]
 )
 
-#: indexes/shards/*.rows.parquet: FAISS row number -> scan.
+#: indexes/rows/*.arrow: row of a part -> scan and what a filter may ask of it; all null where the scan is gone.
 ROWS = pa.schema(
     [
-        pa.field("image_id", pa.string(), nullable=False),
-        pa.field("row", pa.int64(), nullable=False),  # row of scans.parquet and of the embeddings
-        pa.field("label", pa.string()),
-        pa.field("group_id", pa.string(), nullable=False),
+        pa.field("image_id", pa.string()),
+        pa.field("row", pa.int64()),  # row of the corpus' table of scans and of the embeddings
+        *(
+            pa.field(name, pa.string())
+            for name in ("label", "group_id", "tenant", "site", "sequence", "plane", "patient")
+        ),
+        pa.field("year", pa.int16()),
     ]
 )
 

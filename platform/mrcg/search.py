@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mrcg.errors import MrcgError
 from mrcg.imaging.slices import Grey
-from mrcg.index.shard import Mask
+from mrcg.index.metric import Mask
 
 log = logging.getLogger(__name__)
 

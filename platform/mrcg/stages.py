@@ -39,11 +39,13 @@ class Ancestry:
         policy: of de-identification; None where nothing is made a pseudonym.
         suppressed: digest of the suppression list.
         base: version of the corpus that it grows from, None for the first.
+        purged: it was made by an erasure, from its base alone.
     """
 
     policy: Mapping[str, Any] | None = None
     suppressed: str = ""
     base: str | None = None
+    purged: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ def corpus_settings(config: Config, source: Source, ancestry: Ancestry) -> dict[
         "listing": source.listing_digest,
         "policy": None if ancestry.policy is None else dict(ancestry.policy),
         "suppressed": ancestry.suppressed,
+        **({"purged": True} if ancestry.purged else {}),
     }
 
 

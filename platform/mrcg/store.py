@@ -13,11 +13,16 @@ content gets another, and the one manifest names the folder that counts.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import datetime
+import functools
+import hashlib
 import json
 import logging
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,6 +132,15 @@ class Store:
         except OSError as error:
             raise self._not_writable(error) from error
 
+    def fetch(self, relative: str, target: Path) -> None:
+        """Copy a file of the store to a path of this machine, piece by piece."""
+        try:
+            self.fs.get_file(self.path(relative), str(target))
+        except FileNotFoundError as error:
+            raise NotFoundError(f"{self.url} has no {relative}: `mrcg store ls` shows what is there") from error
+        except OSError as error:
+            raise StoreError(f"store {self.url} cannot be read at {relative}: {error.strerror or error}") from error
+
     def create(self, relative: str, data: bytes) -> None:
         """Write a file that must not exist; of many writers one wins, whole.
 
@@ -168,6 +182,22 @@ class Store:
         self.fs.invalidate_cache(base)
         names = [str(p)[len(base) + 1 :] for p in self.fs.find(base)]
         return sorted(name for name in names if not name.rsplit("/", 1)[-1].startswith("."))
+
+    def isdir(self, relative: str) -> bool:
+        """Whether it is a folder."""
+        return bool(self.fs.isdir(self.path(relative)))
+
+    def size(self, relative: str) -> int:
+        """Bytes of a file; 0 where it is gone."""
+        try:
+            return int(self.fs.size(self.path(relative)) or 0)
+        except FileNotFoundError:
+            return 0
+
+    def modified(self, relative: str) -> datetime.datetime:
+        """When a file was last written."""
+        when: datetime.datetime = self.fs.modified(self.path(relative))
+        return when
 
     def move(self, source: str, target: str) -> None:
         """Move one file; whatever was at the target is replaced."""
@@ -276,6 +306,11 @@ class Artefact:
             raise NotFoundError(f"{self.manifest.kind}/{self.manifest.version} has no file {name}")
         return self._entries[name]
 
+    def shared(self, name: str) -> FileEntry:
+        """The entry by which another version refers to a file of this one, without a copy."""
+        entry = self.entry(name)
+        return entry.model_copy(update={"folder": entry.folder or self.manifest.folder})
+
     def relative(self, name: str) -> str:
         """Path of a file, relative to the store."""
         entry = self.entry(name)
@@ -292,18 +327,70 @@ class Artefact:
             return kept
         data = self.store.read_bytes(self.relative(name))
         if len(data) != entry.size or sha256(data) != entry.sha256:
-            raise IntegrityError(
-                f"{self.store.url}/{self.relative(name)} does not match its manifest (SHA-256): "
-                f"restore the file, or remove {self.manifest.kind}/{self.manifest.version} and run again"
-            )
+            raise self._damaged(name)
         if self._cache is not None:
             self._cache.put(entry.sha256, data)
         return data
+
+    def on_disk(self, name: str) -> Path:
+        """A file as a path of this machine, its bytes checked: for what is memory-mapped and not read whole.
+
+        Of a remote store it is the node cache's copy, or a temporary file that goes with this process.
+
+        Raises:
+            IntegrityError: the bytes are not those that were published.
+        """
+        entry = self.entry(name)
+        if self.store.local:
+            path = Path(self.store.path(self.relative(name)))
+            self._check(name, path)
+            return path
+        if self._cache is not None and (kept := self._cache.find(entry.sha256)) is not None:
+            return kept
+        folder = self._cache.folder if self._cache is not None and entry.size <= self._cache.max_bytes else spill()
+        target = folder / entry.sha256
+        if self._cache is not None and folder == self._cache.folder:
+            self._cache.room_for(entry.size)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        temporary = folder / f".{uuid.uuid4().hex}.tmp"
+        try:
+            temporary.touch(mode=0o600)
+            self.store.fetch(self.relative(name), temporary)
+            self._check(name, temporary)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return target
+
+    def _check(self, name: str, path: Path) -> None:
+        entry = self.entry(name)
+        try:
+            with path.open("rb") as file:
+                whole = os.fstat(file.fileno()).st_size == entry.size
+                whole = whole and hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
+        except FileNotFoundError as error:
+            raise self._damaged(name) from error
+        if not whole:
+            raise self._damaged(name)
+
+    def _damaged(self, name: str) -> IntegrityError:
+        return IntegrityError(
+            f"{self.store.url}/{self.relative(name)} does not match its manifest (SHA-256): "
+            f"restore the file, or remove {self.manifest.kind}/{self.manifest.version} and run again"
+        )
 
     def each(self, prefix: str) -> Iterator[tuple[str, bytes]]:
         """Names and checked contents of the files below a prefix."""
         for name in self.names(prefix):
             yield name, self.read_bytes(name)
+
+
+@functools.cache
+def spill() -> Path:
+    """A folder for what no cache may keep; it goes when this process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="mrcg-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _beside(path: Path) -> Path:

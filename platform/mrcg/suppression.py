@@ -33,6 +33,11 @@ def suppress(store: Store, tokens: Iterable[str]) -> None:
         store.create(f"{FOLDER}/{digest(entries, 32)}.json", json.dumps(entries).encode())
 
 
+def list_digest(store: Store) -> str:
+    """Digest of the whole list: part of the version of every corpus that obeys it."""
+    return digest(sorted(suppressed(store)), 32)
+
+
 def suppressed(store: Store) -> frozenset[str]:
     """All entries."""
     return frozenset(

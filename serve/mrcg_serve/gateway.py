@@ -16,11 +16,12 @@ from ray.serve.handle import DeploymentHandle
 from mrcg.config import ServeSettings
 from mrcg.corpus import Corpus
 from mrcg.errors import MrcgError
-from mrcg.index.shard import Mask
+from mrcg.index.metric import Mask
 from mrcg.release import read_release
 from mrcg.search import AllowAll, Answer, Policy, answer
 from mrcg.serving import QueryRules
 from mrcg.store import Store
+from mrcg.tombstones import Tombstones
 from mrcg_serve.access import Authenticator, LoopbackOnly
 from mrcg_serve.problems import problem_of
 from mrcg_serve.stages import RemoteStages
@@ -71,6 +72,7 @@ class Gateway:
         pinned = read_release(opened, release)
         self.rules = QueryRules.of(opened, pinned, settings)
         self._corpus = Corpus(opened.artefact("corpus", pinned.corpus))
+        self._tombstones = Tombstones(opened)
         self._stages = RemoteStages(*stages)
         self._policy = policy
         self.authenticator = authenticator
@@ -115,7 +117,8 @@ class Gateway:
 
     def _preview(self, image_id: str, allowed: Mask | None) -> bytes:
         row = self._corpus.row_of(image_id)
-        if allowed is not None and not allowed[row]:
+        self._tombstones.look()
+        if (allowed is not None and not allowed[row]) or self._tombstones.forbidden([image_id]):
             raise self._corpus.unknown(image_id)
         image = Image.fromarray(self._corpus.image(image_id))
         image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE), Image.Resampling.LANCZOS)

@@ -21,6 +21,7 @@ from mrcg.imaging.slices import Grey
 from mrcg.release import read_release
 from mrcg.search import Found, RequestContext
 from mrcg.store import Store
+from mrcg.tombstones import Tombstones
 
 T = TypeVar("T")
 Embedding = npt.NDArray[np.float32]
@@ -72,7 +73,7 @@ class SearcherReplica:
         require("faiss").omp_set_num_threads(settings.threads)
         opened = Store(store)
         artefact = opened.artefact("indexes", read_release(opened, release).index)
-        self._searcher = Searcher(ShardedIndex.open(artefact))
+        self._searcher = Searcher(ShardedIndex.open(artefact), Tombstones(opened))
         self._worker = _Worker()
         _set_batching(self._batch, settings)
 

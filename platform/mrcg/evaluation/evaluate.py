@@ -259,9 +259,12 @@ def _learned_from(inputs: Mapping[str, Artefact]) -> list[GraphTable]:
     reranker = inputs["rerankers"]
     source = reranker.manifest.settings["reranker"]["graphs"]
     if source != "cross_fit":
-        return [read_graphs(inputs["graphs"], source)]
+        learned = read_graphs(inputs["graphs"], source)
+        # A gallery that only grew is measured without a look at the training part.
+        return [learned] if len(learned) else []
     folds = [version for name, version in reranker.manifest.inputs.items() if name.startswith("graphs:")]
-    return [read_graphs(reranker.store.artefact("graphs", version), "train") for version in folds]
+    store = reranker.store
+    return [read_graphs(store.artefact("graphs", one), "train") for one in folds if store.has("graphs", one)]
 
 
 def _draw(report: Report, scored: _Scored, learned: Sequence[GraphTable], map_images: int) -> Drawings:
@@ -270,8 +273,9 @@ def _draw(report: Report, scored: _Scored, learned: Sequence[GraphTable], map_im
         for name, one in (("encoder", report.encoder_training), ("reranker", report.reranker_training))
         if one.epochs
     }
-    training = np.concatenate([graphs.relevant_qn.sum(axis=1) for graphs in learned])
-    nodes = {"training": training, "test": scored.test.graphs.relevant_qn.sum(axis=1)}
+    nodes = {"test": scored.test.graphs.relevant_qn.sum(axis=1)}
+    if learned:
+        nodes = {"training": np.concatenate([graphs.relevant_qn.sum(axis=1) for graphs in learned]), **nodes}
     points = _map_points(scored, map_images)
     return Drawings(
         confusion=confusion_figure(report.confusion),

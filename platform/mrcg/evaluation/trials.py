@@ -17,7 +17,7 @@ from mrcg.evaluation.metrics import Relevance
 from mrcg.evaluation.report import query_figures
 from mrcg.evaluation.systems import Trial, TrialEpoch
 from mrcg.graph.table import GraphTable, read_graphs
-from mrcg.index.shard import Neighbours, Vectors
+from mrcg.index.metric import Neighbours, Vectors
 from mrcg.reranker.model import Reranker
 from mrcg.reranker.spec import read_spec as read_reranker_spec
 from mrcg.reranker.train import rerank_order, score_graphs

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
-from mrcg.index.shard import Mask, Neighbours, Rows
+from mrcg.index.metric import Mask, Neighbours, Rows, nearest
 from mrcg.index.sharded import ShardedIndex
+
+Codes = npt.NDArray[np.int64]
 
 
 def neighbour_lists(index: ShardedIndex, queries: Rows, allowed: Mask, n: int, exclude_own_group: bool) -> Neighbours:
@@ -26,13 +29,28 @@ def neighbour_lists(index: ShardedIndex, queries: Rows, allowed: Mask, n: int, e
     vectors = index.vectors(queries)
     if not exclude_own_group:
         return index.search(vectors, n, allowed)
-    sizes = Counter(group for group, ok in zip(index.groups, allowed, strict=True) if ok)
-    extra = max((sizes[index.groups[q]] for q in queries.tolist()), default=0)
-    found = index.search(vectors, n + extra, allowed)
-    groups = np.array([*index.groups, ""])  # row -1, a pad, has no group
-    own = groups[found.rows_qk] == groups[queries][:, None]
-    # A stable sort moves the own group behind the others and keeps the others' order.
-    order = np.argsort(own, axis=1, kind="stable")[:, :n]
-    rows = np.take_along_axis(np.where(own, -1, found.rows_qk), order, 1)
-    distances = np.take_along_axis(np.where(own, np.float32(np.inf), found.distances_qk), order, 1)
-    return Neighbours(rows, distances)
+    groups = index.gallery.codes("group_id")
+    found = index.search(vectors, n + largest_group(groups, queries, allowed), allowed)
+    return without_own_group(found, queries, groups, n)
+
+
+def largest_group(groups: Codes, queries: Rows, allowed: Mask) -> int:
+    """The most members that the group of any of these queries has among what is allowed: so many may have to go."""
+    if not len(queries):
+        return 0
+    sizes = np.bincount(groups[allowed], minlength=int(groups.max()) + 1)
+    return int(sizes[groups[queries]].max())
+
+
+def without_own_group(found: Neighbours, queries: Rows, groups: Codes, n: int) -> Neighbours:
+    """The n nearest of each query that are not of its own group."""
+    own = (groups[found.rows_qk] == groups[queries][:, None]) | (found.rows_qk < 0)
+    return nearest(
+        np.where(own, -1, found.rows_qk), np.where(own, np.float32(np.inf), found.distances_qk).astype(np.float32), n
+    )
+
+
+def codes_of(values: Sequence[str | None]) -> Codes:
+    """A number for each distinct value, -1 for None."""
+    numbers: dict[str, int] = {}
+    return np.array([-1 if one is None else numbers.setdefault(one, len(numbers)) for one in values], dtype=np.int64)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mrcg import schemas
-from mrcg.index.shard import Neighbours
+from mrcg.index.metric import Neighbours
 from mrcg.store import Artefact
 
 
@@ -26,10 +26,17 @@ class GraphTable:
         return len(self.queries)
 
 
-def graph_table(queries: npt.NDArray[np.int64], part: str, near: Neighbours, labels: list[str | None]) -> pa.Table:
-    """Table of ``schemas.graphs`` for queries of one part; labels are those of all gallery rows."""
-    names = np.array([*labels, None], dtype=object)  # row -1, a pad, has no label
-    relevant = (names[near.rows_qk] == names[queries][:, None]) & (near.rows_qk >= 0)
+def graph_table(queries: npt.NDArray[np.int64], part: str, near: Neighbours, labels: npt.NDArray[np.int64]) -> pa.Table:
+    """Table of ``schemas.graphs`` for queries of one part.
+
+    Args:
+        queries: (q,) gallery rows.
+        part: train, held_out, validation or test.
+        near: their neighbours.
+        labels: (rows of the gallery,) a number for each label, -1 where there is none.
+    """
+    of_query = labels[queries][:, None]
+    relevant = (labels[near.rows_qk] == of_query) & (near.rows_qk >= 0) & (of_query >= 0)
     n = near.rows_qk.shape[1]
     return pa.table(
         {

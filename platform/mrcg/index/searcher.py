@@ -7,16 +7,25 @@ import numpy.typing as npt
 
 from mrcg.index.sharded import ShardedIndex
 from mrcg.search import Found, RequestContext
+from mrcg.tombstones import Tombstones
 
 
 class Searcher:
     """Finds neighbours with all that an answer needs of them."""
 
-    def __init__(self, index: ShardedIndex) -> None:
+    def __init__(self, index: ShardedIndex, tombstones: Tombstones) -> None:
         self.index = index
+        self._tombstones = tombstones
+
+    def _obey(self) -> None:
+        """Bury what was forbidden since the last search."""
+        if self._tombstones.look():
+            gallery = self.index.gallery
+            self.index.bury(self._tombstones.forbidden(gallery.ids(gallery.rows)))
 
     def search(self, embeddings_bd: npt.NDArray[np.float32], contexts: list[RequestContext], n: int) -> list[Found]:
         """The n nearest that each context allows; one index search for each distinct allowed set."""
+        self._obey()
         found: list[Found | None] = [None] * len(contexts)
         for which in _by_allowed(contexts):
             allowed = contexts[which[0]].allowed
@@ -24,8 +33,8 @@ class Searcher:
             for place, rows, distances in zip(which, near.rows_qk, near.distances_qk, strict=True):
                 real = rows[rows >= 0]
                 found[place] = Found(
-                    image_ids=[self.index.image_ids[row] for row in real.tolist()],
-                    labels=[self.index.labels[row] for row in real.tolist()],
+                    image_ids=self.index.gallery.ids(real),
+                    labels=self.index.gallery.labels(real),
                     distances=distances[: len(real)].tolist(),
                     vectors_nd=self.index.vectors(real),
                 )

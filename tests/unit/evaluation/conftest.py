@@ -9,12 +9,12 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 import pytest
-from tests.making import make_index, publish, publish_corpus, tiny_config
+from tests.making import index_of, publish, publish_corpus, tiny_config
 
 from mrcg import schemas
 from mrcg.config import Config
 from mrcg.corpus import SPLITS, Corpus, Split
-from mrcg.graph.neighbours import neighbour_lists
+from mrcg.graph.neighbours import codes_of, neighbour_lists
 from mrcg.graph.table import graph_table
 from mrcg.source import open_source, survey
 from mrcg.splits import make_splits
@@ -49,14 +49,17 @@ def make_inputs(
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), DIM)
     rows = pa.table({"image_id": corpus.scans["image_id"], "embedding": column}, schema=schemas.embeddings(DIM))
     made["embeddings"] = put("embeddings", {"embeddings/00000.arrow": schemas.to_ipc(rows)}, {"fingerprint": "ab"})
-    split, index = Split(made["splits"]), make_index(corpus, vectors, 2)
+    split, index = (
+        Split(made["splits"]),
+        index_of(vectors, corpus.scans["image_id"].to_pylist(), corpus.labels, corpus.groups, 2),
+    )
     put("indexes", {"index.json": b"{}"})
     tables = []
     lookups = split.lookups(corpus.groups, None, config.seed)
     for part, which in lookups.queries.items():
         queries = np.flatnonzero(which if part in parts else which & False)
         near = neighbour_lists(index, queries, lookups.gallery, config.graph.neighbours, part != "test")
-        tables.append(graph_table(queries, part, near, corpus.labels))
+        tables.append(graph_table(queries, part, near, codes_of(corpus.labels)))
     made["graphs"] = put("graphs", {"graphs/00000.parquet": schemas.to_parquet(pa.concat_tables(tables))})
     made["rerankers"] = put("rerankers", history)
     return made

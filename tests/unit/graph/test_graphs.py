@@ -12,7 +12,7 @@ from mrcg import schemas
 from mrcg.graph.adjacency import angular_adjacency, drop_edge, feature_widths, query_graphs
 from mrcg.graph.neighbours import neighbour_lists
 from mrcg.graph.table import graph_table
-from mrcg.index.shard import exact_distances
+from mrcg.index.metric import exact_distances
 
 nodes = arrays.arrays(
     np.float32,
@@ -111,7 +111,7 @@ def test_neighbour_lists_equal_brute_force(count, n, groups, exclude, seed):
     near = neighbour_lists(index, queries, allowed, n, exclude)
     for q in queries.tolist():
         keep = [r for r in range(count) if allowed[r] and not (exclude and names[r] == names[q])]
-        distances = exact_distances(vectors[q], vectors[keep])
+        distances = exact_distances(vectors[q][None], vectors[keep][None])[0]
         expected = [keep[i] for i in np.argsort(distances, kind="stable")[:n].tolist()]
         assert near.rows_qk[q].tolist() == expected + [-1] * (n - len(expected))
 
@@ -120,7 +120,7 @@ def test_graph_tables_mark_neighbours_of_the_querys_class():
     vectors = np.arange(8, dtype=np.float16).reshape(4, 2)
     index = index_of(vectors, [f"{i:032x}" for i in range(4)], ["a", "b", "a", "a"], ["1", "2", "3", "4"], 2)
     near = neighbour_lists(index, np.array([0]), np.ones(4, dtype=bool), 5, True)
-    table = graph_table(np.array([0]), "train", near, ["a", "b", "a", "a"])
+    table = graph_table(np.array([0]), "train", near, np.array([0, 1, 0, 0]))
     assert table.schema == schemas.graphs(5)
     assert table.to_pylist()[0]["neighbours"] == [1, 2, 3, -1, -1]
     assert table.to_pylist()[0]["relevant"] == [False, True, True, False, False]

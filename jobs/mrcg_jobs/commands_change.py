@@ -1,0 +1,161 @@
+"""The commands that change what is served without a training: ``mrcg reindex`` and ``mrcg erase``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mrcg import console
+from mrcg.console import JsonOption, SetOption, StoreOption
+from mrcg.errors import IntegrityError, UsageError
+from mrcg.hands import OwnHands
+from mrcg.privacy import pseudonyms_from_environment
+from mrcg.release import promote, read_release
+from mrcg.signing import signer_from_environment, signing_key_needed
+from mrcg.store import Store
+from mrcg.suppression import IMAGE, PATIENT, suppressed
+from mrcg_jobs.commands import PromoteWhen, RayOption, SourceOption, gate_of, show_stages, stop_ray
+from mrcg_jobs.pipeline import StageResult, run_stages
+
+
+def reindex(
+    source: SourceOption,
+    store: StoreOption,
+    settings: SetOption = None,
+    ray: RayOption = None,
+    promote_when: Annotated[
+        PromoteWhen, typer.Option("--promote", help="When the result becomes the release.")
+    ] = PromoteWhen.gate,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring the release's gallery up to its source: only new scans are read, embedded and added; the models stay."""
+    from mrcg.growth import Line
+    from mrcg.lineage import ancestry_of
+    from mrcg.source import open_source, survey
+
+    opened = Store(store)
+    line = Line.of(opened, read_release(opened), settings or ())
+    found = survey(open_source(source))
+    ancestry = ancestry_of(opened, line.config, found, pseudonyms_from_environment())
+    steps = line.steps(found, ancestry)
+    if steps[0].version == line.release.corpus and not settings:
+        _say_nothing_new(line.release.number, as_json)
+        return
+    results: list[StageResult] = []
+    try:
+        with console.StageBars(quiet=as_json) as bars:
+            for result in run_stages(opened, line.config, found, steps, ray, bars.stage):
+                bars.finish(result.stage)
+                results.append(result)
+    finally:
+        stop_ray()
+    outcome = None
+    if promote_when != PromoteWhen.never:
+        gate = gate_of(line.config) if promote_when == PromoteWhen.gate else None
+        outcome = promote(opened, results[-1].version, gate)
+    last = opened.manifest(results[-1].kind, results[-1].version)
+    show_stages(results, f"{opened.url}/{last.folder}", outcome, as_json)
+
+
+def _say_nothing_new(number: int, as_json: bool) -> None:
+    if as_json:
+        console.emit_json({"stages": [], "release": number})
+    else:
+        console.say(f"nothing is new: release {number} holds all of this source")
+
+
+def erase(
+    store: StoreOption,
+    patient: Annotated[str | None, typer.Option("--patient", help="A patient's id, as the source has it.")] = None,
+    image: Annotated[str | None, typer.Option("--image", help="An image's id, as a hit shows it.")] = None,
+    verify: Annotated[
+        Path | None, typer.Option("--verify", help="Only check a receipt: is it genuine, is nothing left?")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the receipt to this file, too.")] = None,
+    ray: RayOption = None,
+    here: Annotated[bool, typer.Option("--here", help="Do all work in this process, without Ray.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Erase a patient or an image: nobody finds them from now on, and nothing of them stays. Signs a receipt."""
+    if sum(one is not None for one in (patient, image, verify)) != 1:
+        raise UsageError("say one of --patient ID, --image ID or --verify RECEIPT")
+    if verify is not None:
+        _check(Store(store), verify, as_json)
+        return
+    from mrcg.erasure import Wanted
+    from mrcg_jobs.erase import Eraser, forgetting
+
+    signer = signer_from_environment()
+    if signer is None:
+        raise signing_key_needed()
+    pseudonyms = pseudonyms_from_environment()
+    if patient is not None:
+        if pseudonyms is None:
+            raise UsageError(
+                "--patient: without the key that made the pseudonyms nobody is found; set MRCG_PSEUDONYM_KEY"
+            )
+        wanted = Wanted(kind=PATIENT, value=pseudonyms.name("patient", patient.strip()))
+    else:
+        wanted = Wanted(kind=IMAGE, value=str(image))
+    opened = Store(store)
+    opened.check_writable()
+    try:
+        with console.StageBars(quiet=as_json) as bars:
+            hands = OwnHands() if here else None
+            forget = forgetting(opened, ray, here)
+            signed = Eraser(opened, pseudonyms, signer, hands, ray, bars.stage, forget).erase(wanted)
+    finally:
+        stop_ray()
+    if out is not None:
+        console.write_file(out, signed.model_dump_json(indent=1).encode())
+    if as_json:
+        console.emit_json(signed.model_dump(mode="json"))
+        return
+    receipt = signed.receipt
+    console.say(
+        f"{receipt.scans} scans erased, {len(receipt.removed_versions)} versions removed, "
+        + (f"release {receipt.release} is current" if receipt.release else "there is no release")
+    )
+    if receipt.trained_on_them:
+        console.say(
+            f"models that learned from them stay: {', '.join(receipt.trained_on_them)}; `mrcg run` trains others"
+        )
+    if receipt.identical_copies_left:
+        console.say(
+            f"{receipt.identical_copies_left} identical scans of others are left: `mrcg erase --image` takes one"
+        )
+    console.say(f"receipt: {opened.url}/log/receipts/{receipt.ident}.json")
+
+
+def _check(store: Store, path: Path, as_json: bool) -> None:
+    from mrcg.erasure import check_receipt, read_receipt
+
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"--verify {path} cannot be read: {error.strerror}") from error
+    signer = signer_from_environment()
+    signed = read_receipt(data)
+    verdict = check_receipt(store, signed, None if signer is None else signer.public_key, suppressed(store))
+    if as_json:
+        console.emit_json(verdict.model_dump(mode="json") | {"holds": verdict.holds})
+    if verdict.holds:
+        if not as_json:
+            signed_by = "your key" if verdict.known_signer else f"key {signed.signed.public_key[:16]}…"
+            console.say(
+                f"genuine, signed with {signed_by}; {signed.receipt.scans} scans, nothing of them is in {store.url}"
+            )
+        return
+    wrong = {
+        "it is not what was signed": not verdict.genuine,
+        "it was signed with another key": verdict.known_signer is False,
+        f"still held by {', '.join(verdict.left[:3])}": bool(verdict.left),
+        f"removed versions are back: {', '.join(verdict.versions_back[:3])}": bool(verdict.versions_back),
+        "they are not on the suppression list any more": verdict.not_suppressed,
+    }
+    raise IntegrityError(
+        f"{path}: {'; '.join(line for line, true in wrong.items() if true)}: run `mrcg erase` again, restore the list "
+        "from a copy, or ask who gave you this receipt"
+    )

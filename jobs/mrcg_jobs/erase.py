@@ -1,0 +1,219 @@
+"""Erase a patient or an image: forbidden at once, then made anew without them, then purged, then proved (DESIGN §5).
+
+Every step can be killed: a record of what was found comes first, and the same command goes on by it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from mrcg import __version__
+from mrcg.attempt import begin, busy_versions, dead_attempts, inputs_of_live_attempts
+from mrcg.cache import Cache
+from mrcg.corpus import read_scans
+from mrcg.erasure import (
+    MODELS,
+    RECEIPTS,
+    RECORDS,
+    Receipt,
+    Record,
+    SignedReceipt,
+    Wanted,
+    descendants,
+    draw_record,
+    traces,
+)
+from mrcg.errors import IntegrityError, StoreError
+from mrcg.growth import Line
+from mrcg.hands import Hands, Progress
+from mrcg.holding import Key, all_manifests, chain, remove_versions
+from mrcg.manifest import Manifest, make_manifest
+from mrcg.privacy import Pseudonyms
+from mrcg.purging import purge_corpus
+from mrcg.release import promote, read_release, release_numbers
+from mrcg.signing import Signer
+from mrcg.stages import Source, Step
+from mrcg.store import Store
+from mrcg.suppression import list_digest, suppress, token
+from mrcg.tombstones import bury, entry_of
+from mrcg_jobs.pipeline import run_stages
+
+Forget = Callable[[Sequence[str]], None]
+
+
+@dataclass(frozen=True)
+class Eraser:
+    """Erases from one store.
+
+    Attributes:
+        pseudonyms: the key that the corpora were made with.
+        signer: of the receipt.
+        hands: do what has to be made anew; None: those of Ray.
+        ray_address: of a cluster.
+        progress_of: gives a step the progress that it reports to.
+        forget: removes files, by SHA-256, from the caches of all nodes.
+    """
+
+    store: Store
+    pseudonyms: Pseudonyms | None
+    signer: Signer
+    hands: Hands | None
+    ray_address: str | None
+    progress_of: Callable[[str], Progress]
+    forget: Forget
+
+    def erase(self, wanted: Wanted) -> SignedReceipt:
+        """Erase somebody; a second time gives the same receipt.
+
+        Raises:
+            NotFoundError: no corpus has such an image.
+            StoreError: a job is at work on what has to go.
+            IntegrityError: something of them is still in the store.
+        """
+        record = self._forbid(wanted)
+        place = f"{RECEIPTS}/{record.ident}.json"
+        if self.store.exists(place):
+            return SignedReceipt.model_validate(self.store.read_json(place))
+        release = self._make_anew(record)
+        manifests = all_manifests(self.store)
+        serving = set() if release is None else chain(manifests, read_release(self.store, release).pins.items())
+        removed = self._purge(record, manifests, serving)
+        if left := traces(self.store, record.names, record.vectors):
+            raise IntegrityError(
+                f"{left[0]} and {len(left) - 1} more files still hold them: run the same command again"
+            )
+        receipt = Receipt(
+            ident=record.ident,
+            finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            code_version=__version__,
+            scans=len(record.images),
+            identical_copies_left=record.copies,
+            names=record.names,
+            vectors=record.vectors,
+            suppressed=record.suppressed,
+            removed_versions=tuple(sorted({*record.doomed, *removed})),
+            made_versions=tuple(sorted(f"{kind}/{version}" for kind, version in serving)),
+            release=release,
+            trained_on_them=record.models,
+        )
+        signed = SignedReceipt(receipt=receipt, signed=self.signer.sign(receipt.to_bytes()))
+        self.store.write_bytes(place, signed.model_dump_json(indent=1).encode())
+        return signed
+
+    def _forbid(self, wanted: Wanted) -> Record:
+        """At once: nobody is shown them, and no ingestion brings them back. Then the record says so."""
+        if (record := self._begun(wanted)) is not None:
+            return record
+        record = draw_record(self.store, wanted, self.pseudonyms)
+        bury(self.store, record.images)
+        suppress(self.store, record.suppressed)
+        self.store.write_bytes(f"{RECORDS}/{record.ident}.json", record.model_dump_json(indent=1).encode())
+        return record
+
+    def _begun(self, wanted: Wanted) -> Record | None:
+        """The erasure of this wish that was begun: found by its token, for what it was about may be gone by now."""
+        mine = token(self.pseudonyms, wanted.kind, wanted.value)
+        for name in self.store.listdir(RECORDS):
+            record = Record.model_validate(self.store.read_json(f"{RECORDS}/{name}"))
+            if mine in record.suppressed and not self._came_back(record):
+                return record
+        return None
+
+    def _came_back(self, record: Record) -> bool:
+        """Whether a corpus that the finished erasure did not know of holds what it erased: then it is done again."""
+        return self.store.exists(f"{RECEIPTS}/{record.ident}.json") and any(
+            _holds(self.store, version, record) for version in self.store.versions("corpus")
+        )
+
+    def _make_anew(self, record: Record) -> int | None:
+        """Make the current release without them, where it has them; its number."""
+        if not release_numbers(self.store):
+            return None
+        release = read_release(self.store)
+        if f"corpus/{release.corpus}" not in record.doomed:
+            return release.number
+        line = Line.of(self.store, release)
+        corpus, *steps = line.purged(list_digest(self.store))
+        self._make_corpus(corpus)
+        source = Source("", "", 0, 0, False)
+        for _ in run_stages(self.store, line.config, source, steps, self.ray_address, self.progress_of, self.hands):
+            pass
+        return promote(self.store, steps[-1].version, None).release.number
+
+    def _make_corpus(self, step: Step) -> None:
+        if self.store.has("corpus", step.version):
+            return
+        self.progress_of("purge corpus")(0, 0, "leaving them out")
+        base = self.store.artefact("corpus", step.inputs["corpus"])
+        with begin(self.store, "corpus", step.version, step.inputs) as attempt:
+            joined = purge_corpus(base, attempt, self.pseudonyms)
+            manifest = make_manifest("corpus", step.version, step.settings, step.inputs, joined.counts, joined.files)
+            self.store.record_run(attempt.publish(manifest), {"started": time.time()})
+
+    def _purge(self, record: Record, manifests: Mapping[Key, Manifest | None], serving: set[Key]) -> list[str]:
+        """Remove every version that holds them or was made from one that does, and what caches kept of it."""
+        roots = [_key(one) for one in record.doomed]
+        roots += [key for key in manifests if key[0] == "corpus" and _holds(self.store, key[1], record)]
+        doomed = [
+            key
+            for key in descendants(manifests, roots)
+            if key in manifests and key[0] not in MODELS and key not in serving
+        ]
+        self._nobody_is_at_work(doomed)
+        stay = {key: one for key, one in manifests.items() if key not in doomed}
+        kept = {entry.sha256 for one in stay.values() if one is not None for entry in one.files}
+        gone = {entry.sha256 for key in doomed if (one := manifests[key]) is not None for entry in one.files}
+        for folder in dead_attempts(self.store, claim=True):
+            self.store.remove(folder)
+        remove_versions(self.store, doomed, stay)
+        self.forget(sorted(gone - kept))
+        return [f"{kind}/{version}" for kind, version in doomed]
+
+    def _nobody_is_at_work(self, doomed: Sequence[Key]) -> None:
+        busy = (inputs_of_live_attempts(self.store) | busy_versions(self.store)).intersection(doomed)
+        if busy:
+            kind, version = sorted(busy)[0]
+            raise StoreError(
+                f"a job is at work on {kind}/{version}, which has to go: let it end or stop it, then run the same "
+                "command again (they are found by nobody meanwhile)"
+            )
+
+
+def _holds(store: Store, corpus: str, record: Record) -> bool:
+    ids = read_scans(store.artefact("corpus", corpus))["image_id"].to_pylist()
+    return not {entry_of(one) for one in ids}.isdisjoint(record.images)
+
+
+def _key(name: str) -> Key:
+    kind, _, version = name.partition("/")
+    return kind, version
+
+
+def forget_here(digests: Sequence[str]) -> None:
+    """Remove files from this node's cache."""
+    cache = Cache.of_this_node()
+    if cache is not None:
+        for one in digests:
+            cache.remove(one)
+
+
+def forgetting(store: Store, ray_address: str | None, here: bool) -> Forget:
+    """What removes files from caches: a folder has none; a remote store's are on every node of the cluster."""
+    if store.local or here:
+        return forget_here
+
+    def everywhere(digests: Sequence[str]) -> None:
+        from mrcg import rayenv
+
+        rayenv.prepare()
+        from mrcg_jobs import runtime
+        from mrcg_jobs.hands import on_every_node
+
+        runtime.start(ray_address)
+        on_every_node(forget_here, digests)
+        forget_here(digests)
+
+    return everywhere

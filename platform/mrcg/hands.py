@@ -1,0 +1,52 @@
+"""Many hands: work in equal pieces, done here one after the other, or on a cluster at once.
+
+The library says what the pieces are and what each needs; the shell says who does them. So the same build runs in a
+notebook, in a test and on Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Progress(Protocol):
+    """Told how far a stage is."""
+
+    def __call__(self, done: float, total: float, note: str = "") -> None:
+        """``done`` of ``total`` units; a short note beside it."""
+        ...
+
+
+def silent(done: float, total: float, note: str = "") -> None:
+    """Shows nothing."""
+
+
+class Hands(Protocol):
+    """Does pieces of work."""
+
+    #: Compute threads of one piece; 0 leaves it to the libraries.
+    threads: int
+
+    def map(self, work: Callable[[Item], Result], items: Sequence[Item], bytes_each: int = 0) -> Iterator[Result]:
+        """The results in the order of the items, each as soon as it and those before it are there.
+
+        Args:
+            work: a function of a module, or a frozen dataclass that can be called: it may go to another machine.
+            items: of the pieces.
+            bytes_each: memory that one piece needs; what does not fit at once waits.
+        """
+        ...
+
+
+class OwnHands:
+    """Does the pieces in this process, one after the other."""
+
+    threads = 0
+
+    def map(self, work: Callable[[Item], Result], items: Sequence[Item], bytes_each: int = 0) -> Iterator[Result]:
+        """The results in order."""
+        return map(work, items)

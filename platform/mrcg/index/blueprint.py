@@ -1,0 +1,236 @@
+"""What has to be done to make an index: which parts stay, which are filled and with what (DESIGN §2)."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mrcg import schemas
+from mrcg.config import IndexSettings
+from mrcg.corpus import read_scans
+from mrcg.embeddings import EmbeddingRows, FileRows, files_of
+from mrcg.index.growth import Fill, Kept, grow, in_pieces, train_again
+from mrcg.index.layout import (
+    TRAINED,
+    IndexFacts,
+    PartFacts,
+    Shape,
+    allot,
+    part_files,
+    part_name,
+    shards_of,
+)
+from mrcg.index.metric import Rows
+from mrcg.index.planner import index_bytes, plan_index
+from mrcg.index.sharded import read_facts
+from mrcg.manifest import FileEntry
+from mrcg.store import Artefact, Store, spill
+
+
+@dataclass(frozen=True)
+class IndexWork:
+    """Places and rules of one index: what every piece of the work knows.
+
+    Attributes:
+        store: URL.
+        corpus, embeddings: versions that it is made of.
+        base: version of the index that it grows from, None for a first one.
+        attempt: folder of the attempt.
+        settings, seed: of the recipe.
+        threads: of one piece, 0 takes what there is.
+        purge: nothing that the corpus has no more may stay in any file.
+    """
+
+    store: str
+    corpus: str
+    embeddings: str
+    base: str | None
+    attempt: str
+    settings: IndexSettings
+    seed: int
+    threads: int = 0
+    purge: bool = False
+
+    @property
+    def output(self) -> str:
+        """Folder of the files that become the version."""
+        return f"{self.attempt}/output"
+
+    def note(self, name: str) -> str:
+        """File that says that a piece is done."""
+        return f"{self.attempt}/work/{name}.json"
+
+    def rows(self, name: str) -> str:
+        """File of the gallery rows that a part is filled with."""
+        return f"{self.attempt}/work/{name}.npy"
+
+    def on_disk(self, name: str) -> Path:
+        """A file of the index in the making: its own, or one that stays with an earlier version."""
+        store = Store(self.store)
+        own = f"{self.output}/{name}"
+        if not store.exists(own):
+            assert self.base is not None, f"{name} was not written"
+            return store.artefact("indexes", self.base).on_disk(name)
+        if store.local:
+            return Path(store.path(own))
+        target = spill() / own.replace("/", "-")
+        if not target.exists():
+            store.fetch(own, target)
+        return target
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """An index that is planned but not filled.
+
+    Attributes:
+        facts: as they will stand in ``index.json`` but for recall and effort; parts: those that stay, then new ones.
+        new: names of the parts that are filled.
+        train: whether cells are learned anew.
+        files: of embeddings.
+        entries: of the files that are there already: tables of rows, and what stays with an earlier version.
+        bytes_each: memory of the task that fills the largest part.
+    """
+
+    facts: IndexFacts
+    new: tuple[str, ...]
+    train: bool
+    files: tuple[FileRows, ...]
+    entries: tuple[FileEntry, ...]
+    bytes_each: int
+
+    def embeddings(self, work: IndexWork) -> EmbeddingRows:
+        """The embeddings, by row."""
+        return EmbeddingRows(Store(work.store).artefact("embeddings", work.embeddings), self.files)
+
+
+def draw_up(work: IndexWork) -> Blueprint:
+    """Plan an index and write its tables of rows and the lists that its parts are filled from."""
+    store = Store(work.store)
+    scans = read_scans(store.artefact("corpus", work.corpus))
+    dim = int(store.manifest("embeddings", work.embeddings).counts["dim"])
+    base = None if work.base is None else store.artefact("indexes", work.base)
+    old = None if base is None else read_facts(base)
+    if old is not None and (train_again(old.trained_on, scans.num_rows) or old.shape.dim != dim):
+        base = old = None
+    if old is None or base is None:
+        start = _first(work.settings, scans, dim)
+        parts: list[Kept] = []
+    else:
+        start = old.model_copy(update={"generation": old.generation + 1})
+        parts = _present(base, old, scans["image_id"])
+    kept, fills = grow(parts, _fresh(parts, start, scans), work.settings.compact_above, work.purge)
+    most = max(1, int(work.settings.part_bytes // max(1.0, index_bytes(start.shape))))
+    named = _named([piece for fill in fills for piece in in_pieces(fill, most)], start.generation)
+    rows_of = {one.facts.name: one.rows for one in kept} | {name: fill.rows for name, fill in named.items()}
+    entries = _write_rows(work, store, base, facts_table(scans), rows_of)
+    for name, fill in named.items():
+        sink = io.BytesIO()
+        np.save(sink, fill.rows, allow_pickle=False)
+        store.write_bytes(work.rows(name), sink.getvalue())
+    facts = start.model_copy(
+        update={
+            "parts": tuple(
+                [_counted(one.facts, one.rows) for one in kept]
+                + [PartFacts(shard=f.shard, name=n, rows=len(f.rows), live=len(f.rows)) for n, f in named.items()]
+            )
+        }
+    )
+    if base is not None:
+        staying = [name for one in kept for name in _stays(facts.shape, one.facts.name)]
+        entries += [base.shared(name) for name in (*staying, *((TRAINED,) if facts.shape.trained else ()))]
+    largest = max((len(fill.rows) for fill in named.values()), default=0)
+    return Blueprint(
+        facts=facts,
+        new=tuple(named),
+        train=facts.shape.trained and base is None,
+        files=files_of(scans),
+        entries=tuple(entries),
+        bytes_each=int(largest * (index_bytes(facts.shape) * 1.3 + 2)),
+    )
+
+
+def facts_table(scans: pa.Table) -> pa.Table:
+    """Table of ``schemas.ROWS`` of a whole corpus, in its order."""
+    columns = {name: scans[name] for name in schemas.ROWS.names if name != "row"}
+    columns["row"] = pa.array(np.arange(scans.num_rows, dtype=np.int64))
+    return pa.table({name: columns[name] for name in schemas.ROWS.names}, schema=schemas.ROWS)
+
+
+def _first(settings: IndexSettings, scans: pa.Table, dim: int) -> IndexFacts:
+    kind = None if settings.kind == "auto" else settings.kind
+    plan = plan_index(scans.num_rows, dim, settings.node_bytes, settings.min_recall, kind, settings.shards)
+    return IndexFacts(
+        shape=plan.shape,
+        shards=plan.shards,
+        effort=settings.effort or plan.effort,
+        recall=0.0,
+        measured=0,
+        trained_on=scans.num_rows,
+        generation=0,
+        sites=allot(Counter(site or "" for site in scans["site"].to_pylist()), plan.shards),
+        parts=(),
+    )
+
+
+def _present(base: Artefact, old: IndexFacts, image_ids: pa.ChunkedArray) -> list[Kept]:
+    """The parts of an earlier version with the present rows of what they hold."""
+    known, found = image_ids.combine_chunks(), []
+    for facts in old.parts:
+        table = pa.ipc.open_file(pa.memory_map(str(base.on_disk(part_files(facts.name).rows)))).read_all()
+        places = pc.index_in(table["image_id"].combine_chunks(), value_set=known, skip_nulls=True)
+        found.append(Kept(facts, pc.fill_null(places, -1).to_numpy(zero_copy_only=False).astype(np.int64)))
+    return found
+
+
+def _fresh(parts: Sequence[Kept], facts: IndexFacts, scans: pa.Table) -> dict[int, Rows]:
+    """Rows that no part holds, by their shard."""
+    missing = np.ones(scans.num_rows, dtype=bool)
+    for part in parts:
+        missing[part.rows[part.rows >= 0]] = False
+    rows = np.flatnonzero(missing)
+    some = scans.select(["image_id", "site"]).take(pa.array(rows))
+    ids, sites = some["image_id"].to_pylist(), some["site"].to_pylist()
+    shards = np.array(shards_of(ids, sites, facts.sites, facts.shards), dtype=np.int64)
+    return {shard: rows[shards == shard] for shard in np.unique(shards).tolist()}
+
+
+def _named(pieces: Sequence[Fill], generation: int) -> dict[str, Fill]:
+    numbers: Counter[int] = Counter()
+    named = {}
+    for piece in pieces:
+        named[part_name(piece.shard, generation, numbers[piece.shard])] = piece
+        numbers[piece.shard] += 1
+    return named
+
+
+def _counted(facts: PartFacts, rows: Rows) -> PartFacts:
+    return facts.model_copy(update={"live": int((rows >= 0).sum())})
+
+
+def _stays(shape: Shape, part: str) -> tuple[str, ...]:
+    files = part_files(part)
+    return (files.vectors,) if shape.kind == "flat" else (files.index, files.vectors)
+
+
+def _write_rows(
+    work: IndexWork, store: Store, base: Artefact | None, table: pa.Table, rows_of: Mapping[str, Rows]
+) -> list[FileEntry]:
+    entries = []
+    for part, rows in rows_of.items():
+        name = part_files(part).rows
+        data = schemas.to_ipc(table.take(pa.array(rows, mask=rows < 0)).combine_chunks())
+        entry = FileEntry.of(name, data)
+        if base is not None and name in base.names(name) and base.entry(name).sha256 == entry.sha256:
+            entries.append(base.shared(name))
+            continue
+        store.write_bytes(f"{work.output}/{name}", data)
+        entries.append(entry)
+    return entries

@@ -1,0 +1,133 @@
+"""How an index lies on disk: which shard a scan belongs to, and the files of each part (DESIGN §2).
+
+::
+
+    index.json                    facts: kind, effort, sites, parts
+    trained.faiss                 the empty trained index that all parts are filled from (kinds that are trained)
+    parts/<name>.faiss            candidates of one part (kind flat has none: its vectors are the index)
+    parts/<name>.vectors.f16      exact embeddings, row-major, memory-mapped
+    rows/<name>.arrow             schemas.ROWS: which scan each row is; all null where it is gone
+
+A shard is several parts: what the first build filled, and what later ones added. A version that grows refers to
+the parts it did not change; only its tables of rows are its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+FACTS, TRAINED = "index.json", "trained.faiss"
+KindName = Literal["flat", "hnsw", "ivf_flat", "ivf_sq", "opq_ivf_pq"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Shape(_Frozen):
+    """What kind of index it is: all that FAISS has to be told.
+
+    Attributes:
+        kind: flat; HNSW; IVF-flat; IVF with 8-bit scalars; OPQ + IVF-PQ, refined from the exact vectors.
+        dim: of an embedding.
+        lists: coarse cells of the IVF kinds, shared by all parts.
+        links: of an HNSW node.
+        pq_bytes: of a PQ code.
+        refine: candidates per wanted neighbour whose exact distance is computed.
+    """
+
+    kind: KindName
+    dim: int
+    lists: int = 0
+    links: int = 0
+    pq_bytes: int = 0
+    refine: int = 1
+
+    @property
+    def trained(self) -> bool:
+        """Whether it learns from vectors before it takes any."""
+        return self.lists > 0
+
+
+class PartFacts(_Frozen):
+    """One part: its shard, its name, rows on disk and how many of them are still there."""
+
+    shard: int
+    name: str
+    rows: int
+    live: int
+
+
+class IndexFacts(_Frozen):
+    """``index.json``.
+
+    Attributes:
+        effort: cells searched (IVF) or breadth of the search (HNSW) that reached the recall; 0 for flat.
+        recall: recall@50 against exact search, and ``measured`` the number of vectors when it was measured.
+        trained_on: vectors that there were when it was trained.
+        sites: first shard and number of shards of each site; others go by their hash over all shards.
+    """
+
+    shape: Shape
+    shards: int
+    effort: int
+    recall: float
+    measured: int
+    trained_on: int
+    generation: int
+    sites: Mapping[str, tuple[int, int]]
+    parts: tuple[PartFacts, ...]
+
+
+@dataclass(frozen=True)
+class PartFiles:
+    """Names of the files of a part."""
+
+    index: str
+    vectors: str
+    rows: str
+
+
+def part_files(name: str) -> PartFiles:
+    """The files of a part."""
+    return PartFiles(f"parts/{name}.faiss", f"parts/{name}.vectors.f16", f"rows/{name}.arrow")
+
+
+def part_name(shard: int, generation: int, piece: int) -> str:
+    """Name of a part: its shard, the generation that filled it, and which piece of that."""
+    return f"{shard:05d}-{generation:03d}-{piece:02d}"
+
+
+def allot(counts: Mapping[str, int], shards: int) -> dict[str, tuple[int, int]]:
+    """First shard and number of shards of each site.
+
+    A site has shards of its own in proportion to its scans where there are enough of them; small sites share one.
+
+    Args:
+        counts: scans of each site; "" stands for none.
+        shards: of the whole index.
+    """
+    total, start, found = sum(counts.values()), 0, {}
+    for site in sorted(counts):
+        first = min(start * shards // max(total, 1), shards - 1)
+        start += counts[site]
+        last = max(first + 1, start * shards // max(total, 1))
+        found[site] = (first, last - first)
+    return found
+
+
+def shard_of(site: str | None, image_id: str, sites: Mapping[str, tuple[int, int]], shards: int) -> int:
+    """Shard of an image: by site, then by its id, which is a hash (DESIGN §2)."""
+    first, count = sites.get(site or "", (0, shards))
+    return first + int(image_id[:15], 16) % count
+
+
+def shards_of(
+    image_ids: Sequence[str], scan_sites: Sequence[str | None], sites: Mapping[str, tuple[int, int]], shards: int
+) -> list[int]:
+    """Shards of many images."""
+    return [shard_of(site, one, sites, shards) for one, site in zip(image_ids, scan_sites, strict=True)]

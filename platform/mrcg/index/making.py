@@ -1,0 +1,153 @@
+"""An index, made piece by piece: drawn up, trained, filled shard by shard, measured (DESIGN §2).
+
+A piece that is done leaves a note, so a build that was killed does only what is missing.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from mrcg.errors import TrainingError
+from mrcg.hands import Hands, Progress
+from mrcg.hashing import seed_of
+from mrcg.index import kinds
+from mrcg.index.blueprint import Blueprint, IndexWork, draw_up
+from mrcg.index.growth import measure_again
+from mrcg.index.layout import FACTS, TRAINED, IndexFacts, part_files
+from mrcg.index.metric import BLOCK, Rows
+from mrcg.index.recall import DEPTH, Examine, settle
+from mrcg.manifest import FileEntry
+from mrcg.store import Store
+
+
+@dataclass(frozen=True)
+class Made:
+    """A finished index: its facts, its files, and seconds of each step."""
+
+    facts: IndexFacts
+    files: tuple[FileEntry, ...]
+    seconds: dict[str, float]
+
+
+def make_index(work: IndexWork, hands: Hands, progress: Progress) -> Made:
+    """Build an index, or grow an earlier one.
+
+    Raises:
+        TrainingError: the wanted recall cannot be reached.
+        SettingsError: no index fits into ``index.node_bytes``.
+    """
+    clock = _Clock()
+    progress(0, 0, "planning")
+    blueprint = next(hands.map(draw_up, [work]))
+    clock.lap("plan")
+    entries = list(blueprint.entries)
+    if blueprint.train:
+        progress(0, 0, f"training {blueprint.facts.shape.lists} cells")
+        entries += next(hands.map(_Train(work), [blueprint]))
+    clock.lap("train")
+    for done, files in enumerate(hands.map(_FillPart(work, blueprint), blueprint.new, blueprint.bytes_each), 1):
+        entries += files
+        progress(done, len(blueprint.new), "parts filled")
+    clock.lap("fill")
+    facts = _measured(work, blueprint, hands, progress)
+    clock.lap("recall")
+    data = facts.model_dump_json(indent=1).encode()
+    Store(work.store).write_bytes(f"{work.output}/{FACTS}", data)
+    return Made(facts, (*entries, FileEntry.of(FACTS, data)), clock.laps)
+
+
+def _measured(work: IndexWork, blueprint: Blueprint, hands: Hands, progress: Progress) -> IndexFacts:
+    facts, live = blueprint.facts, sum(part.live for part in blueprint.facts.parts)
+    if facts.measured and not measure_again(facts.measured, live):
+        return facts
+    progress(len(blueprint.new), len(blueprint.new), "measuring recall")
+    rng = np.random.default_rng(seed_of(work.seed, "recall"))
+    rows = np.sort(rng.permutation(live)[: work.settings.recall_sample])
+    queries = blueprint.embeddings(work).take(rows).astype(np.float32)
+    shards = sorted({part.shard for part in facts.parts})
+    examined = list(hands.map(Examine(work, facts, queries), shards, blueprint.bytes_each))
+    effort, recall = settle(examined, work.settings.min_recall)
+    if recall < work.settings.min_recall:
+        raise TrainingError(
+            f"recall@{DEPTH} of {facts.shape.kind} is {recall:.3f} at effort {effort}, index.min_recall asks for "
+            f"{work.settings.min_recall}: take another index.kind (flat is exact), or lower it"
+        )
+    return facts.model_copy(update={"effort": effort, "recall": recall, "measured": live})
+
+
+@dataclass(frozen=True)
+class _Train:
+    """Learns the cells that all parts share."""
+
+    work: IndexWork
+
+    def __call__(self, blueprint: Blueprint) -> list[FileEntry]:
+        work, store, shape = self.work, Store(self.work.store), blueprint.facts.shape
+        if store.exists(note := work.note("trained")):
+            return _noted(store, note)
+        kinds.use_threads(work.threads)
+        seed = seed_of(work.seed, "index")
+        embeddings = blueprint.embeddings(work)
+        count = min(len(embeddings), max(kinds.OPQ_VECTORS, shape.lists * kinds.TRAIN_PER_LIST))
+        sample = np.sort(np.random.default_rng(seed).permutation(len(embeddings))[:count])
+        trained = kinds.train(shape, embeddings.take(sample).astype(np.float32), seed)
+        with store.writer(f"{work.output}/{TRAINED}") as sink:
+            kinds.write_index(trained, sink)
+        return _note(store, note, [sink.entry(TRAINED)])
+
+
+@dataclass(frozen=True)
+class _FillPart:
+    """Fills one part: vectors stream from the embeddings into its two files."""
+
+    work: IndexWork
+    blueprint: Blueprint
+
+    def __call__(self, name: str) -> list[FileEntry]:
+        work, store, shape = self.work, Store(self.work.store), self.blueprint.facts.shape
+        if store.exists(note := work.note(name)):
+            return _noted(store, note)
+        kinds.use_threads(work.threads or (1 if shape.kind == "hnsw" else 0))
+        rows: Rows = np.load(io.BytesIO(store.read_bytes(work.rows(name))), allow_pickle=False)
+        files = part_files(name)
+        index = None
+        if shape.kind == "hnsw":
+            index = kinds.new_index(shape, seed_of(work.seed, name))
+        elif shape.trained:
+            index = kinds.read_index(work.on_disk(TRAINED))
+        with store.writer(f"{work.output}/{files.vectors}") as sink:
+            for block in self.blueprint.embeddings(work).blocks(rows, BLOCK):
+                sink.write(np.ascontiguousarray(block))
+                if index is not None:
+                    index.add(block.astype(np.float32))
+        entries = [sink.entry(files.vectors)]
+        if index is not None:
+            with store.writer(f"{work.output}/{files.index}") as sink:
+                kinds.write_index(index, sink)
+            entries.append(sink.entry(files.index))
+        return _note(store, note, entries)
+
+
+def _note(store: Store, place: str, entries: list[FileEntry]) -> list[FileEntry]:
+    store.write_bytes(place, json.dumps([entry.model_dump() for entry in entries]).encode())
+    return entries
+
+
+def _noted(store: Store, place: str) -> list[FileEntry]:
+    return [FileEntry.model_validate(one) for one in store.read_json(place)]
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] = now - self._last
+        self._last = now

@@ -1,0 +1,99 @@
+"""Distances: squared L2, smaller is nearer, computed one way for everybody (DESIGN §3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mrcg.errors import require
+
+Vectors = npt.NDArray[np.floating[Any]]
+Rows = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+Distances = npt.NDArray[np.float32]
+
+#: Vectors that are in memory as float32 at once while galleries are scanned.
+BLOCK = 65_536
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """What a search found, nearest first: (q, k) gallery rows, -1 where there are fewer, and squared L2, inf there."""
+
+    rows_qk: Rows
+    distances_qk: Distances
+
+
+def exact_distances(queries_qd: Vectors, vectors_qcd: Vectors) -> Distances:
+    """(q, c) squared L2 of each query to its own c candidates, in float32.
+
+    A distance depends on its two vectors alone, not on what else is in the batch: ties are real.
+    """
+    faiss = require("faiss")
+    queries = np.ascontiguousarray(queries_qd, dtype=np.float32)
+    count, candidates, dim = vectors_qcd.shape
+    flat = np.ascontiguousarray(vectors_qcd, dtype=np.float32)
+    places = np.arange(count * candidates, dtype=np.int64)
+    out = np.empty((count, candidates), dtype=np.float32)
+    if out.size:
+        pointer = faiss.swig_ptr
+        faiss.fvec_L2sqr_by_idx(pointer(out), pointer(queries), pointer(flat), pointer(places), dim, count, candidates)
+    return out
+
+
+def nearest(rows_qc: Rows, distances_qc: Distances, k: int) -> Neighbours:
+    """The k nearest of candidates (row -1 pads), ties by gallery row; always k columns."""
+    missing = k - rows_qc.shape[1]
+    if missing > 0:
+        rows_qc = np.pad(rows_qc, ((0, 0), (0, missing)), constant_values=-1)
+        distances_qc = np.pad(distances_qc, ((0, 0), (0, missing)), constant_values=np.inf)
+    distances_qc = np.where(rows_qc >= 0, distances_qc, np.float32(np.inf))
+    order = np.lexsort((rows_qc, distances_qc), axis=1)[:, :k]
+    return Neighbours(np.take_along_axis(rows_qc, order, 1), np.take_along_axis(distances_qc, order, 1))
+
+
+def merge(parts: list[Neighbours], k: int) -> Neighbours:
+    """The k nearest of several searches of the same queries; ties by gallery row."""
+    rows = np.concatenate([part.rows_qk for part in parts], axis=1)
+    distances = np.concatenate([part.distances_qk for part in parts], axis=1)
+    return nearest(rows, distances, k)
+
+
+def exact_search(queries_qd: Vectors, vectors_nd: Vectors, k: int) -> Rows:
+    """(q, k) nearest rows by brute force over all vectors; ties by row, -1 where there are fewer."""
+    queries = np.ascontiguousarray(queries_qd, dtype=np.float32)
+    found: list[Neighbours] = []
+    for start in range(0, len(vectors_nd), BLOCK):
+        block = np.ascontiguousarray(vectors_nd[start : start + BLOCK], dtype=np.float32)
+        rows = scan(queries, block, k)
+        found.append(nearest(np.where(rows >= 0, rows + start, -1), _distances_of(queries, block, rows), k))
+        found = [merge(found, k)]
+    return found[0].rows_qk if found else np.full((len(queries), k), -1, dtype=np.int64)
+
+
+#: Candidates fetched beyond k, so that ties at the end are cut by row and not by FAISS's heap.
+SLACK = 16
+
+
+def scan(queries_qd: npt.NDArray[np.float32], block_nd: npt.NDArray[np.float32], k: int) -> Rows:
+    """(q, c) rows of a block among which the k nearest are, c <= k + slack."""
+    want = min(k + SLACK, len(block_nd))
+    rows: Rows = require("faiss").knn(queries_qd, block_nd, want)[1]
+    return rows
+
+
+def _distances_of(queries: Vectors, block: Vectors, rows_qc: Rows) -> Distances:
+    return exact_distances(queries, block[np.maximum(rows_qc, 0)])
+
+
+def recall_at(found: Rows, exact: Rows) -> float:
+    """Share of the exact neighbours that a search found: (q, k) rows against (q, k) rows, -1 pads."""
+    hits = total = 0
+    for mine, true in zip(found, exact, strict=True):
+        wanted = set(true[true >= 0].tolist())
+        hits += len(wanted & set(mine.tolist()))
+        total += len(wanted)
+    return hits / total if total else 1.0

@@ -1,0 +1,274 @@
+"""Which index, how many shards, how much memory: pure functions of a few numbers (DESIGN §1, §2).
+
+Unit costs are measured by ``python -m tests.bench.costs`` and lie beside this file; nothing here is guessed about a
+machine. What a search has to look at for a wanted recall is only a first guess: the build measures and raises it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import math
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict
+
+from mrcg.errors import SettingsError
+from mrcg.index.kinds import TRAIN_PER_LIST
+from mrcg.index.layout import KindName, Shape
+from mrcg.index.metric import BLOCK
+
+#: Of a node's memory; the rest is for the system and for the page cache of the exact vectors.
+FILL = 0.8
+#: An exact scan on one core that is shorter than this needs no approximation.
+FLAT_SECONDS = 0.005
+#: A shard's index is made to be about so large: it is the unit of building, of loading and of losing.
+SHARD_BYTES = 4 * 2**30
+#: FAISS wants at least this many training vectors per coarse cell.
+VECTORS_PER_LIST = 39
+#: FAISS's inverted lists double as they grow.
+LIST_SLACK = 1.3
+LINKS = 32
+KINDS: tuple[KindName, ...] = ("flat", "hnsw", "ivf_flat", "ivf_sq", "opq_ivf_pq")
+
+
+class Costs(BaseModel):
+    """What one core of a machine takes, in seconds, and what a process and a row take, in bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    machine: str
+    faiss: str
+    flat_scan: float  # one query, one vector, one dimension, in batches of 64
+    coarse: float  # one vector, one cell, one dimension
+    list_scan: dict[str, float]  # one vector of an IVF list, one dimension, by kind; one byte of a PQ code
+    hnsw_add: float  # one vector, one dimension, among 100,000
+    hnsw_step: float  # one unit of breadth, one dimension, among 100,000
+    encode: dict[str, float]  # one vector, one dimension, by kind
+    rotation: float  # training OPQ and PQ, one dimension squared
+    store: float  # one byte read, hashed and written
+    row: float  # one row's table and bookkeeping
+    process_bytes: int
+    row_bytes: int
+
+
+@functools.cache
+def measured_costs() -> Costs:
+    """The costs that are shipped."""
+    return Costs.model_validate_json((importlib.resources.files("mrcg.index") / "costs.json").read_text("utf-8"))
+
+
+@dataclass(frozen=True)
+class IndexPlan:
+    """An index that fits, and what it costs.
+
+    Attributes:
+        shards, nodes: how it is cut, and machines that hold it.
+        effort: cells or breadth that a search begins with.
+        node_bytes: memory in use on the fullest node while it serves.
+        build_bytes: memory of one task that fills a shard.
+        disk_bytes: of all files.
+        build_seconds: work of one core, all shards together.
+        query_seconds: work of one core for one query over all shards, in batches.
+        why: one line a step of the choice.
+    """
+
+    shape: Shape
+    count: int
+    shards: int
+    nodes: int
+    effort: int
+    node_bytes: int
+    build_bytes: int
+    disk_bytes: int
+    build_seconds: float
+    query_seconds: float
+    why: tuple[str, ...]
+
+
+def plan_index(
+    count: int,
+    dim: int,
+    node_bytes: int,
+    recall: float,
+    kind: KindName | None = None,
+    shards: int = 0,
+    costs: Costs | None = None,
+) -> IndexPlan:
+    """Choose an index for squared L2.
+
+    Args:
+        count: vectors.
+        dim: of each.
+        node_bytes: memory of a machine.
+        recall: recall@50 that is wanted.
+        kind: of index, None chooses.
+        shards: 0 chooses.
+        costs: of the machines; those that are shipped where none are given.
+
+    Raises:
+        SettingsError: a node is too small to hold anything.
+    """
+    costs = costs or measured_costs()
+    found = [_planned(count, dim, node_bytes, recall, one, shards, costs) for one in ((kind,) if kind else KINDS)]
+    if kind:
+        return _explained(found[0], "asked for", costs)
+    flat = found[0]
+    if flat.nodes == 1 and flat.query_seconds <= FLAT_SECONDS:
+        return _explained(
+            flat, f"an exact scan takes {1000 * flat.query_seconds:.1f} ms of a core: nothing is gained by less", costs
+        )
+    fewest = min(one.nodes for one in found)
+    best = min((one for one in found if one.nodes == fewest), key=lambda one: one.query_seconds)
+    others = ", ".join(f"{one.shape.kind} {one.nodes} nodes {1000 * one.query_seconds:.2g} ms" for one in found)
+    return _explained(best, f"fewest nodes, then least work a query ({others})", costs)
+
+
+def index_bytes(shape: Shape) -> float:
+    """Memory of one vector in the FAISS index."""
+    match shape.kind:
+        case "flat":
+            return 4.0 * shape.dim
+        case "hnsw":
+            # 2 links per node on level 0, one level more for every shape.links-th node, level and offset.
+            return 4.0 * shape.dim + 8 * shape.links * (1 + 0.5 / shape.links) + 12
+        case "ivf_flat":
+            return 4.0 * shape.dim + 8
+        case "ivf_sq":
+            return shape.dim + 8.0
+        case "opq_ivf_pq":
+            return shape.pq_bytes + 8.0
+
+
+def trained_bytes(shape: Shape) -> int:
+    """Memory of what is the same in every part: cells, codebooks, rotation."""
+    if not shape.trained:
+        return 0
+    codes = 4 * shape.dim * (shape.dim + 256) if shape.kind == "opq_ivf_pq" else 0
+    return 4 * shape.lists * shape.dim + codes
+
+
+def shape_of(kind: KindName, count: int, dim: int, recall: float) -> Shape:
+    """A shape of this kind for so many vectors; with too few to train on it is flat."""
+    if kind == "flat":
+        return Shape(kind="flat", dim=dim)
+    if kind == "hnsw":
+        return Shape(kind="hnsw", dim=dim, links=LINKS)
+    wanted = 2 ** round(math.log2(max(1.0, 4 * math.sqrt(max(count, 1)))))
+    lists = min(wanted, count // VECTORS_PER_LIST)
+    code = 8 * max(1, min(dim, 256) // 32)
+    if lists < 2 or (kind == "opq_ivf_pq" and (count < 256 * VECTORS_PER_LIST or dim < code)):
+        return Shape(kind="flat", dim=dim)
+    if kind == "opq_ivf_pq":
+        return Shape(kind=kind, dim=dim, lists=lists, pq_bytes=code, refine=8 if recall > 0.95 else 4)
+    return Shape(kind=kind, dim=dim, lists=lists, refine=2 if kind == "ivf_sq" and recall > 0.95 else 1)
+
+
+def first_effort(shape: Shape, recall: float) -> int:
+    """Cells or breadth that a search begins with; the build raises it until the recall is reached."""
+    missing = max(1 - recall, 1e-4)
+    if shape.trained:
+        return max(1, min(shape.lists, round(math.sqrt(shape.lists) * 0.08 / math.sqrt(missing))))
+    return max(16, round(14 / math.sqrt(missing))) if shape.kind == "hnsw" else 0
+
+
+def _planned(
+    count: int, dim: int, node_bytes: int, recall: float, kind: KindName, shards: int, costs: Costs
+) -> IndexPlan:
+    shape = shape_of(kind, count, dim, recall)
+    each = index_bytes(shape) + costs.row_bytes
+    room = int(node_bytes * FILL) - costs.process_bytes
+    # A shard is at least one part, and each part has its own copy of what was trained.
+    least = trained_bytes(shape) + math.ceil(each)
+    if room < least:
+        raise SettingsError(
+            f"a node of {node_bytes / 2**30:.2g} GiB holds no {kind} index of {dim} dimensions "
+            f"({(least + costs.process_bytes) / FILL / 2**30:.2g} GiB at least): give --memory-per-node more"
+        )
+    if shards:
+        each_shard = trained_bytes(shape) + math.ceil(math.ceil(count / shards) * each)
+        on_node = max(1, room // each_shard)
+        nodes = math.ceil(shards / on_node)
+        fullest = min(shards, on_node) * each_shard
+    else:
+        # Shards of one size, as many on a node as fit; so small that building one fits too.
+        largest = min(SHARD_BYTES, room / (LIST_SLACK if shape.trained else 1.0))
+        shards = max(1, math.ceil(count * each / max(1.0, largest - trained_bytes(shape))))
+        each_shard = trained_bytes(shape) + math.ceil(math.ceil(count / shards) * each)
+        on_node = max(1, int(room // each_shard))
+        nodes = math.ceil(shards / on_node)
+        fullest = math.ceil(shards / nodes) * each_shard
+    if fullest > room:
+        raise SettingsError(
+            f"a shard of {each_shard / 2**30:.2g} GiB does not fit on a node of {node_bytes / 2**30:.2g} GiB: "
+            f"ask for {math.ceil(shards * each_shard / room)} shards or more"
+        )
+    effort = first_effort(shape, recall)
+    return IndexPlan(
+        shape=shape,
+        count=count,
+        shards=shards,
+        nodes=nodes,
+        effort=effort,
+        node_bytes=costs.process_bytes + fullest,
+        build_bytes=build_bytes(shape, math.ceil(count / shards), costs),
+        disk_bytes=math.ceil(count * ((0 if kind == "flat" else index_bytes(shape)) + 2 * dim + costs.row_bytes / 2)),
+        build_seconds=build_seconds(shape, count, costs),
+        query_seconds=query_seconds(shape, count, effort, costs),
+        why=(),
+    )
+
+
+def build_bytes(shape: Shape, rows: int, costs: Costs) -> int:
+    """Memory of a task that fills one part: the index as it grows, one block of vectors, its rows."""
+    index = 0.0 if shape.kind == "flat" else rows * index_bytes(shape) * (LIST_SLACK if shape.trained else 1.0)
+    block = min(rows, BLOCK) * shape.dim * 6
+    return costs.process_bytes + math.ceil(index + block + trained_bytes(shape) + rows * costs.row_bytes)
+
+
+def build_seconds(shape: Shape, count: int, costs: Costs) -> float:
+    """Work of one core to train and to fill."""
+    depth = math.log2(max(count, 2)) / math.log2(100_000)
+    stored = (index_bytes(shape) if shape.kind != "flat" else 0) + 2 * shape.dim
+    seconds = count * (costs.row + stored * costs.store)
+    if shape.kind == "hnsw":
+        return seconds + count * shape.dim * costs.hnsw_add * depth
+    if shape.trained:
+        sample = min(count, shape.lists * TRAIN_PER_LIST)
+        seconds += (10 * sample + count) * shape.lists * shape.dim * costs.coarse
+        seconds += count * shape.dim * costs.encode.get(shape.kind, 0.0)
+        seconds += shape.dim**2 * costs.rotation if shape.kind == "opq_ivf_pq" else 0.0
+    return seconds
+
+
+def query_seconds(shape: Shape, count: int, effort: int, costs: Costs) -> float:
+    """Work of one core for one query, in batches."""
+    if shape.kind == "flat":
+        return count * shape.dim * costs.flat_scan
+    if shape.kind == "hnsw":
+        return effort * shape.dim * costs.hnsw_step * math.log2(max(count, 2)) / math.log2(100_000)
+    width = shape.pq_bytes if shape.kind == "opq_ivf_pq" else shape.dim
+    scanned = count * effort / shape.lists
+    return shape.lists * shape.dim * costs.coarse + scanned * width * costs.list_scan[shape.kind]
+
+
+def _explained(plan: IndexPlan, choice: str, costs: Costs) -> IndexPlan:
+    shape = plan.shape
+    lines = [
+        f"{shape.kind}: {choice}",
+        f"{plan.shards} shards on {plan.nodes} nodes: {index_bytes(shape):.0f} bytes of index and {costs.row_bytes} of "
+        f"facts a vector, {plan.node_bytes / 2**30:.2f} GiB on the fullest node",
+    ]
+    if shape.trained:
+        lines.append(
+            f"{shape.lists} coarse cells for all shards, trained on "
+            f"{min(plan.count, shape.lists * TRAIN_PER_LIST):,} vectors; a search begins with {plan.effort} of them"
+        )
+    if shape.kind == "hnsw":
+        lines.append(
+            f"{shape.links} links a vector, a search begins {plan.effort} wide; it cannot forget: parts are filled anew"
+        )
+    if shape.refine > 1:
+        lines.append(f"{shape.refine} candidates for each wanted one, ordered again by the exact fp16 vectors on disk")
+    lines.append(f"costs of one core: {costs.machine}, faiss {costs.faiss}")
+    return IndexPlan(**{**plan.__dict__, "why": tuple(lines)})
