@@ -24,6 +24,7 @@ def run(job: Job) -> Outcome:
         seed=job.config.seed,
         threads=job.config.compute.index_threads,
         purge=bool(job.step.settings.get("purge")),
+        gpu=job.config.compute.use_gpu,
     )
     made = make_index(work, job.hands, job.progress)
     facts = made.facts

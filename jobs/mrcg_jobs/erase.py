@@ -6,31 +6,21 @@ Every step can be killed: a record of what was found comes first, and the same c
 from __future__ import annotations
 
 import datetime
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mrcg import __version__
 from mrcg.attempt import begin, busy_versions, dead_attempts, inputs_of_live_attempts
 from mrcg.cache import Cache
 from mrcg.corpus import read_scans
-from mrcg.erasure import (
-    MODELS,
-    RECEIPTS,
-    RECORDS,
-    Receipt,
-    Record,
-    SignedReceipt,
-    Wanted,
-    descendants,
-    draw_record,
-    traces,
-)
-from mrcg.errors import IntegrityError, StoreError
-from mrcg.growth import Line
+from mrcg.erasure import RECEIPTS, RECORDS, Receipt, Record, SignedReceipt, Wanted, draw_record
+from mrcg.errors import IntegrityError, LostRaceError, StoreError
+from mrcg.growth import Line, purged_corpus
 from mrcg.hands import Hands, Progress
-from mrcg.holding import Key, all_manifests, chain, remove_versions
-from mrcg.manifest import Manifest, make_manifest
+from mrcg.holding import Key, all_manifests, chain, key_of, name_of, remove_versions
+from mrcg.manifest import KINDS, Manifest, make_manifest
 from mrcg.privacy import Pseudonyms
 from mrcg.purging import purge_corpus
 from mrcg.release import promote, read_release, release_numbers
@@ -39,7 +29,10 @@ from mrcg.stages import Source, Step
 from mrcg.store import Store
 from mrcg.suppression import list_digest, suppress, token
 from mrcg.tombstones import bury, entry_of
+from mrcg.traces import tainted, traces, with_residue
 from mrcg_jobs.pipeline import run_stages
+
+log = logging.getLogger(__name__)
 
 Forget = Callable[[Sequence[str]], None]
 
@@ -77,10 +70,10 @@ class Eraser:
         place = f"{RECEIPTS}/{record.ident}.json"
         if self.store.exists(place):
             return SignedReceipt.model_validate(self.store.read_json(place))
-        release = self._make_anew(record)
-        manifests = all_manifests(self.store)
-        serving = set() if release is None else chain(manifests, read_release(self.store, release).pins.items())
-        removed = self._purge(record, manifests, serving)
+        made, release = self._corpora_anew(record), self._release_anew(record)
+        if release is not None:
+            made |= chain(all_manifests(self.store), read_release(self.store, release).pins.items())
+        removed = self._purge(record)
         if left := traces(self.store, record.names, record.vectors):
             raise IntegrityError(
                 f"{left[0]} and {len(left) - 1} more files still hold them: run the same command again"
@@ -95,7 +88,7 @@ class Eraser:
             vectors=record.vectors,
             suppressed=record.suppressed,
             removed_versions=tuple(sorted({*record.doomed, *removed})),
-            made_versions=tuple(sorted(f"{kind}/{version}" for kind, version in serving)),
+            made_versions=tuple(sorted(map(name_of, made))),
             release=release,
             trained_on_them=record.models,
         )
@@ -128,20 +121,41 @@ class Eraser:
             _holds(self.store, version, record) for version in self.store.versions("corpus")
         )
 
-    def _make_anew(self, record: Record) -> int | None:
+    def _tainted(self, record: Record) -> set[Key]:
+        """Versions that may hold something of them as the store is now."""
+        manifests = all_manifests(self.store)
+        holding = [key for key in manifests if key[0] == "corpus" and _holds(self.store, key[1], record)]
+        known = [key_of(one) for one in record.doomed]
+        return tainted(manifests, [*known, *holding, *with_residue(self.store, manifests)]) & set(manifests)
+
+    def _corpora_anew(self, record: Record) -> set[Key]:
+        """Make the newest corpus of each source without them, where it has them: nobody has to read a source again."""
+        doomed = [self.store.manifest(*key) for key in self._tainted(record) if key[0] == "corpus"]
+        grown_from = {one.inputs.get("corpus") for one in doomed}
+        steps = [purged_corpus(one, list_digest(self.store)) for one in doomed if one.version not in grown_from]
+        for step in steps:
+            self._make_corpus(step)
+        return {("corpus", step.version) for step in steps}
+
+    def _release_anew(self, record: Record) -> int | None:
         """Make the current release without them, where it has them; its number."""
-        if not release_numbers(self.store):
-            return None
-        release = read_release(self.store)
-        if f"corpus/{release.corpus}" not in record.doomed:
-            return release.number
-        line = Line.of(self.store, release)
-        corpus, *steps = line.purged(list_digest(self.store))
-        self._make_corpus(corpus)
-        source = Source("", "", 0, 0, False)
-        for _ in run_stages(self.store, line.config, source, steps, self.ray_address, self.progress_of, self.hands):
-            pass
-        return promote(self.store, steps[-1].version, None).release.number
+        while release_numbers(self.store):
+            release = read_release(self.store)
+            if self._tainted(record).isdisjoint(release.pins.items()):
+                return release.number
+            line = Line.of(self.store, release)
+            corpus, *steps = line.purged(list_digest(self.store))
+            self._make_corpus(corpus)
+            nowhere = Source("", "", 0, 0, False)
+            for _ in run_stages(
+                self.store, line.config, nowhere, steps, self.ray_address, self.progress_of, self.hands
+            ):
+                pass
+            try:
+                return promote(self.store, steps[-1].version, None).release.number
+            except LostRaceError:
+                log.info("somebody else promoted a release just now: it is looked at, too")
+        return None
 
     def _make_corpus(self, step: Step) -> None:
         if self.store.has("corpus", step.version):
@@ -153,15 +167,10 @@ class Eraser:
             manifest = make_manifest("corpus", step.version, step.settings, step.inputs, joined.counts, joined.files)
             self.store.record_run(attempt.publish(manifest), {"started": time.time()})
 
-    def _purge(self, record: Record, manifests: Mapping[Key, Manifest | None], serving: set[Key]) -> list[str]:
+    def _purge(self, record: Record) -> list[str]:
         """Remove every version that holds them or was made from one that does, and what caches kept of it."""
-        roots = [_key(one) for one in record.doomed]
-        roots += [key for key in manifests if key[0] == "corpus" and _holds(self.store, key[1], record)]
-        doomed = [
-            key
-            for key in descendants(manifests, roots)
-            if key in manifests and key[0] not in MODELS and key not in serving
-        ]
+        manifests = all_manifests(self.store)
+        doomed = sorted(self._tainted(record), key=lambda key: _last_made_first(key, manifests[key]))
         self._nobody_is_at_work(doomed)
         stay = {key: one for key, one in manifests.items() if key not in doomed}
         kept = {entry.sha256 for one in stay.values() if one is not None for entry in one.files}
@@ -170,7 +179,7 @@ class Eraser:
             self.store.remove(folder)
         remove_versions(self.store, doomed, stay)
         self.forget(sorted(gone - kept))
-        return [f"{kind}/{version}" for kind, version in doomed]
+        return list(map(name_of, doomed))
 
     def _nobody_is_at_work(self, doomed: Sequence[Key]) -> None:
         busy = (inputs_of_live_attempts(self.store) | busy_versions(self.store)).intersection(doomed)
@@ -182,14 +191,15 @@ class Eraser:
             )
 
 
+def _last_made_first(key: Key, manifest: Manifest | None) -> tuple[int, int, Key]:
+    """Corpora come last, the newest last of all: while they are there a killed purge finds what was made from them."""
+    generation = 0 if manifest is None else int(manifest.counts.get("generation", 0))
+    return -list(KINDS).index(key[0]), generation, key
+
+
 def _holds(store: Store, corpus: str, record: Record) -> bool:
     ids = read_scans(store.artefact("corpus", corpus))["image_id"].to_pylist()
     return not {entry_of(one) for one in ids}.isdisjoint(record.images)
-
-
-def _key(name: str) -> Key:
-    kind, _, version = name.partition("/")
-    return kind, version
 
 
 def forget_here(digests: Sequence[str]) -> None:

@@ -37,15 +37,15 @@ def _check_memory(bytes_each: int) -> None:
 class RayHands:
     """Does pieces as Ray tasks; each gets an equal share of the cores, and waits until its memory is free."""
 
-    threads = 0
-
-    def map(self, work: Callable[[Item], Result], items: Sequence[Item], bytes_each: int = 0) -> Iterator[Result]:
+    def map(
+        self, work: Callable[[Item], Result], items: Sequence[Item], bytes_each: int = 0, gpus_each: int = 0
+    ) -> Iterator[Result]:
         """The results in order; of our errors the first is raised as it was."""
         if not items:
             return
         _check_memory(bytes_each)
         share = max(1, int(cpus_each(min(len(items), max(1, int(ray.cluster_resources().get("CPU", 1)))))))
-        task = _piece.options(num_cpus=share, memory=bytes_each or None)
+        task = _piece.options(num_cpus=share, num_gpus=gpus_each, memory=bytes_each or None)
         # Once, not with every piece: it may carry what all of them need.
         shared, waiting, todo = ray.put(work), [], iter(items)
         most = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1) // share))

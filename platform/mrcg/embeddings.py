@@ -88,22 +88,22 @@ class EmbeddingRows:
 
     def _vectors(self, file: FileRows) -> Vectors:
         if file.name not in self._open:
-            vectors = read_vectors(self.artefact, file.name)
+            vectors = vectors_in(read_table(self.artefact, file.name))
             assert len(vectors) == file.rows, f"{file.name} does not have the rows of the corpus"
             self._open[file.name] = vectors
         return self._open[file.name]
 
 
-def read_vectors(artefact: Artefact, name: str) -> Vectors:
-    """(n, d) vectors of one file, memory-mapped."""
-    table = _table(artefact, name)
+def vectors_in(table: pa.Table) -> Vectors:
+    """(n, d) vectors of the table of one file, a view where it is memory-mapped."""
     column = table["embedding"].combine_chunks()
     dim = table.schema.field("embedding").type.list_size
     values: npt.NDArray[Any] = column.flatten().to_numpy(zero_copy_only=False)
     return values.astype(np.float16, copy=False).reshape(-1, dim)
 
 
-def _table(artefact: Artefact, name: str) -> pa.Table:
+def read_table(artefact: Artefact, name: str) -> pa.Table:
+    """Ids and embeddings of one file, memory-mapped."""
     return pa.ipc.open_file(pa.memory_map(str(artefact.on_disk(name)))).read_all()
 
 
@@ -117,7 +117,7 @@ def reusable(artefact: Artefact, name: str, image_ids: pa.Array) -> FileEntry | 
     """
     if name not in artefact.names(FOLDER):
         return None
-    table = _table(artefact, name)
+    table = read_table(artefact, name)
     there = table["image_id"].combine_chunks()
     if there.equals(image_ids):
         return artefact.shared(name)

@@ -15,6 +15,7 @@
     │   └── IntegrityError       stored bytes are not those the manifest names
     ├── TrainingError            training cannot go on
     ├── ReleaseError             a release cannot be promoted or rolled back
+    │   └── LostRaceError        somebody else was first
     └── ServiceError             a service could not be reached or refused the call
 
 A message is one line: it names the thing (file, key, value) and the way out. A broken invariant is
@@ -93,6 +94,10 @@ class TrainingError(MrcgError):
 
 class ReleaseError(MrcgError):
     """A release cannot be promoted or rolled back."""
+
+
+class LostRaceError(ReleaseError):
+    """Somebody else promoted or rolled back at the same moment, and was first."""
 
 
 class ServiceError(MrcgError):

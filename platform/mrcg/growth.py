@@ -63,9 +63,7 @@ class Line:
 
     def purged(self, suppressed: str) -> tuple[Step, ...]:
         """What has to be done after somebody was put on the suppression list: all that without them."""
-        corpus = self.manifests["corpus"]
-        settings = {**corpus.settings, "suppressed": suppressed, "purged": True}
-        return self._after(_step("corpus", settings, {"corpus": corpus.version}), purge=True)
+        return self._after(purged_corpus(self.manifests["corpus"], suppressed), purge=True)
 
     def _after(self, corpus: Step, purge: bool) -> tuple[Step, ...]:
         made = {kind: one.version for kind, one in self.manifests.items()} | {"corpus": corpus.version}
@@ -88,6 +86,12 @@ class Line:
         add("graphs", parts=list(MEASURED))
         add("reports")
         return tuple(steps)
+
+
+def purged_corpus(base: Manifest, suppressed: str) -> Step:
+    """The corpus that is made from another one alone, without those who are on the list."""
+    settings = {**base.settings, "suppressed": suppressed, "purged": True}
+    return _step("corpus", settings, {"corpus": base.version})
 
 
 def _step(kind: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> Step:

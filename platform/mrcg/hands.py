@@ -28,16 +28,16 @@ def silent(done: float, total: float, note: str = "") -> None:
 class Hands(Protocol):
     """Does pieces of work."""
 
-    #: Compute threads of one piece; 0 leaves it to the libraries.
-    threads: int
-
-    def map(self, work: Callable[[Item], Result], items: Sequence[Item], bytes_each: int = 0) -> Iterator[Result]:
+    def map(
+        self, work: Callable[[Item], Result], items: Sequence[Item], bytes_each: int = 0, gpus_each: int = 0
+    ) -> Iterator[Result]:
         """The results in the order of the items, each as soon as it and those before it are there.
 
         Args:
             work: a function of a module, or a frozen dataclass that can be called: it may go to another machine.
             items: of the pieces.
             bytes_each: memory that one piece needs; what does not fit at once waits.
+            gpus_each: GPUs that one piece needs.
         """
         ...
 
@@ -45,8 +45,8 @@ class Hands(Protocol):
 class OwnHands:
     """Does the pieces in this process, one after the other."""
 
-    threads = 0
-
-    def map(self, work: Callable[[Item], Result], items: Sequence[Item], bytes_each: int = 0) -> Iterator[Result]:
+    def map(
+        self, work: Callable[[Item], Result], items: Sequence[Item], bytes_each: int = 0, gpus_each: int = 0
+    ) -> Iterator[Result]:
         """The results in order."""
         return map(work, items)

@@ -24,7 +24,19 @@ GRACE_DAYS = 14.0
 #: Kinds that serve without what they were made from: weights stand alone, pixels do.
 _ALONE = ("corpus", "encoders", "rerankers")
 
+#: Kind and version.
 Key = tuple[str, str]
+
+
+def name_of(key: Key) -> str:
+    """``kind/version``."""
+    return "/".join(key)
+
+
+def key_of(name: str) -> Key:
+    """The key that ``name_of`` wrote."""
+    kind, _, version = name.partition("/")
+    return kind, version
 
 
 @dataclass(frozen=True)
@@ -60,7 +72,7 @@ def sweep(
             store.remove_if_empty(folder.rsplit("/", 1)[0])
         remove_versions(store, gone, stay)
         _remove_files(store, files)
-    return Sweep(tuple(attempts), tuple(f"{kind}/{version}" for kind, version in gone), tuple(files), freed)
+    return Sweep(tuple(attempts), tuple(map(name_of, gone)), tuple(files), freed)
 
 
 def all_manifests(store: Store) -> dict[Key, Manifest | None]:

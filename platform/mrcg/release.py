@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mrcg.encoder.spec import read_spec as read_encoder
-from mrcg.errors import AlreadyExistsError, IntegrityError, NotFoundError, ReleaseError
+from mrcg.errors import AlreadyExistsError, IntegrityError, LostRaceError, NotFoundError, ReleaseError
 from mrcg.evaluation.calibration import Platt
 from mrcg.evaluation.report import Report
 from mrcg.manifest import Manifest
@@ -159,28 +159,35 @@ def promote(store: Store, report_version: str, gate: Gate | None) -> Promotion:
         gate: how far it may lie below the current release; None asks nothing.
 
     Returns:
-        The outcome; a gate that refuses is not an error.
+        The outcome; a gate that refuses is not an error, nor that somebody else just made the very same release.
 
-    A promoter that came second looks again: the other may have made the very same release.
+    Raises:
+        NotFoundError, IntegrityError, ReleaseError, WeightsError: of ``candidate``.
+        LostRaceError: somebody else promoted something else just now; the gate has to be asked anew.
     """
-    while True:
-        numbers = release_numbers(store)
-        current = read_release(store, numbers[-1]) if numbers else None
-        new = candidate(store, report_version, (numbers[-1] if numbers else 0) + 1, "promoted")
-        if current is not None and (why := _refusal(current, new, gate)):
-            return Promotion(promoted=False, release=current, why=why)
-        try:
-            _publish(store, new)
-        except ReleaseError:
-            log.info("release %d was made by somebody else just now, looking again", new.number)
-            continue
-        return Promotion(promoted=True, release=new, why=f"release {new.number} is current")
+    numbers = release_numbers(store)
+    current = read_release(store, numbers[-1]) if numbers else None
+    new = candidate(store, report_version, (numbers[-1] if numbers else 0) + 1, "promoted")
+    if current is not None and (why := _refusal(current, new, gate)):
+        return Promotion(promoted=False, release=current, why=why)
+    try:
+        _publish(store, new)
+    except LostRaceError:
+        winner = read_release(store)
+        if winner.pins != new.pins:
+            raise
+        return Promotion(promoted=False, release=winner, why=_already(winner))
+    return Promotion(promoted=True, release=new, why=f"release {new.number} is current")
+
+
+def _already(current: Release) -> str:
+    return f"release {current.number} serves exactly this already"
 
 
 def _refusal(current: Release, new: Release, gate: Gate | None) -> str | None:
     """Why a candidate does not become current, None where it does."""
     if current.pins == new.pins:
-        return f"release {current.number} serves exactly this already"
+        return _already(current)
     if gate is None:
         return None
     if current.protocol != new.protocol:
@@ -249,7 +256,8 @@ def rollback(store: Store, number: int | None = None) -> Release:
         number: of the release to go back to; None takes the one before the current.
 
     Raises:
-        ReleaseError: there is none to go back to, a part of it is gone, or another promoter was first.
+        ReleaseError: there is none to go back to, or a part of it is gone.
+        LostRaceError: another promoter was first.
     """
     numbers = release_numbers(store)
     if number is None:
@@ -279,7 +287,7 @@ def _publish(store: Store, release: Release) -> None:
     try:
         store.create(f"{HISTORY}/{release.number}.json", release.model_dump_json(indent=1).encode())
     except AlreadyExistsError as error:
-        raise ReleaseError(
-            f"release {release.number} was made by somebody else just now: look at it and try again"
+        raise LostRaceError(
+            f"release {release.number} was made by somebody else just now: look at it (`mrcg releases show`), try again"
         ) from error
     log.info("release %d is current", release.number)

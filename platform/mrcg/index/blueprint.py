@@ -16,6 +16,7 @@ from mrcg import schemas
 from mrcg.config import IndexSettings
 from mrcg.corpus import read_scans
 from mrcg.embeddings import EmbeddingRows, FileRows, files_of
+from mrcg.index import kinds
 from mrcg.index.growth import Fill, Kept, grow, in_pieces, train_again
 from mrcg.index.layout import (
     TRAINED,
@@ -29,6 +30,7 @@ from mrcg.index.layout import (
 )
 from mrcg.index.metric import Rows
 from mrcg.index.planner import index_bytes, plan_index
+from mrcg.index.shard import map_vectors
 from mrcg.index.sharded import read_facts
 from mrcg.manifest import FileEntry
 from mrcg.store import Artefact, Store, spill
@@ -46,6 +48,7 @@ class IndexWork:
         settings, seed: of the recipe.
         threads: of one piece, 0 takes what there is.
         purge: nothing that the corpus has no more may stay in any file.
+        gpu: cells are learned on a GPU.
     """
 
     store: str
@@ -57,6 +60,7 @@ class IndexWork:
     seed: int
     threads: int = 0
     purge: bool = False
+    gpu: bool = False
 
     @property
     def output(self) -> str:
@@ -119,6 +123,8 @@ def draw_up(work: IndexWork) -> Blueprint:
     base = None if work.base is None else store.artefact("indexes", work.base)
     old = None if base is None else read_facts(base)
     if old is not None and (train_again(old.trained_on, scans.num_rows) or old.shape.dim != dim):
+        base = old = None
+    if old is not None and base is not None and work.purge and _by_heart(base, old, scans["image_id"]):
         base = old = None
     if old is None or base is None:
         start = _first(work.settings, scans, dim)
@@ -188,6 +194,19 @@ def _present(base: Artefact, old: IndexFacts, image_ids: pa.ChunkedArray) -> lis
         places = pc.index_in(table["image_id"].combine_chunks(), value_set=known, skip_nulls=True)
         found.append(Kept(facts, pc.fill_null(places, -1).to_numpy(zero_copy_only=False).astype(np.int64)))
     return found
+
+
+def _by_heart(base: Artefact, old: IndexFacts, image_ids: pa.ChunkedArray) -> bool:
+    """Whether a cell is the very vector of a scan that is gone: a cell that training gave one vector alone."""
+    if not old.shape.trained:
+        return False
+    trained = kinds.read_index(base.on_disk(TRAINED))
+    for part in _present(base, old, image_ids):
+        vectors = map_vectors(base.on_disk(part_files(part.facts.name).vectors), part.facts.rows, old.shape.dim)
+        gone = vectors[np.flatnonzero(part.rows < 0)].astype(np.float32)
+        if len(gone) and kinds.is_a_cell(trained, old.shape, gone).any():
+            return True
+    return False
 
 
 def _fresh(parts: Sequence[Kept], facts: IndexFacts, scans: pa.Table) -> dict[int, Rows]:

@@ -5,6 +5,7 @@ Nothing on a shared index is changed while it is searched: ``nprobe`` and ``efSe
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ import numpy.typing as npt
 from mrcg.errors import require
 from mrcg.index.layout import Shape
 from mrcg.index.metric import Mask, Rows
+
+log = logging.getLogger(__name__)
 
 Queries = npt.NDArray[np.float32]
 #: A FAISS index; its classes carry no types.
@@ -70,11 +73,24 @@ def new_index(shape: Shape, seed: int) -> Faiss:
     return index
 
 
-def train(shape: Shape, sample_nd: npt.NDArray[np.float32], seed: int) -> Faiss:
-    """An empty index that has learned its cells (and codes) from a sample."""
-    index = new_index(shape, seed)
+def train(shape: Shape, sample_nd: npt.NDArray[np.float32], seed: int, gpu: bool = False) -> Faiss:
+    """An empty index that has learned its cells (and codes) from a sample; on a GPU the cells are assigned there."""
+    faiss, index = require("faiss"), new_index(shape, seed)
+    # FAISS does not own a clustering index: it must outlive the training, and go before the index is used.
+    ivf, assigner = faiss.extract_index_ivf(index), _assigner(index) if gpu else None
+    ivf.clustering_index = assigner
     index.train(np.ascontiguousarray(sample_nd))
+    ivf.clustering_index = None
     return index
+
+
+def _assigner(index: Faiss) -> Faiss:
+    """What finds the nearest cell of a vector during training: on the GPUs of this process, None where it has none."""
+    faiss = require("faiss")
+    # The wheels of some systems know no GPU at all.
+    count = faiss.get_num_gpus() if hasattr(faiss, "index_cpu_to_all_gpus") else 0
+    log.info("cells are learned on %s", f"{count} GPUs" if count else "the CPU: FAISS sees no GPU")
+    return faiss.index_cpu_to_all_gpus(faiss.IndexFlatL2(faiss.extract_index_ivf(index).d)) if count else None
 
 
 def write_index(index: Faiss, sink: _Sink) -> None:
@@ -117,6 +133,18 @@ def prepare(index: Faiss, shape: Shape, queries_qd: Queries, effort: int) -> Pre
     return Prepared(queries_qd, cells, distances)
 
 
+def is_a_cell(trained: Faiss, shape: Shape, vectors_nd: Queries) -> npt.NDArray[np.bool_]:
+    """(n,) which vectors are themselves the centre of a coarse cell."""
+    if not len(vectors_nd):
+        return np.zeros(0, dtype=bool)
+    prepared = prepare(trained, shape, vectors_nd, 1)
+    assert prepared.cell_distances is not None
+    # What rounding leaves of a distance of 0 is in proportion to the vectors' lengths.
+    length = np.einsum("nd,nd->n", prepared.queries_qd, prepared.queries_qd)
+    near: npt.NDArray[np.bool_] = prepared.cell_distances[:, 0] <= 1e-5 * np.maximum(length, 1e-30)
+    return near
+
+
 def candidates(
     index: Faiss, shape: Shape, prepared: Prepared, count: int, allowed: Mask | None, effort: int
 ) -> tuple[npt.NDArray[np.float32], Rows]:
@@ -124,8 +152,7 @@ def candidates(
     faiss = require("faiss")
     selector = None
     if allowed is not None:
-        bitmap = np.packbits(allowed, bitorder="little")
-        selector = faiss.IDSelectorBitmap(len(bitmap) * 8, faiss.swig_ptr(bitmap))
+        selector = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
     queries = prepared.queries_qd
     if prepared.cells is not None:
         return _preassigned(faiss.extract_index_ivf(index), prepared, count, selector)

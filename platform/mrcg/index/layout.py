@@ -20,7 +20,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-FACTS, TRAINED = "index.json", "trained.faiss"
+FACTS, TRAINED, VECTORS = "index.json", "trained.faiss", ".vectors.f16"
 KindName = Literal["flat", "hnsw", "ivf_flat", "ivf_sq", "opq_ivf_pq"]
 
 
@@ -94,7 +94,7 @@ class PartFiles:
 
 def part_files(name: str) -> PartFiles:
     """The files of a part."""
-    return PartFiles(f"parts/{name}.faiss", f"parts/{name}.vectors.f16", f"rows/{name}.arrow")
+    return PartFiles(f"parts/{name}.faiss", f"parts/{name}{VECTORS}", f"rows/{name}.arrow")
 
 
 def part_name(shard: int, generation: int, piece: int) -> str:

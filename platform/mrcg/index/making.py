@@ -48,7 +48,7 @@ def make_index(work: IndexWork, hands: Hands, progress: Progress) -> Made:
     entries = list(blueprint.entries)
     if blueprint.train:
         progress(0, 0, f"training {blueprint.facts.shape.lists} cells")
-        entries += next(hands.map(_Train(work), [blueprint]))
+        entries += next(hands.map(_Train(work), [blueprint], gpus_each=int(work.gpu)))
     clock.lap("train")
     for done, files in enumerate(hands.map(_FillPart(work, blueprint), blueprint.new, blueprint.bytes_each), 1):
         entries += files
@@ -95,7 +95,7 @@ class _Train:
         embeddings = blueprint.embeddings(work)
         count = min(len(embeddings), max(kinds.OPQ_VECTORS, shape.lists * kinds.TRAIN_PER_LIST))
         sample = np.sort(np.random.default_rng(seed).permutation(len(embeddings))[:count])
-        trained = kinds.train(shape, embeddings.take(sample).astype(np.float32), seed)
+        trained = kinds.train(shape, embeddings.take(sample).astype(np.float32), seed, work.gpu)
         with store.writer(f"{work.output}/{TRAINED}") as sink:
             kinds.write_index(trained, sink)
         return _note(store, note, [sink.entry(TRAINED)])

@@ -57,7 +57,7 @@ class Part:
         """
         files = part_files(facts.name)
         rows = pa.ipc.open_file(pa.memory_map(str(on_disk(files.rows)))).read_all()
-        vectors = _map_vectors(on_disk(files.vectors), facts.rows, shape.dim)
+        vectors = map_vectors(on_disk(files.vectors), facts.rows, shape.dim)
         if shape.kind != "flat":
             return cls(shape, kinds.read_index(on_disk(files.index)), vectors, rows)
         index = kinds.flat_index(shape.dim)
@@ -81,7 +81,8 @@ class Part:
         return distances, rows
 
 
-def _map_vectors(path: Path, count: int, dim: int) -> npt.NDArray[np.float16]:
+def map_vectors(path: Path, count: int, dim: int) -> npt.NDArray[np.float16]:
+    """(n, d) exact vectors of a part, memory-mapped."""
     if not count:
         return np.empty((0, dim), dtype=np.float16)
     return np.memmap(path, dtype=np.float16, mode="r", shape=(count, dim))
