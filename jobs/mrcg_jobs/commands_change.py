@@ -11,7 +11,7 @@ from mrcg import console
 from mrcg.console import JsonOption, SetOption, StoreOption
 from mrcg.errors import IntegrityError, UsageError
 from mrcg.hands import OwnHands
-from mrcg.privacy import pseudonyms_from_environment
+from mrcg.privacy import Pseudonyms, pseudonyms_from_environment
 from mrcg.release import promote, read_release
 from mrcg.signing import signer_from_environment, signing_key_needed
 from mrcg.store import Store
@@ -96,11 +96,15 @@ def erase(
             raise UsageError(
                 "--patient: without the key that made the pseudonyms nobody is found; set MRCG_PSEUDONYM_KEY"
             )
+        if not patient.strip():
+            raise UsageError("--patient: that is no patient's id; write it as the source has it")
         wanted = Wanted(kind=PATIENT, value=pseudonyms.name("patient", patient.strip()))
     else:
         wanted = Wanted(kind=IMAGE, value=str(image))
     opened = Store(store)
     opened.check_writable()
+    if patient is not None:
+        _say_other_keys(opened, pseudonyms)
     try:
         with console.StageBars(quiet=as_json) as bars:
             hands = OwnHands() if here else None
@@ -120,13 +124,33 @@ def erase(
     )
     if receipt.trained_on_them:
         console.say(
-            f"models that learned from them stay: {', '.join(receipt.trained_on_them)}; `mrcg run` trains others"
+            f"models that learned from them, or may have, stay: {', '.join(receipt.trained_on_them)}; "
+            "`mrcg run` trains others"
         )
     if receipt.identical_copies_left:
         console.say(
             f"{receipt.identical_copies_left} identical scans of others are left: `mrcg erase --image` takes one"
         )
     console.say(f"receipt: {opened.url}/log/receipts/{receipt.ident}.json")
+
+
+def _say_other_keys(store: Store, pseudonyms: Pseudonyms | None) -> None:
+    """Under another key the patient has another pseudonym, and is not found there."""
+    from mrcg.erasure import made_with
+
+    corpora = [store.manifest("corpus", version) for version in store.versions("corpus")]
+    own = None if pseudonyms is None else pseudonyms.fingerprint
+    others = [one.version for one in corpora if made_with(one) not in (None, own)]
+    if others and not any(made_with(one) == own for one in corpora):
+        raise UsageError(
+            f"no corpus in {store.url} was made with this MRCG_PSEUDONYM_KEY: set the one that made the pseudonyms"
+        )
+    if others:
+        console.err.print(
+            f"not looked at, for they were made with other keys: corpus {', '.join(others)}; erase with those, too",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _check(store: Store, path: Path, as_json: bool) -> None:

@@ -10,16 +10,37 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from mrcg import __version__
 from mrcg.attempt import begin, busy_versions, dead_attempts, inputs_of_live_attempts
 from mrcg.cache import Cache
-from mrcg.corpus import read_scans
-from mrcg.erasure import RECEIPTS, RECORDS, Receipt, Record, SignedReceipt, Wanted, draw_record
-from mrcg.errors import IntegrityError, LostRaceError, StoreError
+from mrcg.erasure import (
+    RECEIPTS,
+    RECORDS,
+    Receipt,
+    Record,
+    SignedReceipt,
+    Wanted,
+    draw_record,
+    holds,
+    made_with,
+    together,
+    versions_back,
+)
+from mrcg.errors import IntegrityError, LostRaceError, NotFoundError, StoreError
 from mrcg.growth import Line, purged_corpus
 from mrcg.hands import Hands, Progress
-from mrcg.holding import Key, all_manifests, chain, key_of, name_of, remove_versions
+from mrcg.holding import (
+    Key,
+    all_manifests,
+    chain,
+    discard_attempts,
+    key_of,
+    name_of,
+    remove_loose,
+    remove_versions,
+)
 from mrcg.manifest import KINDS, Manifest, make_manifest
 from mrcg.privacy import Pseudonyms
 from mrcg.purging import purge_corpus
@@ -28,13 +49,15 @@ from mrcg.signing import Signer
 from mrcg.stages import Source, Step
 from mrcg.store import Store
 from mrcg.suppression import list_digest, suppress, token
-from mrcg.tombstones import bury, entry_of
+from mrcg.tombstones import bury
 from mrcg.traces import tainted, traces, with_residue
 from mrcg_jobs.pipeline import run_stages
 
 log = logging.getLogger(__name__)
 
 Forget = Callable[[Sequence[str]], None]
+#: A file that is being fetched into a cache grows at least this often (seconds).
+FETCHING_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
@@ -47,7 +70,7 @@ class Eraser:
         hands: do what has to be made anew; None: those of Ray.
         ray_address: of a cluster.
         progress_of: gives a step the progress that it reports to.
-        forget: removes files, by SHA-256, from the caches of all nodes.
+        forget: removes from the caches of all nodes all files but some, by SHA-256.
     """
 
     store: Store
@@ -63,13 +86,13 @@ class Eraser:
 
         Raises:
             NotFoundError: no corpus has such an image.
+            UsageError: a corpus with it was made with another pseudonym key.
             StoreError: a job is at work on what has to go.
             IntegrityError: something of them is still in the store.
         """
         record = self._forbid(wanted)
-        place = f"{RECEIPTS}/{record.ident}.json"
-        if self.store.exists(place):
-            return SignedReceipt.model_validate(self.store.read_json(place))
+        if (signed := self._receipt_of(record)) is not None:
+            return signed
         made, release = self._corpora_anew(record), self._release_anew(record)
         if release is not None:
             made |= chain(all_manifests(self.store), read_release(self.store, release).pins.items())
@@ -87,44 +110,66 @@ class Eraser:
             names=record.names,
             vectors=record.vectors,
             suppressed=record.suppressed,
-            removed_versions=tuple(sorted({*record.doomed, *removed})),
+            removed_versions=tuple(removed),
             made_versions=tuple(sorted(map(name_of, made))),
             release=release,
             trained_on_them=record.models,
         )
         signed = SignedReceipt(receipt=receipt, signed=self.signer.sign(receipt.to_bytes()))
-        self.store.write_bytes(place, signed.model_dump_json(indent=1).encode())
+        self.store.write_bytes(_receipt_place(record), signed.model_dump_json(indent=1).encode())
         return signed
 
     def _forbid(self, wanted: Wanted) -> Record:
         """At once: nobody is shown them, and no ingestion brings them back. Then the record says so."""
-        if (record := self._begun(wanted)) is not None:
-            return record
-        record = draw_record(self.store, wanted, self.pseudonyms)
+        earlier = self._records_of(wanted)
+        for record in earlier:
+            if self._receipt_of(record) is None:
+                return record  # begun, and not finished
+        if earlier and not any(map(self._came_back, earlier)):
+            return earlier[-1]
+        record = self._drawn(wanted, earlier)
         bury(self.store, record.images)
         suppress(self.store, record.suppressed)
-        self.store.write_bytes(f"{RECORDS}/{record.ident}.json", record.model_dump_json(indent=1).encode())
+        self._write(record)
         return record
 
-    def _begun(self, wanted: Wanted) -> Record | None:
-        """The erasure of this wish that was begun: found by its token, for what it was about may be gone by now."""
+    def _drawn(self, wanted: Wanted, earlier: Sequence[Record]) -> Record:
+        """What is known of them now; and from earlier erasures, where they came back since."""
+        try:
+            record = draw_record(self.store, wanted, self.pseudonyms)
+        except NotFoundError:
+            if not earlier:
+                raise
+            record = earlier[-1]  # what came back are versions that were made of them
+        for one in earlier:
+            record = together(record, one)
+        return record
+
+    def _records_of(self, wanted: Wanted) -> list[Record]:
+        """Erasures of this wish, in order; found by its token, for what they were about may be gone by now."""
         mine = token(self.pseudonyms, wanted.kind, wanted.value)
-        for name in self.store.listdir(RECORDS):
-            record = Record.model_validate(self.store.read_json(f"{RECORDS}/{name}"))
-            if mine in record.suppressed and not self._came_back(record):
-                return record
-        return None
+        records = [
+            Record.model_validate(self.store.read_json(f"{RECORDS}/{name}")) for name in self.store.listdir(RECORDS)
+        ]
+        return sorted((one for one in records if mine in one.suppressed), key=lambda one: (one.times, one.ident))
 
     def _came_back(self, record: Record) -> bool:
-        """Whether a corpus that the finished erasure did not know of holds what it erased: then it is done again."""
-        return self.store.exists(f"{RECEIPTS}/{record.ident}.json") and any(
-            _holds(self.store, version, record) for version in self.store.versions("corpus")
+        """Whether there is a corpus that has them, or anything of what was removed: restored, say, from a copy."""
+        return bool(versions_back(self.store, record.doomed)) or any(
+            holds(self.store, version, record) for version in self.store.versions("corpus")
         )
+
+    def _receipt_of(self, record: Record) -> SignedReceipt | None:
+        place = _receipt_place(record)
+        return SignedReceipt.model_validate(self.store.read_json(place)) if self.store.exists(place) else None
+
+    def _write(self, record: Record) -> None:
+        self.store.write_bytes(f"{RECORDS}/{record.ident}.json", record.model_dump_json(indent=1).encode())
 
     def _tainted(self, record: Record) -> set[Key]:
         """Versions that may hold something of them as the store is now."""
         manifests = all_manifests(self.store)
-        holding = [key for key in manifests if key[0] == "corpus" and _holds(self.store, key[1], record)]
+        holding = [key for key in manifests if key[0] == "corpus" and holds(self.store, key[1], record)]
         known = [key_of(one) for one in record.doomed]
         return tainted(manifests, [*known, *holding, *with_residue(self.store, manifests)]) & set(manifests)
 
@@ -163,23 +208,26 @@ class Eraser:
         self.progress_of("purge corpus")(0, 0, "leaving them out")
         base = self.store.artefact("corpus", step.inputs["corpus"])
         with begin(self.store, "corpus", step.version, step.inputs) as attempt:
-            joined = purge_corpus(base, attempt, self.pseudonyms)
+            joined = purge_corpus(base, attempt, self.pseudonyms if made_with(base.manifest) else None)
             manifest = make_manifest("corpus", step.version, step.settings, step.inputs, joined.counts, joined.files)
             self.store.record_run(attempt.publish(manifest), {"started": time.time()})
 
     def _purge(self, record: Record) -> list[str]:
         """Remove every version that holds them or was made from one that does, and what caches kept of it."""
+        # They go before anything is looked at: claimed by this process they would seem to be at work.
+        discard_attempts(self.store, dead_attempts(self.store, claim=True))
         manifests = all_manifests(self.store)
         doomed = sorted(self._tainted(record), key=lambda key: _last_made_first(key, manifests[key]))
         self._nobody_is_at_work(doomed)
+        # Written before the first goes: who goes on after a kill does not see it any more.
+        gone = sorted({*record.doomed, *map(name_of, doomed)})
+        self._write(record.model_copy(update={"doomed": tuple(gone)}))
         stay = {key: one for key, one in manifests.items() if key not in doomed}
-        kept = {entry.sha256 for one in stay.values() if one is not None for entry in one.files}
-        gone = {entry.sha256 for key in doomed if (one := manifests[key]) is not None for entry in one.files}
-        for folder in dead_attempts(self.store, claim=True):
-            self.store.remove(folder)
         remove_versions(self.store, doomed, stay)
-        self.forget(sorted(gone - kept))
-        return list(map(name_of, doomed))
+        # What a killed purge left of versions whose manifests it had removed.
+        remove_loose(self.store)
+        self.forget(sorted({entry.sha256 for one in stay.values() if one is not None for entry in one.files}))
+        return gone
 
     def _nobody_is_at_work(self, doomed: Sequence[Key]) -> None:
         busy = (inputs_of_live_attempts(self.store) | busy_versions(self.store)).intersection(doomed)
@@ -197,17 +245,29 @@ def _last_made_first(key: Key, manifest: Manifest | None) -> tuple[int, int, Key
     return -list(KINDS).index(key[0]), generation, key
 
 
-def _holds(store: Store, corpus: str, record: Record) -> bool:
-    ids = read_scans(store.artefact("corpus", corpus))["image_id"].to_pylist()
-    return not {entry_of(one) for one in ids}.isdisjoint(record.images)
+def _receipt_place(record: Record) -> str:
+    return f"{RECEIPTS}/{record.ident}.json"
 
 
-def forget_here(digests: Sequence[str]) -> None:
-    """Remove files from this node's cache."""
-    cache = Cache.of_this_node()
-    if cache is not None:
-        for one in digests:
-            cache.remove(one)
+def forget_here(kept: Sequence[str]) -> None:
+    """Remove from this node's cache all but some files.
+
+    What versions that were swept long ago left there nobody knows any more; what other stores need they fetch again.
+    """
+    cache, stay = Cache.of_this_node(), frozenset(kept)
+    if cache is None or not cache.folder.is_dir():
+        return
+    for path in cache.folder.iterdir():
+        # A file that is being fetched right now is left to whoever fetches it.
+        if path.name not in stay and not (path.name.startswith(".") and _is_young(path)):
+            path.unlink(missing_ok=True)
+
+
+def _is_young(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime < FETCHING_SECONDS
+    except FileNotFoundError:
+        return True
 
 
 def forgetting(store: Store, ray_address: str | None, here: bool) -> Forget:
@@ -215,7 +275,7 @@ def forgetting(store: Store, ray_address: str | None, here: bool) -> Forget:
     if store.local or here:
         return forget_here
 
-    def everywhere(digests: Sequence[str]) -> None:
+    def everywhere(kept: Sequence[str]) -> None:
         from mrcg import rayenv
 
         rayenv.prepare()
@@ -223,7 +283,7 @@ def forgetting(store: Store, ray_address: str | None, here: bool) -> Forget:
         from mrcg_jobs.hands import on_every_node
 
         runtime.start(ray_address)
-        on_every_node(forget_here, digests)
-        forget_here(digests)
+        on_every_node(forget_here, kept)
+        forget_here(kept)
 
     return everywhere

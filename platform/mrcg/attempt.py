@@ -97,7 +97,8 @@ class Attempt:
                         f"{entry.folder}/{entry.name} was removed while {self.kind} grew from it: run again"
                     )
                 continue
-            self.store.move(f"{self.output}/{entry.name}", f"{manifest.folder}/{entry.name}")
+            # Not moved: until the manifest is there, whoever goes on with this attempt needs it whole.
+            self.store.place(f"{self.output}/{entry.name}", f"{manifest.folder}/{entry.name}")
         try:
             self.store.create(f"{self.kind}/{self.version}/manifest.json", manifest.to_bytes())
         except AlreadyExistsError:
@@ -106,9 +107,9 @@ class Attempt:
                 self.store.remove(manifest.folder)
             log.info("%s/%s was published by another run first", self.kind, self.version)
             manifest = winner
-        # Only now: until the manifest is there, the lease keeps others from what was moved.
+        # Only now: until the manifest is there, the lease keeps others from what was placed.
         self._release_lease()
-        self.store.remove(self.folder)
+        discard(self.store, self.folder)
         return manifest
 
 
@@ -136,6 +137,12 @@ def begin(store: Store, kind: str, version: str, inputs: Mapping[str, str] | Non
     about = {"version": version, "inputs": dict(inputs or {})}
     store.create(f"{kind}/_attempts/{ident}/attempt.json", json.dumps(about).encode())
     return Attempt(store, kind, version, ident, 0)
+
+
+def discard(store: Store, folder: str) -> None:
+    """Remove an attempt; killed half way nobody goes on with the rest of it."""
+    store.remove(f"{folder}/attempt.json")
+    store.remove(folder)
 
 
 def is_live(store: Store, folder: str) -> bool:
@@ -224,10 +231,10 @@ def _host() -> str:
 def _started(pid: int) -> int | None:
     """Start time of a process in clock ticks since boot, None where there is none or no /proc.
 
-    The pid alone does not do: it is given out again.
+    The pid alone does not do: it is given out again. One that was killed and that nobody waited for is none.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except OSError:
         return None
-    return int(fields[19])
+    return None if fields[0] in ("Z", "X") else int(fields[19])

@@ -20,9 +20,11 @@ def releases_list(store: StoreOption, as_json: JsonOption = False) -> None:
 
     opened = Store(store)
     releases = [read_release(opened, number) for number in release_numbers(opened)]
-    gone = {release.number for release in releases if missing_parts(opened, release)}
+    missing = {release.number: missing_parts(opened, release) for release in releases}
     if as_json:
-        console.emit_json([release.model_dump(mode="json") for release in releases])
+        console.emit_json(
+            [{**release.model_dump(mode="json"), "missing": missing[release.number]} for release in releases]
+        )
         return
     if not releases:
         console.say(f"{opened.url} has no release yet: `mrcg run` makes and promotes one")
@@ -30,7 +32,7 @@ def releases_list(store: StoreOption, as_json: JsonOption = False) -> None:
     rows = [
         [
             *(str(r.number), r.created, r.protocol, f"{100 * r.reranked_map:.1f}", r.encoder, r.index, r.reranker),
-            f"{r.reason}, parts are gone" if r.number in gone else r.reason,
+            f"{r.reason}, parts are gone" if missing[r.number] else r.reason,
         ]
         for r in releases
     ]

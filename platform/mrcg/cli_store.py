@@ -105,14 +105,14 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "
 
 
 def bytes_of(text: str) -> int:
-    """Bytes of a size as people write it: 64GB, 1.5 TiB, 500000000.
+    """Bytes of a size as people write it: 64GB, 1.5 TiB, 500_000_000.
 
     Raises:
         UsageError: it is none.
     """
     match = re.fullmatch(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*([KMGT]?I?)B?\s*", text.upper())
     if match is None or match[2] not in _UNITS:
-        raise UsageError(f"{text}: write a size as 64GB, 1.5TiB or a number of bytes")
+        raise UsageError(f"--memory-per-node {text}: write a size as 64GB, 1.5TiB or a number of bytes")
     return int(float(match[1].replace("_", "")) * _UNITS[match[2]])
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +16,7 @@ import pyarrow.compute as pc
 from mrcg import schemas
 from mrcg.corpus import IMAGES
 from mrcg.manifest import FileEntry
-from mrcg.store import Artefact
+from mrcg.store import Artefact, Store
 
 FOLDER = "embeddings/"
 Rows = npt.NDArray[np.int64]
@@ -64,13 +66,29 @@ class EmbeddingRows:
         return sum(file.rows for file in self.files)
 
     def blocks(self, rows: Rows, size: int) -> Iterator[Vectors]:
-        """Vectors of rising rows, at most ``size`` at a time."""
-        start = 0
+        """Vectors of rising rows, each once, at most ``size`` at a time and as many as that allows."""
+        waiting: list[Vectors] = []
+        for piece in self._pieces(rows, size):
+            if waiting and sum(map(len, waiting)) + len(piece) > size:
+                yield _together(waiting)
+                waiting = []
+            waiting.append(piece)
+        if waiting:
+            yield _together(waiting)
+
+    def _pieces(self, rows: Rows, size: int) -> Iterator[Vectors]:
+        start, wanted = 0, []
         for file in self.files:
             mine = rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + file.rows)] - start
             start += file.rows
             if len(mine):
-                vectors = self._vectors(file)
+                wanted.append((file, mine))
+        with ThreadPoolExecutor(1) as ahead:
+            # The next file is read and hashed while this one's vectors are used.
+            coming = [ahead.submit(self._vectors, file) for file, _ in wanted[:1]]
+            for number, (_, mine) in enumerate(wanted):
+                coming += [ahead.submit(self._vectors, file) for file, _ in wanted[number + 1 : number + 2]]
+                vectors = coming.pop(0).result()
                 for first in range(0, len(mine), size):
                     some = mine[first : first + size]
                     # Rows that stand together are a view and no copy.
@@ -79,12 +97,8 @@ class EmbeddingRows:
 
     def take(self, rows: Rows) -> Vectors:
         """(n, d) vectors of rows in any order."""
-        order = np.argsort(rows, kind="stable")
-        found = list(self.blocks(rows[order], max(1, len(rows))))
-        together = np.concatenate(found)
-        out = np.empty_like(together)
-        out[order] = together
-        return out
+        once, places = np.unique(rows, return_inverse=True)
+        return np.concatenate(list(self.blocks(once, max(1, len(once)))))[places]
 
     def _vectors(self, file: FileRows) -> Vectors:
         if file.name not in self._open:
@@ -92,6 +106,16 @@ class EmbeddingRows:
             assert len(vectors) == file.rows, f"{file.name} does not have the rows of the corpus"
             self._open[file.name] = vectors
         return self._open[file.name]
+
+
+def _together(pieces: Sequence[Vectors]) -> Vectors:
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+@functools.lru_cache(maxsize=2)
+def open_embeddings(store: str, version: str, files: tuple[FileRows, ...]) -> EmbeddingRows:
+    """Embeddings of a store, by row; a process that does several pieces of a job hashes each file once."""
+    return EmbeddingRows(Store(store).artefact("embeddings", version), files)
 
 
 def vectors_in(table: pa.Table) -> Vectors:

@@ -7,24 +7,29 @@ it was erased; nobody can read one out.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
-from mrcg.errors import IntegrityError, NotFoundError
+from mrcg.corpus import read_scans
+from mrcg.errors import IntegrityError, NotFoundError, UsageError
 from mrcg.hashing import digest
-from mrcg.holding import all_manifests, key_of, name_of
-from mrcg.privacy import Pseudonyms
+from mrcg.holding import all_manifests, name_of
+from mrcg.manifest import Manifest
+from mrcg.privacy import ENVIRONMENT, Pseudonyms
 from mrcg.signing import Signature, is_signed
 from mrcg.store import Store
 from mrcg.suppression import IMAGE, PIXELS, token
 from mrcg.tombstones import entry_of
-from mrcg.traces import learned_from, locate, tainted, traces, vectors_of, with_residue
+from mrcg.traces import each_corpus, learned_from, locate, tainted, traces, vectors_of, with_residue
 
 RECORDS, RECEIPTS = "log/erasures", "log/receipts"
-#: Columns of a scan that name it or its patient; all of them are gone with it, unless others share the value.
-NAMING = ("image_id", "group_id", "cluster_id", "patient", "study", "series", "instance", "accession")
+#: Columns of a scan that name it or its patient, as nobody else is named; accession numbers are one hospital's own.
+NAMING = ("image_id", "patient", "study", "series", "instance")
+#: The same where an image goes: its patient may stay, and may come again.
+NAMING_IMAGE = ("image_id", "instance")
 
 
 class Wanted(BaseModel):
@@ -40,7 +45,7 @@ class Record(BaseModel):
     """What an erasure found before it began: an erasure that was killed goes on by it.
 
     ``names``: hashes of ids and pseudonyms, ``vectors``: of stored embeddings, ``images``: entries of the tombstones,
-    ``models``: those that learned from them.
+    ``models``: those that learned from them, ``times``: 2 where they came back after a first erasure, and so on.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,6 +58,7 @@ class Record(BaseModel):
     copies: int
     doomed: tuple[str, ...]
     models: tuple[str, ...]
+    times: int = 1
 
 
 class Receipt(BaseModel):
@@ -97,38 +103,71 @@ def draw_record(store: Store, wanted: Wanted, pseudonyms: Pseudonyms | None) -> 
 
     Raises:
         NotFoundError: there is no such image. (A patient who has none yet can be kept out all the same.)
+        UsageError: it is in a corpus that was made with another key: it could not be kept out of the next.
     """
-    located = locate(store, "image_id" if wanted.kind == IMAGE else "patient", [wanted.value])
+    column, values = "image_id" if wanted.kind == IMAGE else "patient", [wanted.value]
+    located = locate(store, column, values)
     if not located and wanted.kind == IMAGE:
         raise NotFoundError(f"no corpus in {store.url} has an image {wanted.value}: `mrcg query` shows ids")
     pixels = {one for where in located for one in where.mine["pixel_hash"].to_pylist()}
     if wanted.kind == IMAGE:
         # A copy of the file under another name is another image with the same pixels: it goes, too.
-        located = locate(store, "pixel_hash", sorted(pixels))
+        column, values = "pixel_hash", sorted(pixels)
+        located = locate(store, column, values)
     images = {one for where in located for one in where.mine["image_id"].to_pylist()}
-    names: set[str] = {wanted.value}
-    copies = 0
-    for where in located:
-        for column in NAMING:
-            own = {one for one in where.mine[column].to_pylist() if one}
-            # A name that others bear too stays; groups and clusters are renamed where it is an erased image's.
-            others = set(pc.unique(where.others[column].combine_chunks()).to_pylist())
-            names |= own & images if column in ("group_id", "cluster_id") else own - others
-        copies = max(copies, int(pc.sum(pc.is_in(where.others["pixel_hash"], pa.array(sorted(pixels)))).as_py() or 0))
-    entries = [token(pseudonyms, wanted.kind, wanted.value)]
-    if wanted.kind == IMAGE:
-        entries += [token(pseudonyms, PIXELS, one) for one in sorted(pixels)]
+    naming = NAMING_IMAGE if wanted.kind == IMAGE else NAMING
+    # Groups and clusters that others are in bear ids of images: they are renamed, so those ids go, too.
+    names = {wanted.value} | {
+        one for where in located for name in naming for one in where.mine[name].to_pylist() if one
+    }
+    copies: set[str] = set()
+    for where in each_corpus(store, column, values):
+        for name in naming:
+            # A name that others bear, too, stays.
+            names -= set(pc.unique(where.others[name].combine_chunks()).to_pylist())
+        same = pc.is_in(where.others["pixel_hash"], pa.array(sorted(pixels), pa.string()))
+        copies.update(where.others["image_id"].filter(same).to_pylist())
     manifests = all_manifests(store)
+    wishes = [(wanted.kind, wanted.value), *((PIXELS, one) for one in sorted(pixels) if wanted.kind == IMAGE)]
+    keys = {pseudonyms, *(_key_of(manifests["corpus", where.corpus], pseudonyms) for where in located)}
+    entries = sorted({token(key, *wish) for key in keys for wish in wishes})
     doomed = tainted(manifests, [*(("corpus", where.corpus) for where in located), *with_residue(store, manifests)])
     return Record(
         ident=digest(["erase", entries, sorted(images)], 16),
         images=tuple(sorted(entry_of(one) for one in images)),
         names=tuple(sorted(entry_of(one) for one in names)),
         vectors=tuple(sorted(vectors_of(store, manifests, images))),
-        suppressed=tuple(sorted(entries)),
-        copies=copies,
+        suppressed=tuple(entries),
+        copies=len(copies),
         doomed=tuple(sorted(map(name_of, doomed))),
         models=tuple(sorted(map(name_of, learned_from(store, manifests, located)))),
+    )
+
+
+def together(record: Record, earlier: Record) -> Record:
+    """A record of those who came back: also what an earlier one knew, and not the same as that one."""
+    united = {
+        name: tuple(sorted({*getattr(record, name), *getattr(earlier, name)}))
+        for name in ("images", "names", "vectors", "suppressed", "doomed", "models")
+    }
+    times = max(record.times, earlier.times + 1)
+    return record.model_copy(update={**united, "times": times, "ident": digest([earlier.ident, times], 16)})
+
+
+def made_with(corpus: Manifest | None) -> str | None:
+    """Fingerprint of the pseudonym key that a corpus was made with, None without one."""
+    policy = None if corpus is None else corpus.settings.get("policy")
+    return None if policy is None else str(policy["key"])
+
+
+def _key_of(corpus: Manifest | None, pseudonyms: Pseudonyms | None) -> Pseudonyms | None:
+    fingerprint = made_with(corpus)
+    if fingerprint is None or (pseudonyms is not None and pseudonyms.fingerprint == fingerprint):
+        return None if fingerprint is None else pseudonyms
+    assert corpus is not None
+    raise UsageError(
+        f"corpus/{corpus.version} was made with {'a' if pseudonyms is None else 'another'} pseudonym key: "
+        f"set {ENVIRONMENT} to it, or the next ingestion would bring them back"
     )
 
 
@@ -142,6 +181,20 @@ def read_receipt(data: bytes) -> SignedReceipt:
         return SignedReceipt.model_validate(json.loads(data))
     except ValueError as error:
         raise IntegrityError("this is not a receipt of `mrcg erase`: give the file that it wrote") from error
+
+
+def versions_back(store: Store, removed: Iterable[str]) -> list[str]:
+    """Versions that were removed and of which there is a file (again) that no other version refers to."""
+    manifests = all_manifests(store)
+    kept = {f"{entry.folder or one.folder}/{entry.name}" for one in manifests.values() if one for entry in one.files}
+    return [one for one in removed if not {f"{one}/{name}" for name in store.files(one)} <= kept]
+
+
+def holds(store: Store, corpus: str, record: Record) -> bool:
+    """Whether a corpus has a scan of whom an erasure is about."""
+    scans = read_scans(store.artefact("corpus", corpus)).select(["image_id", "patient"])
+    there = {entry_of(one) for column in scans.columns for one in column.unique().to_pylist() if one}
+    return not there.isdisjoint({*record.images, *record.names})
 
 
 class Verdict(BaseModel):
@@ -179,6 +232,6 @@ def check_receipt(store: Store, signed: SignedReceipt, own_key: str | None, list
         genuine=signed.genuine,
         known_signer=None if own_key is None else signed.signed.public_key == own_key,
         left=tuple(traces(store, receipt.names, receipt.vectors)),
-        versions_back=tuple(one for one in receipt.removed_versions if store.has(*key_of(one))),
+        versions_back=tuple(versions_back(store, receipt.removed_versions)),
         not_suppressed=not set(receipt.suppressed) <= listed,
     )

@@ -5,13 +5,15 @@ A file stays as long as any version that stays refers to it, whichever version w
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import logging
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from mrcg.attempt import busy_versions, dead_attempts, inputs_of_live_attempts
+from mrcg.attempt import busy_versions, dead_attempts, discard, inputs_of_live_attempts
 from mrcg.errors import IntegrityError, NotFoundError
 from mrcg.manifest import KINDS, Manifest
 from mrcg.release import read_release, release_numbers
@@ -21,6 +23,8 @@ from mrcg.store import Store
 log = logging.getLogger(__name__)
 
 GRACE_DAYS = 14.0
+#: A file that is younger may still be being written.
+WRITING_SECONDS = 86_400.0
 #: Kinds that serve without what they were made from: weights stand alone, pixels do.
 _ALONE = ("corpus", "encoders", "rerankers")
 
@@ -60,19 +64,33 @@ def sweep(
         grace_days: versions younger than this stay, with all they were made from.
         dry_run: only say.
     """
+    # They go before anything is looked at: claimed by this process they seem alive, and to hold what they read.
     attempts = dead_attempts(store, claim=not dry_run)
+    if not dry_run:
+        discard_attempts(store, attempts)
     manifests = all_manifests(store)
     held = _held(store, manifests, keep_releases, grace_days)
     stay = {key: one for key, one in manifests.items() if key in held}
     gone = [key for key in manifests if key not in held]
     files, freed = _loose_files(store, stay, manifests)
+    files += _leftovers(store)
     if not dry_run:
-        for folder in attempts:
-            store.remove(folder)
-            store.remove_if_empty(folder.rsplit("/", 1)[0])
-        remove_versions(store, gone, stay)
         _remove_files(store, files)
+        remove_versions(store, gone, stay)
     return Sweep(tuple(attempts), tuple(map(name_of, gone)), tuple(files), freed)
+
+
+def discard_attempts(store: Store, attempts: Sequence[str]) -> None:
+    """Remove attempts that were claimed."""
+    for folder in attempts:
+        discard(store, folder)
+        store.remove_if_empty(folder.rsplit("/", 1)[0])
+
+
+def remove_loose(store: Store) -> None:
+    """Remove the files of no version: moved in by a killed job, or left by a killed removal."""
+    manifests = all_manifests(store)
+    _remove_files(store, _loose_files(store, manifests, manifests)[0])
 
 
 def all_manifests(store: Store) -> dict[Key, Manifest | None]:
@@ -82,6 +100,8 @@ def all_manifests(store: Store) -> dict[Key, Manifest | None]:
         for version in store.versions(kind):
             try:
                 found[kind, version] = store.manifest(kind, version)
+            except NotFoundError:
+                continue  # removed since it was listed
             except IntegrityError as error:
                 log.warning("left alone: %s", error)
                 found[kind, version] = None
@@ -98,9 +118,15 @@ def chain(manifests: Mapping[Key, Manifest | None], roots: Iterable[Key]) -> set
         if key in found or key not in manifests:
             continue
         found.add(key)
-        if manifest is not None and key[0] not in _ALONE:
-            waiting += [(kind_of(n), v) for n, v in manifest.inputs.items() if kind_of(n) != key[0]]
+        waiting += needs(manifest)
     return found
+
+
+def needs(manifest: Manifest | None) -> list[Key]:
+    """What a version needs to be read, beside itself."""
+    if manifest is None or manifest.kind in _ALONE:
+        return []
+    return [(kind_of(n), v) for n, v in manifest.inputs.items() if kind_of(n) != manifest.kind]
 
 
 def remove_versions(store: Store, gone: Sequence[Key], stay: Mapping[Key, Manifest | None]) -> None:
@@ -163,7 +189,7 @@ def _age_days(store: Store, key: Key) -> float:
     """Days since a version was made; without a record of its run since its manifest was written."""
     try:
         started = float(store.read_json(f"{key[0]}/{key[1]}/run.json")["started"])
-    except (NotFoundError, IntegrityError, KeyError):
+    except (NotFoundError, IntegrityError, KeyError, TypeError, ValueError):
         modified = store.modified(f"{key[0]}/{key[1]}/manifest.json")
         started = modified.replace(tzinfo=modified.tzinfo or datetime.UTC).timestamp()
     return (time.time() - started) / 86_400
@@ -173,20 +199,34 @@ def _loose_files(
     store: Store, stay: Mapping[Key, Manifest | None], manifests: Mapping[Key, Manifest | None]
 ) -> tuple[list[str], int]:
     """Files of no version that stays: moved in by a killed job, or left when their version went. And bytes freed."""
-    kept, busy, found, freed = _referred(stay.values()), busy_versions(store), [], 0
+    kept, found = _referred(stay.values()), dict[Key, list[str]]()
     for kind in KINDS:
         for version in store.listdir(kind):
             key = (kind, version)
-            if version.startswith("_") or key in busy or (key in manifests and manifests[key] is None):
+            if version.startswith("_") or (key in manifests and manifests[key] is None):
                 continue
-            for name in store.files(f"{kind}/{version}"):
-                path = f"{kind}/{version}/{name}"
-                if path in kept or (key in stay and "/" not in name):
-                    continue
-                freed += store.size(path)
-                if key not in manifests or key in stay:
-                    found.append(path)
-    return found, freed
+            names = store.files(f"{kind}/{version}")
+            own = [name for name in names if key in stay and "/" not in name]
+            paths = [f"{kind}/{version}/{name}" for name in names if name not in own]
+            found[key] = [path for path in paths if path not in kept]
+    # Asked last: whoever put a file there before it was listed is still at it, or has published it by now.
+    busy = busy_versions(store)
+    new = {key for key in found if key not in manifests and store.has(*key)}
+    found = {key: paths for key, paths in found.items() if key not in busy | new}
+    freed = sum(store.size(path) for paths in found.values() for path in paths)
+    return [path for key, paths in found.items() if key not in manifests or key in stay for path in paths], freed
+
+
+def _leftovers(store: Store) -> list[str]:
+    """What killed writers left beside the files of a folder that they were about to write; attempts go as a whole."""
+    if not store.local:
+        return []
+    root, found = Path(store.root), []
+    for path in root.rglob(".*.tmp"):
+        with contextlib.suppress(FileNotFoundError):  # it is whole by now
+            if "_attempts" not in path.parts and time.time() - path.stat().st_mtime > WRITING_SECONDS:
+                found.append(str(path.relative_to(root)))
+    return sorted(found)
 
 
 def _remove_files(store: Store, paths: Sequence[str]) -> None:

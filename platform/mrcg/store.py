@@ -178,10 +178,11 @@ class Store:
 
     def files(self, relative: str) -> list[str]:
         """All files below a folder, relative to that folder, sorted; a killed write's leftovers are none."""
-        base = self.path(relative)
+        base = self.path(relative).rstrip("/")
         self.fs.invalidate_cache(base)
         names = [str(p)[len(base) + 1 :] for p in self.fs.find(base)]
-        return sorted(name for name in names if not name.rsplit("/", 1)[-1].startswith("."))
+        # Of a file that is no folder the name is empty.
+        return sorted(name for name in names if name and not name.rsplit("/", 1)[-1].startswith("."))
 
     def isdir(self, relative: str) -> bool:
         """Whether it is a folder."""
@@ -199,14 +200,21 @@ class Store:
         when: datetime.datetime = self.fs.modified(self.path(relative))
         return when
 
-    def move(self, source: str, target: str) -> None:
-        """Move one file; whatever was at the target is replaced."""
+    def place(self, source: str, target: str) -> None:
+        """Show a file at another place, too, whole; whatever was there is replaced. The first place keeps it."""
         try:
             if self.local:
-                Path(self.path(target)).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(self.path(source), self.path(target))
+                # A second name for the same bytes.
+                temporary = _beside(Path(self.path(source)))
+                try:
+                    os.link(self.path(source), temporary)
+                    Path(self.path(target)).parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(temporary, self.path(target))
+                finally:
+                    # Still there where both were the same file already.
+                    temporary.unlink(missing_ok=True)
             else:
-                self.fs.mv(self.path(source), self.path(target))
+                self.fs.cp_file(self.path(source), self.path(target))
         except OSError as error:
             raise self._not_writable(error) from error
 

@@ -7,6 +7,7 @@ image id, so the log does not keep what it forbids.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import time
 from collections.abc import Iterable, Sequence
@@ -22,7 +23,7 @@ LOOK_SECONDS = 0.5
 
 def entry_of(image_id: str) -> str:
     """The entry that forbids an image."""
-    return digest(["tombstone", image_id], 32)
+    return hashlib.blake2b(f"tombstone\x1f{image_id}".encode(), digest_size=16).hexdigest()
 
 
 def bury(store: Store, entries: Iterable[str]) -> None:
@@ -43,16 +44,19 @@ class Tombstones:
         self._read: set[str] = set()
         self.entries: set[str] = set()
 
-    def look(self) -> bool:
-        """Read what came since; whether anything did. At most every ``look_seconds`` it really looks."""
+    def look(self) -> list[str]:
+        """Entries that came since the last look. At most every ``look_seconds`` it really looks."""
         if time.monotonic() - self._looked < self._every:
-            return False
-        self._looked = time.monotonic()
+            return []
         new = [name for name in self._store.listdir(FOLDER) if name.endswith(".json") and name not in self._read]
+        found: list[str] = []
         for name in new:
-            self.entries.update(self._store.read_json(f"{FOLDER}/{name}"))
+            found += self._store.read_json(f"{FOLDER}/{name}")
             self._read.add(name)
-        return bool(new)
+        self.entries.update(found)
+        # Only now: while the log cannot be read every look fails, and nobody is answered by an old one.
+        self._looked = time.monotonic()
+        return found
 
     def forbidden(self, image_ids: Sequence[str]) -> list[str]:
         """Those of some images that may not be shown."""

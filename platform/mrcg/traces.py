@@ -23,7 +23,7 @@ from mrcg.index.layout import VECTORS
 from mrcg.index.sharded import read_facts
 from mrcg.manifest import Manifest
 from mrcg.stages import kind_of
-from mrcg.store import Store
+from mrcg.store import Artefact, Store
 from mrcg.tombstones import entry_of
 
 #: Models are not unlearned: they stay, and the receipt names them. Trials are figures alone.
@@ -44,13 +44,15 @@ class Located:
 
 def locate(store: Store, column: str, values: Sequence[str]) -> list[Located]:
     """The corpora with scans whose column has one of some values, whatever release they belong to."""
-    found = []
+    return [where for where in each_corpus(store, column, values) if where.mine.num_rows]
+
+
+def each_corpus(store: Store, column: str, values: Sequence[str]) -> Iterator[Located]:
+    """Every corpus, those too that have nothing of somebody; one in memory."""
     for version in store.versions("corpus"):
         scans = read_scans(store.artefact("corpus", version))
         mine = pc.is_in(scans[column], pa.array(values, pa.string()))
-        if pc.any(mine).as_py():
-            found.append(Located(version, scans.filter(mine), scans.filter(pc.invert(mine))))
-    return found
+        yield Located(version, scans.filter(mine), scans.filter(pc.invert(mine)))
 
 
 def tainted(manifests: Mapping[Key, Manifest | None], roots: Iterable[Key]) -> set[Key]:
@@ -100,24 +102,38 @@ def with_residue(store: Store, manifests: Mapping[Key, Manifest | None]) -> list
 
 
 def learned_from(store: Store, manifests: Mapping[Key, Manifest | None], located: Sequence[Located]) -> list[Key]:
-    """Models whose training part had scans of somebody."""
-    mine_in = {where.corpus: pa.array(where.mine["image_id"].to_pylist(), pa.string()) for where in located}
-    found = []
-    for key, manifest in manifests.items():
-        if key[0] not in ("encoders", "rerankers") or manifest is None or manifest.inputs["corpus"] not in mine_in:
-            continue
-        graphs = manifests.get(("graphs", manifest.inputs.get("graphs", "")))
-        version = manifest.inputs.get("splits") or (graphs.inputs["splits"] if graphs else "")
-        if not store.has("splits", version):
-            found.append(key)  # nobody can tell any more
-            continue
-        table = schemas.from_parquet(store.artefact("splits", version).read_bytes(SPLITS))
-        learned = pc.and_(
-            pc.equal(table["split"], "train"), pc.is_in(table["image_id"], mine_in[manifest.inputs["corpus"]])
-        )
-        if pc.any(learned).as_py():
-            found.append(key)
+    """Models whose training part had scans of somebody, and those of which nobody can tell any more."""
+    mine = pa.array([one for where in located for one in where.mine["image_id"].to_pylist()], pa.string())
+    models = [(key, one) for key, one in manifests.items() if key[0] in ("encoders", "rerankers") and one is not None]
+    return [key for key, model in models if _learned(store, manifests, model, mine)]
+
+
+def _learned(store: Store, manifests: Mapping[Key, Manifest | None], model: Manifest, mine: pa.Array) -> bool:
+    graphs = manifests.get(("graphs", model.inputs.get("graphs", "")))
+    splits = model.inputs.get("splits") or (graphs.inputs["splits"] if graphs else "")
+    if manifests.get(("splits", splits)) is not None:
+        return _in_train(store, splits, mine)
+    # An earlier erasure took the splits that it learned by: those that were made in their place have the same draws.
+    later = _measured_by(manifests, model.version)
+    return not (later and len(mine)) or any(_in_train(store, one, mine) for one in later)
+
+
+def _measured_by(manifests: Mapping[Key, Manifest | None], model: str) -> set[str]:
+    """Versions of the splits that reports on a model went by."""
+    found = set()
+    for key, report in manifests.items():
+        if key[0] == "reports" and report is not None:
+            embeddings = manifests.get(("embeddings", report.inputs["embeddings"]))
+            used = (report.inputs["rerankers"], None if embeddings is None else embeddings.inputs["encoders"])
+            if model in used and manifests.get(("splits", report.inputs["splits"])) is not None:
+                found.add(report.inputs["splits"])
     return found
+
+
+def _in_train(store: Store, splits: str, mine: pa.Array) -> bool:
+    table = schemas.from_parquet(store.artefact("splits", splits).read_bytes(SPLITS))
+    there = pc.and_(pc.equal(table["split"], "train"), pc.is_in(table["image_id"], mine))
+    return bool(pc.any(there).as_py())
 
 
 def vectors_of(store: Store, manifests: Mapping[Key, Manifest | None], images: set[str]) -> set[str]:
@@ -168,7 +184,7 @@ def traces(store: Store, names: Sequence[str], vectors: Sequence[str]) -> list[s
                 rows = np.memmap(artefact.on_disk(name), dtype=np.float16, mode="r").reshape(-1, dim)
                 hit = not gone.isdisjoint(_hashes(rows))
             else:
-                hit = any(entry_of(word) in wanted for word in _words(name, artefact.read_bytes(name)))
+                hit = any(entry_of(word) in wanted for word in _words(artefact, name))
                 if name.startswith(EMBEDDINGS):
                     hit = hit or not gone.isdisjoint(_hashes(vectors_in(read_table(artefact, name))))
             if hit:
@@ -176,8 +192,10 @@ def traces(store: Store, names: Sequence[str], vectors: Sequence[str]) -> list[s
     return found
 
 
-def _words(name: str, data: bytes) -> Iterator[str]:
+def _words(artefact: Artefact, name: str) -> Iterator[str]:
+    """What may be an id; files that hold none, large ones among them, are not read."""
     if name.endswith((".parquet", ".arrow")):
+        data = artefact.read_bytes(name)
         table = schemas.from_parquet(data) if name.endswith(".parquet") else schemas.from_ipc(data)
         for column in table.columns:
             values = column.combine_chunks()
@@ -186,4 +204,4 @@ def _words(name: str, data: bytes) -> Iterator[str]:
             if pa.types.is_string(values.type):
                 yield from (one for one in pc.unique(values).to_pylist() if one)
     elif name.endswith((".json", ".html", ".md", ".txt")):
-        yield from set(_WORD.findall(data.decode("utf-8", "replace")))
+        yield from set(_WORD.findall(artefact.read_bytes(name).decode("utf-8", "replace")))

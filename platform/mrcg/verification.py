@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from mrcg.errors import IntegrityError, NotFoundError
 from mrcg.hands import Progress
+from mrcg.holding import Key, chain, name_of, needs
 from mrcg.manifest import KINDS, Manifest
 from mrcg.release import Release, missing_parts, read_release, release_numbers
 from mrcg.store import Store
@@ -39,6 +40,8 @@ def verify_store(store: Store, progress: Progress) -> Verified:
         for version in store.versions(kind):
             try:
                 manifests.append(store.manifest(kind, version))
+            except NotFoundError:
+                continue  # swept since it was listed
             except IntegrityError as error:
                 problems.append(str(error))
     wanted = {
@@ -52,7 +55,7 @@ def verify_store(store: Store, progress: Progress) -> Verified:
             problems.append(f"{store.url}/{path} {wrong}: {_way_out(manifest)}")
         done += size
         progress(done, total, "bytes hashed")
-    wrong_releases, notes = _releases(store)
+    wrong_releases, notes = _releases(store, {(one.kind, one.version): one for one in manifests})
     return Verified(len(manifests), len(wanted), total, (*problems, *wrong_releases), tuple(notes))
 
 
@@ -79,7 +82,7 @@ def _blocks(store: Store, path: str) -> Iterator[bytes]:
             yield block
 
 
-def _releases(store: Store) -> tuple[list[str], list[str]]:
+def _releases(store: Store, manifests: Mapping[Key, Manifest]) -> tuple[list[str], list[str]]:
     problems: list[str] = []
     notes: list[str] = []
     numbers = release_numbers(store)
@@ -93,7 +96,18 @@ def _releases(store: Store) -> tuple[list[str], list[str]]:
             continue
         if missing := missing_parts(store, release):
             _say(release, numbers[-1], missing, problems, notes)
+        elif number == numbers[-1] and (missing := _unreadable(store, manifests, release)):
+            problems.append(
+                f"release {number} is current and serves, but nothing can grow from it: {', '.join(missing)} is gone; "
+                "restore it, or run `mrcg run` again"
+            )
     return problems, notes
+
+
+def _unreadable(store: Store, manifests: Mapping[Key, Manifest], release: Release) -> list[str]:
+    """What the parts of a release were made from and the store has no more, though it should."""
+    wanted = {need for key in chain(manifests, release.pins.items()) for need in needs(manifests[key])}
+    return [name_of(key) for key in sorted(wanted) if not store.has(*key)]
 
 
 def _say(release: Release, current: int, missing: list[str], problems: list[str], notes: list[str]) -> None:

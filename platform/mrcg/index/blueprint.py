@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from mrcg import schemas
 from mrcg.config import IndexSettings
 from mrcg.corpus import read_scans
-from mrcg.embeddings import EmbeddingRows, FileRows, files_of
+from mrcg.embeddings import EmbeddingRows, FileRows, files_of, open_embeddings
 from mrcg.index import kinds
 from mrcg.index.growth import Fill, Kept, grow, in_pieces, train_again
 from mrcg.index.layout import (
@@ -29,7 +29,7 @@ from mrcg.index.layout import (
     shards_of,
 )
 from mrcg.index.metric import Rows
-from mrcg.index.planner import index_bytes, plan_index
+from mrcg.index.planner import index_bytes, most_rows, plan_index
 from mrcg.index.shard import map_vectors
 from mrcg.index.sharded import read_facts
 from mrcg.manifest import FileEntry
@@ -112,7 +112,7 @@ class Blueprint:
 
     def embeddings(self, work: IndexWork) -> EmbeddingRows:
         """The embeddings, by row."""
-        return EmbeddingRows(Store(work.store).artefact("embeddings", work.embeddings), self.files)
+        return open_embeddings(work.store, work.embeddings, self.files)
 
 
 def draw_up(work: IndexWork) -> Blueprint:
@@ -133,8 +133,8 @@ def draw_up(work: IndexWork) -> Blueprint:
         start = old.model_copy(update={"generation": old.generation + 1})
         parts = _present(base, old, scans["image_id"])
     kept, fills = grow(parts, _fresh(parts, start, scans), work.settings.compact_above, work.purge)
-    most = max(1, int(work.settings.part_bytes // max(1.0, index_bytes(start.shape))))
-    named = _named([piece for fill in fills for piece in in_pieces(fill, most)], start.generation)
+    most = min(work.settings.part_bytes // index_bytes(start.shape), most_rows(start.shape, work.settings.node_bytes))
+    named = _named([piece for fill in fills for piece in in_pieces(fill, max(1, int(most)))], start.generation)
     rows_of = {one.facts.name: one.rows for one in kept} | {name: fill.rows for name, fill in named.items()}
     entries = _write_rows(work, store, base, facts_table(scans), rows_of)
     for name, fill in named.items():
@@ -217,7 +217,7 @@ def _fresh(parts: Sequence[Kept], facts: IndexFacts, scans: pa.Table) -> dict[in
     rows = np.flatnonzero(missing)
     some = scans.select(["image_id", "site"]).take(pa.array(rows))
     ids, sites = some["image_id"].to_pylist(), some["site"].to_pylist()
-    shards = np.array(shards_of(ids, sites, facts.sites, facts.shards), dtype=np.int64)
+    shards = shards_of(ids, sites, facts.sites, facts.shards)
     return {shard: rows[shards == shard] for shard in np.unique(shards).tolist()}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -68,13 +67,11 @@ class Gallery:
         assert (self.rows[places] == rows).all(), "a row of a shard that is not open"
         return places
 
-    @cached_property
-    def _row_of(self) -> dict[str, int]:
-        return dict(zip(self.table["image_id"].to_pylist(), self.rows.tolist(), strict=True))
-
     def rows_of(self, image_ids: Sequence[str]) -> Rows:
         """Rows of the images that are here, in their order; others are left out."""
-        return np.array([self._row_of[one] for one in image_ids if one in self._row_of], dtype=np.int64)
+        found = pc.index_in(pa.array(image_ids, pa.string()), value_set=self.table["image_id"].combine_chunks())
+        rows: Rows = self.rows[found.drop_null().to_numpy()]
+        return rows
 
     def codes(self, column: str) -> npt.NDArray[np.int64]:
         """(size,) a number for each distinct value of a column, -1 where it is unknown."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +15,7 @@ import numpy.typing as npt
 
 from mrcg.errors import require
 from mrcg.index.layout import Shape
-from mrcg.index.metric import Mask, Rows
+from mrcg.index.metric import Distances, Mask, Rows
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +69,8 @@ def new_index(shape: Shape, seed: int) -> Faiss:
         if shape.kind == "opq_ivf_pq":
             rotation = faiss.downcast_VectorTransform(index.chain.at(0))
             rotation.niter, rotation.max_train_points = OPQ_ROUNDS, OPQ_VECTORS
+            # It sorts codes for a filter that nobody uses here, and takes longer than all the rest.
+            faiss.downcast_index(ivf).do_polysemous_training = False
     return index
 
 
@@ -96,84 +97,77 @@ def _assigner(index: Faiss) -> Faiss:
 def write_index(index: Faiss, sink: _Sink) -> None:
     """Write an index piece by piece."""
     faiss = require("faiss")
-    writer = faiss.BufferedIOWriter(faiss.PyCallbackIOWriter(sink.write), 2**20)
+    failed: list[Exception] = []
+
+    def write(data: bytes) -> int:
+        try:
+            return len(data) if failed else sink.write(data)
+        except Exception as error:
+            # FAISS writes its last buffer when the writer goes: what is raised then would be lost.
+            failed.append(error)
+            return len(data)
+
+    writer = faiss.BufferedIOWriter(faiss.PyCallbackIOWriter(write), 2**20)
     faiss.write_index(index, writer)
+    del writer
+    if failed:
+        raise failed[0]
 
 
-def read_index(path: Path) -> Faiss:
-    """An index from a file whose bytes were checked."""
-    return require("faiss").read_index(str(path))
-
-
-def flat_index(dim: int) -> Faiss:
-    """An empty exact index."""
-    return require("faiss").IndexFlatL2(dim)
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Queries as the parts want them: turned by the rotation, and with the coarse cells that are searched.
-
-    All parts share one coarse quantiser, so cells are found once, however many parts there are.
-    """
-
-    queries_qd: Queries
-    cells: Rows | None = None
-    cell_distances: npt.NDArray[np.float32] | None = None
-
-
-def prepare(index: Faiss, shape: Shape, queries_qd: Queries, effort: int) -> Prepared:
-    """Queries ready for ``candidates`` of every part; ``index`` is any one of them."""
-    if not shape.trained:
-        return Prepared(queries_qd)
+def read_index(path: Path, mapped: bool = False) -> Faiss:
+    """An index from a file whose bytes were checked; ``mapped``: its inverted lists stay on disk."""
     faiss = require("faiss")
-    if shape.kind == "opq_ivf_pq":
-        queries_qd = index.chain.at(0).apply(queries_qd)
-    distances, cells = faiss.extract_index_ivf(index).quantizer.search(queries_qd, min(effort, shape.lists))
-    return Prepared(queries_qd, cells, distances)
+    return faiss.read_index(str(path), faiss.IO_FLAG_MMAP if mapped else 0)
 
 
 def is_a_cell(trained: Faiss, shape: Shape, vectors_nd: Queries) -> npt.NDArray[np.bool_]:
     """(n,) which vectors are themselves the centre of a coarse cell."""
     if not len(vectors_nd):
         return np.zeros(0, dtype=bool)
-    prepared = prepare(trained, shape, vectors_nd, 1)
-    assert prepared.cell_distances is not None
+    if shape.kind == "opq_ivf_pq":
+        vectors_nd = trained.chain.at(0).apply(vectors_nd)
+    distances = require("faiss").extract_index_ivf(trained).quantizer.search(vectors_nd, 1)[0][:, 0]
     # What rounding leaves of a distance of 0 is in proportion to the vectors' lengths.
-    length = np.einsum("nd,nd->n", prepared.queries_qd, prepared.queries_qd)
-    near: npt.NDArray[np.bool_] = prepared.cell_distances[:, 0] <= 1e-5 * np.maximum(length, 1e-30)
+    near: npt.NDArray[np.bool_] = distances <= 1e-5 * np.maximum(np.einsum("nd,nd->n", vectors_nd, vectors_nd), 1e-30)
     return near
 
 
 def candidates(
-    index: Faiss, shape: Shape, prepared: Prepared, count: int, allowed: Mask | None, effort: int
-) -> tuple[npt.NDArray[np.float32], Rows]:
-    """(q, count) distances as this kind knows them, and rows of the part, -1 where it found fewer."""
-    faiss = require("faiss")
-    selector = None
+    index: Faiss, shape: Shape, queries_qd: Queries, count: int, allowed: Mask | None, effort: int
+) -> tuple[Distances, Rows]:
+    """(q, count) distances as this kind knows them, and ids, -1 where it found fewer.
+
+    Args:
+        index: filled.
+        shape: of it.
+        queries_qd: (q, d).
+        count: of each query.
+        allowed: over ids; None allows all.
+        effort: cells (IVF) or breadth (HNSW).
+    """
+    faiss, selector = require("faiss"), None
     if allowed is not None:
         selector = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
-    queries = prepared.queries_qd
-    if prepared.cells is not None:
-        return _preassigned(faiss.extract_index_ivf(index), prepared, count, selector)
-    if shape.kind == "hnsw":
+    parameters = None
+    if shape.trained:
+        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=min(effort, shape.lists))
+        if shape.kind == "opq_ivf_pq":
+            parameters = faiss.SearchParametersPreTransform(index_params=parameters)
+    elif shape.kind == "hnsw":
         parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=max(effort, count))
-    else:
-        parameters = None if selector is None else faiss.SearchParameters(sel=selector)
-    found: tuple[npt.NDArray[np.float32], Rows] = index.search(queries, count, params=parameters)
-    return found
+    elif selector is not None:
+        parameters = faiss.SearchParameters(sel=selector)
+    distances, ids = index.search(queries_qd, count, params=parameters)
+    assert allowed is None or allowed[ids[ids >= 0]].all(), "a search returned a row that is not allowed"
+    return distances, ids
 
 
-def _preassigned(ivf: Faiss, prepared: Prepared, count: int, selector: Any) -> tuple[npt.NDArray[np.float32], Rows]:
-    # FAISS's own Python wrapper of this takes no parameters, and asks for the index's nprobe.
-    faiss, queries = require("faiss"), np.ascontiguousarray(prepared.queries_qd)
-    assert prepared.cells is not None
-    parameters = faiss.SearchParametersIVF(sel=selector, nprobe=prepared.cells.shape[1])
-    distances = np.empty((len(queries), count), dtype=np.float32)
-    rows = np.empty((len(queries), count), dtype=np.int64)
-    ivf.search_preassigned_c(
-        len(queries),
-        *(faiss.swig_ptr(queries), count, faiss.swig_ptr(prepared.cells), faiss.swig_ptr(prepared.cell_distances)),
-        *(faiss.swig_ptr(distances), faiss.swig_ptr(rows), False, parameters),
-    )
-    return distances, rows
+def own_distances(flat: Faiss, queries_qd: Queries, ids_qc: Rows) -> Distances:
+    """(q, c) exact squared L2 to vectors of a flat index, by the routine of ``metric.exact_distances``; -1 is inf."""
+    pointer = require("faiss").swig_ptr
+    queries, ids = np.ascontiguousarray(queries_qd), np.ascontiguousarray(ids_qc)
+    out = np.full(ids.shape, np.inf, dtype=np.float32)
+    if ids.size:
+        flat = require("faiss").downcast_index(flat)
+        flat.compute_distance_subset(len(ids), pointer(queries), ids.shape[1], pointer(out), pointer(ids))
+    return out

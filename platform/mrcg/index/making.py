@@ -63,6 +63,8 @@ def make_index(work: IndexWork, hands: Hands, progress: Progress) -> Made:
 
 def _measured(work: IndexWork, blueprint: Blueprint, hands: Hands, progress: Progress) -> IndexFacts:
     facts, live = blueprint.facts, sum(part.live for part in blueprint.facts.parts)
+    if facts.shape.kind == "flat":
+        return facts.model_copy(update={"recall": 1.0, "measured": live})  # it is the exact search
     if facts.measured and not measure_again(facts.measured, live):
         return facts
     progress(len(blueprint.new), len(blueprint.new), "measuring recall")
@@ -71,7 +73,7 @@ def _measured(work: IndexWork, blueprint: Blueprint, hands: Hands, progress: Pro
     queries = blueprint.embeddings(work).take(rows).astype(np.float32)
     shards = sorted({part.shard for part in facts.parts})
     examined = list(hands.map(Examine(work, facts, queries), shards, blueprint.bytes_each))
-    effort, recall = settle(examined, work.settings.min_recall)
+    effort, recall = settle(examined, facts.shape, work.settings.min_recall)
     if recall < work.settings.min_recall:
         raise TrainingError(
             f"recall@{DEPTH} of {facts.shape.kind} is {recall:.3f} at effort {effort}, index.min_recall asks for "

@@ -66,7 +66,7 @@ class IndexPlan:
         shards, nodes: how it is cut, and machines that hold it.
         effort: cells or breadth that a search begins with.
         node_bytes: memory in use on the fullest node while it serves.
-        build_bytes: memory of one task that fills a shard.
+        build_bytes: memory of one task that fills a part.
         disk_bytes: of all files.
         build_seconds: work of one core, all shards together.
         query_seconds: work of one core for one query over all shards, in batches.
@@ -110,11 +110,19 @@ def plan_index(
         SettingsError: a node is too small to hold anything.
     """
     costs = costs or measured_costs()
-    found = [_planned(count, dim, node_bytes, recall, one, shards, costs) for one in ((kind,) if kind else KINDS)]
     if kind:
-        return _explained(found[0], "asked for", costs)
+        return _explained(_planned(count, dim, node_bytes, recall, kind, shards, costs), "asked for", costs)
+    found: list[IndexPlan] = []
+    for one in KINDS:
+        try:
+            found.append(_planned(count, dim, node_bytes, recall, one, shards, costs))
+        except SettingsError as error:
+            # The last kind asks for least, but where nodes are tiny.
+            refused = error
+    if not found:
+        raise refused
     flat = found[0]
-    if flat.nodes == 1 and flat.query_seconds <= FLAT_SECONDS:
+    if flat.shape.kind == "flat" and flat.nodes == 1 and flat.query_seconds <= FLAT_SECONDS:
         return _explained(
             flat, f"an exact scan takes {1000 * flat.query_seconds:.1f} ms of a core: nothing is gained by less", costs
         )
@@ -176,33 +184,31 @@ def _planned(
     count: int, dim: int, node_bytes: int, recall: float, kind: KindName, shards: int, costs: Costs
 ) -> IndexPlan:
     shape = shape_of(kind, count, dim, recall)
-    each = index_bytes(shape) + costs.row_bytes
+    trained, each = trained_bytes(shape), index_bytes(shape) + costs.row_bytes
     room = int(node_bytes * FILL) - costs.process_bytes
     # A shard is at least one part, and each part has its own copy of what was trained.
-    least = trained_bytes(shape) + math.ceil(each)
-    if room < least:
+    least, building = trained + math.ceil(each), build_bytes(shape, 1, costs)
+    if room < least or node_bytes < building:
         raise SettingsError(
             f"a node of {node_bytes / 2**30:.2g} GiB holds no {kind} index of {dim} dimensions "
-            f"({(least + costs.process_bytes) / FILL / 2**30:.2g} GiB at least): give --memory-per-node more"
+            f"({max((least + costs.process_bytes) / FILL, building) / 2**30:.2g} GiB at least): "
+            "give --memory-per-node more"
         )
-    if shards:
-        each_shard = trained_bytes(shape) + math.ceil(math.ceil(count / shards) * each)
-        on_node = max(1, room // each_shard)
-        nodes = math.ceil(shards / on_node)
-        fullest = min(shards, on_node) * each_shard
-    else:
-        # Shards of one size, as many on a node as fit; so small that building one fits too.
-        largest = min(SHARD_BYTES, room / (LIST_SLACK if shape.trained else 1.0))
-        shards = max(1, math.ceil(count * each / max(1.0, largest - trained_bytes(shape))))
-        each_shard = trained_bytes(shape) + math.ceil(math.ceil(count / shards) * each)
-        on_node = max(1, int(room // each_shard))
-        nodes = math.ceil(shards / on_node)
-        fullest = math.ceil(shards / nodes) * each_shard
-    if fullest > room:
+    builds = most_rows(shape, node_bytes, costs)
+    if not shards:
+        # Shards of one size that fill a node together; so small that building one fits too.
+        on_node = math.ceil(room / min(SHARD_BYTES, trained + builds * each))
+        on_node = max(1, min(on_node, room // (2 * least)))
+        rows = min(int((room // on_node - trained) // each), builds)
+        shards = max(1, math.ceil(count / rows))
+    each_shard = trained + math.ceil(math.ceil(count / shards) * each)
+    if each_shard > room:
         raise SettingsError(
             f"a shard of {each_shard / 2**30:.2g} GiB does not fit on a node of {node_bytes / 2**30:.2g} GiB: "
-            f"ask for {math.ceil(shards * each_shard / room)} shards or more"
+            f"ask for {math.ceil(count / ((room - trained) // each))} shards or more"
         )
+    nodes = math.ceil(shards / (room // max(1, each_shard)))
+    fullest = math.ceil(shards / nodes) * each_shard
     effort = first_effort(shape, recall)
     return IndexPlan(
         shape=shape,
@@ -211,7 +217,7 @@ def _planned(
         nodes=nodes,
         effort=effort,
         node_bytes=costs.process_bytes + fullest,
-        build_bytes=build_bytes(shape, math.ceil(count / shards), costs),
+        build_bytes=build_bytes(shape, min(math.ceil(count / shards), builds), costs),
         disk_bytes=math.ceil(count * ((0 if kind == "flat" else index_bytes(shape)) + 2 * dim + costs.row_bytes / 2)),
         build_seconds=build_seconds(shape, count, costs),
         query_seconds=query_seconds(shape, count, effort, costs),
@@ -221,9 +227,22 @@ def _planned(
 
 def build_bytes(shape: Shape, rows: int, costs: Costs) -> int:
     """Memory of a task that fills one part: the index as it grows, one block of vectors, its rows."""
-    index = 0.0 if shape.kind == "flat" else rows * index_bytes(shape) * (LIST_SLACK if shape.trained else 1.0)
     block = min(rows, BLOCK) * shape.dim * 6
-    return costs.process_bytes + math.ceil(index + block + trained_bytes(shape) + rows * costs.row_bytes)
+    return costs.process_bytes + math.ceil(rows * _filling(shape, costs) + block + trained_bytes(shape))
+
+
+def most_rows(shape: Shape, node_bytes: int, costs: Costs | None = None) -> int:
+    """Rows of the largest part that a task can fill on a node."""
+    costs = costs or measured_costs()
+    rest, each = node_bytes - costs.process_bytes - trained_bytes(shape), _filling(shape, costs)
+    # With a whole block of vectors beside them; or fewer than a block.
+    return int(max((rest - BLOCK * shape.dim * 6) / each, min(BLOCK, rest / (each + shape.dim * 6))))
+
+
+def _filling(shape: Shape, costs: Costs) -> float:
+    """Memory of one row while a part is filled."""
+    index = 0.0 if shape.kind == "flat" else index_bytes(shape) * (LIST_SLACK if shape.trained else 1.0)
+    return index + costs.row_bytes
 
 
 def build_seconds(shape: Shape, count: int, costs: Costs) -> float:

@@ -10,10 +10,11 @@ import numpy.typing as npt
 
 from mrcg.index import kinds
 from mrcg.index.blueprint import IndexWork
-from mrcg.index.layout import IndexFacts
-from mrcg.index.metric import Neighbours, merge, recall_at
+from mrcg.index.engines import Candidates
+from mrcg.index.layout import IndexFacts, Shape
+from mrcg.index.metric import Neighbours, merge, nearest, recall_at
 from mrcg.index.shard import Part
-from mrcg.index.sharded import ShardedIndex
+from mrcg.index.sharded import ShardedIndex, wanted
 
 DEPTH = 50
 #: Each try looks so many times further than the one before.
@@ -27,7 +28,7 @@ class Examined:
     """What one shard found: exactly, and with rising effort."""
 
     exact: Neighbours
-    tried: tuple[tuple[int, Neighbours], ...]
+    tried: tuple[tuple[int, Candidates], ...]
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,35 @@ class Examine:
 
     def __call__(self, shard: int) -> Examined:
         """Search one shard."""
-        facts, most = self.facts, self.facts.shape.lists or 2**14
+        shape, least = self.facts.shape, self.work.settings.min_recall
         kinds.use_threads(self.work.threads)
-        parts = [Part.open(self.work.on_disk, facts.shape, one) for one in facts.parts if one.shard == shard]
-        index = ShardedIndex(facts.shape, parts, facts.effort)
+        parts = [Part.open(self.work.on_disk, shape, one) for one in self.facts.parts if one.shard == shard]
+        index = ShardedIndex(shape, parts, self.facts.effort)
         exact = index.exact(self.queries_qd, DEPTH)
-        tried: list[tuple[int, Neighbours]] = []
-        for effort in efforts(facts.effort, most):
-            tried.append((effort, index.search(self.queries_qd, DEPTH, None, effort)))
-            if recall_at(tried[-1][1].rows_qk, exact.rows_qk) >= self.work.settings.min_recall:
+        tried: list[tuple[int, Candidates]] = []
+        for effort in efforts(self.facts.effort, shape.lists or 2**14):
+            # By effort alone: a shard that is small, or lacks scans, would be scanned where the whole index is not.
+            tried.append((effort, _stacked(index.candidates(self.queries_qd, DEPTH, effort))))
+            if recall_at(_best([tried[-1][1]], shape).rows_qk, exact.rows_qk) >= least:
                 break
         return Examined(exact, tuple(tried))
+
+
+def _stacked(batches: Sequence[Candidates]) -> Candidates:
+    return Candidates(
+        np.concatenate([one.places_qc for one in batches]),
+        np.concatenate([one.rough_qc for one in batches]),
+        np.concatenate([one.exact_qc for one in batches]),
+    )
+
+
+def _best(found: Sequence[Candidates], shape: Shape) -> Neighbours:
+    """What an index that holds all these shards answers: so many of the roughly nearest, ordered exactly."""
+    rows = np.concatenate([one.places_qc for one in found], axis=1)
+    rough = np.where(rows >= 0, np.concatenate([one.rough_qc for one in found], axis=1), np.inf)
+    first = np.argsort(rough, axis=1, kind="stable")[:, : wanted(shape, DEPTH)]
+    exact = np.concatenate([one.exact_qc for one in found], axis=1)
+    return nearest(np.take_along_axis(rows, first, 1), np.take_along_axis(exact, first, 1), DEPTH)
 
 
 def efforts(first: int, most: int) -> list[int]:
@@ -59,18 +78,18 @@ def efforts(first: int, most: int) -> list[int]:
     return sorted(set(rising)) if first else [0]
 
 
-def settle(examined: Sequence[Examined], wanted: float) -> tuple[int, float]:
+def settle(examined: Sequence[Examined], shape: Shape, least: float) -> tuple[int, float]:
     """The least effort with which all shards together reach a recall, and that recall; else the best there is."""
     exact = merge([one.exact for one in examined], DEPTH)
     best = (0, 0.0)
     for effort in sorted({effort for one in examined for effort, _ in one.tried}):
         # A shard that stopped earlier had found enough: what it found counts for higher efforts, too.
         found = [_up_to(one, effort) for one in examined]
-        best = (effort, recall_at(merge(found, DEPTH).rows_qk, exact.rows_qk))
-        if best[1] >= wanted:
+        best = (effort, recall_at(_best(found, shape).rows_qk, exact.rows_qk))
+        if best[1] >= least:
             break
     return best
 
 
-def _up_to(examined: Examined, effort: int) -> Neighbours:
+def _up_to(examined: Examined, effort: int) -> Candidates:
     return [near for tried, near in examined.tried if tried <= effort][-1]

@@ -1,0 +1,166 @@
+"""Measure the unit costs that the planner counts with, on one core, and write them beside it.
+
+    python -m tests.bench.costs --real STORE/embeddings/VERSION --out platform/mrcg/index/costs.json
+
+Vectors are those of the index benchmark (real embeddings enlarged by a mixture). Every cost is the best of a few turns: what
+the machine takes where nobody disturbs it. Memory is of a process that has loaded what a search needs, and of the tables
+that each row needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from mrcg import schemas
+from mrcg.index import kinds
+from mrcg.index.blueprint import facts_table
+from mrcg.index.layout import PartFacts, Shape, part_files
+from mrcg.index.planner import LINKS, Costs
+from mrcg.index.shard import Part
+from mrcg.index.sharded import ShardedIndex
+from mrcg.store import Store
+from tests.bench.measured import measured
+from tests.bench.mixture import enlarged, image_ids, real_embeddings, scans_table
+
+Floats = npt.NDArray[np.float32]
+COUNT, LISTS, GRAPH = 100_000, 1024, 20_000
+#: Costs of a graph grow with the logarithm of its size; the planner's are those of 100,000.
+DEPTH = np.log2(GRAPH) / np.log2(100_000)
+TURNS = 3
+
+
+def best(work: Callable[[], object], turns: int = TURNS) -> float:
+    """Seconds of the fastest turn."""
+    seconds = []
+    for _ in range(turns):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def searching(vectors: Floats, queries: Floats) -> dict[str, float | dict[str, float]]:
+    """Costs of scanning, of cells, of adding and of training."""
+    dim = vectors.shape[1]
+    flat = faiss.IndexFlatL2(dim)
+    flat.add(vectors)
+    scan, encode, coarse, rotation = {}, {}, 0.0, 0.0
+    for kind in ("ivf_flat", "ivf_sq", "opq_ivf_pq"):
+        shape = Shape(kind=kind, dim=dim, lists=LISTS, pq_bytes=64 if kind == "opq_ivf_pq" else 0)
+        start = time.perf_counter()
+        index = kinds.train(shape, vectors[: LISTS * kinds.TRAIN_PER_LIST], 1)
+        trained = time.perf_counter() - start
+        ivf = faiss.extract_index_ivf(index)
+        if kind == "ivf_flat":
+            coarse = best(lambda ivf=ivf: ivf.quantizer.search(vectors[:16_384], 1)) / (16_384 * LISTS * dim)
+            plain_training = trained
+        filled = best(lambda index=index: index.add(vectors), 1)
+        encode[kind] = max(0.0, filled - COUNT * LISTS * dim * coarse) / (COUNT * dim)
+        if kind == "opq_ivf_pq":
+            rotation = max(0.0, trained - plain_training) / dim**2
+        few, many = (best(lambda n=n, i=index, s=shape: kinds.candidates(i, s, queries, 66, None, n)) for n in (8, 136))
+        width = shape.pq_bytes or dim
+        scan[kind] = max(0.0, many - few) / (len(queries) * 128 / LISTS * COUNT * width)
+    return {
+        "flat_scan": best(lambda: flat.search(queries[:64], 66)) / (64 * COUNT * dim),
+        "coarse": coarse,
+        "list_scan": scan,
+        "encode": encode,
+        "rotation": rotation,
+    }
+
+
+def graphs(vectors: Floats, queries: Floats) -> dict[str, float]:
+    """Costs of a graph."""
+    dim = vectors.shape[1]
+    shape = Shape(kind="hnsw", dim=dim, links=LINKS)
+    index = kinds.new_index(shape, 1)
+    added = best(lambda: index.add(vectors[:GRAPH]), 1)
+    few, many = (best(lambda n=n: kinds.candidates(index, shape, queries, 66, None, n)) for n in (66, 322))
+    step = max(0.0, many - few) / (256 * len(queries) * dim)
+    return {"hnsw_add": added / (GRAPH * dim) / DEPTH, "hnsw_step": step / DEPTH}
+
+
+def storing(folder: Path) -> dict[str, float]:
+    """Costs of a byte that is read, hashed and written, and of a row's facts."""
+    store, data = Store(str(folder)), np.random.default_rng(1).bytes(2**26)
+    store.write_bytes("in", data)
+
+    def copy() -> None:
+        with store.writer("out") as sink:
+            sink.write(store.read_bytes("in"))
+
+    scans = scans_table(image_ids(COUNT), np.arange(COUNT), 0)
+    return {"store": best(copy) / 2**26, "row": best(lambda: schemas.to_ipc(facts_table(scans))) / COUNT}
+
+
+def rows_in_memory(count: int, dim: int) -> int:
+    """Open a part of so many rows and search it once."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, files = Path(name), part_files("p")
+        for file in (files.vectors, files.rows):
+            (folder / file).parent.mkdir(exist_ok=True)
+        shape = Shape(kind="flat", dim=dim)
+        np.zeros((count, dim), dtype=np.float16).tofile(folder / files.vectors)
+        scans = scans_table(image_ids(count), np.arange(count), 0)
+        with pa.ipc.new_file(str(folder / files.rows), schemas.ROWS) as sink:
+            sink.write_table(facts_table(scans).combine_chunks())
+        del scans
+        pa.default_memory_pool().release_unused()
+        return measured(_serve, folder, shape, PartFacts(shard=0, name="p", rows=count, live=count)).peak_bytes
+
+
+def _serve(folder: Path, shape: Shape, facts: PartFacts) -> int:
+    index = ShardedIndex(shape, [Part.open(lambda name: folder / name, shape, facts)], 0)
+    return len(index.search(np.zeros((64, shape.dim), dtype=np.float32), 50).rows_qk)
+
+
+def memory() -> dict[str, int]:
+    """Bytes of a process, and of each row beside its vector."""
+    dim, few, many = 8, 1000, 1_001_000
+    process, full = rows_in_memory(few, dim), rows_in_memory(many, dim)
+    return {"process_bytes": process, "row_bytes": (full - process) // (many - few) - 4 * dim}
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--real", required=True, help="a version of embeddings: STORE/embeddings/VERSION")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    kinds.use_threads(1)
+    real = real_embeddings(options.real)
+    vectors = np.concatenate(list(enlarged(real, COUNT, 1))).astype(np.float32)
+    queries = next(enlarged(real, 512, 2)).astype(np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        costs = Costs.model_validate(
+            {
+                "machine": _machine(),
+                "faiss": faiss.__version__,
+                **searching(vectors, queries),
+                **graphs(vectors, queries),
+                **storing(Path(folder)),
+                **memory(),
+            }
+        )
+    options.out.write_text(costs.model_dump_json(indent=1) + "\n")
+
+
+def _machine() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return "unknown"
+
+
+if __name__ == "__main__":
+    main()
