@@ -268,5 +268,5 @@ def index_of(
         stored = vectors[mine].astype(np.float16)
         if len(mine):
             index.add(stored.astype(np.float32))
-        parts.append(Part(lambda mapped, index=index: index, stored, table.take(pa.array(mine))))  # type: ignore[misc]
+        parts.append(Part(lambda mapped, index=index: faiss.clone_index(index), stored, table.take(pa.array(mine))))  # type: ignore[misc]
     return ShardedIndex(shape, parts, first_effort(shape, 0.95))

@@ -86,7 +86,7 @@ def _reused(job: Job) -> tuple[list[FileEntry], int]:
     base = job.inputs.get("embeddings")
     if base is None:
         return [], 0
-    scans = read_scans(job.inputs["corpus"])
+    scans = read_scans(job.inputs["corpus"], ["image_id", "file"])
     ids, start, images = scans["image_id"].combine_chunks(), 0, 0
     kept: list[FileEntry] = []
     for file in files_of(scans):

@@ -24,9 +24,9 @@ Mask = npt.NDArray[np.bool_]
 SCANS, QUARANTINE, IMAGES, SPLITS = "scans/", "quarantine/", "images/", "splits.parquet"
 
 
-def read_scans(artefact: Artefact) -> pa.Table:
-    """The whole table of ``schemas.SCANS`` of a corpus."""
-    return pa.concat_tables(schemas.from_parquet(data) for _, data in artefact.each(SCANS))
+def read_scans(artefact: Artefact, columns: Sequence[str] | None = None) -> pa.Table:
+    """The whole table of ``schemas.SCANS`` of a corpus, or some of its columns."""
+    return pa.concat_tables(schemas.from_parquet(data, columns) for _, data in artefact.each(SCANS))
 
 
 def read_quarantine(artefact: Artefact) -> pa.Table:

@@ -192,7 +192,7 @@ def versions_back(store: Store, removed: Iterable[str]) -> list[str]:
 
 def holds(store: Store, corpus: str, record: Record) -> bool:
     """Whether a corpus has a scan of whom an erasure is about."""
-    scans = read_scans(store.artefact("corpus", corpus)).select(["image_id", "patient"])
+    scans = read_scans(store.artefact("corpus", corpus), ["image_id", "patient"])
     there = {entry_of(one) for column in scans.columns for one in column.unique().to_pylist() if one}
     return not there.isdisjoint({*record.images, *record.names})
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mrcg.attempt import busy_versions, dead_attempts, discard, inputs_of_live_attempts
-from mrcg.errors import IntegrityError, NotFoundError
+from mrcg.errors import IntegrityError, NotFoundError, StoreError
 from mrcg.manifest import KINDS, Manifest
 from mrcg.release import read_release, release_numbers
 from mrcg.stages import kind_of
@@ -63,6 +63,10 @@ def sweep(
         keep_releases: the newest so many releases hold their parts; None: all.
         grace_days: versions younger than this stay, with all they were made from.
         dry_run: only say.
+
+    Raises:
+        IntegrityError: a release cannot be read, so nobody knows what it holds.
+        StoreError: somebody took up a version that was about to go.
     """
     # They go before anything is looked at: claimed by this process they seem alive, and to hold what they read.
     attempts = dead_attempts(store, claim=not dry_run)
@@ -75,6 +79,9 @@ def sweep(
     files, freed = _loose_files(store, stay, manifests)
     files += _leftovers(store)
     if not dry_run:
+        # Looking takes its time, and what was promoted or begun meanwhile must not go.
+        if new := _held(store, manifests, keep_releases, grace_days) - held:
+            raise StoreError(f"{name_of(min(new))} was taken up while it was found to be old: run the same again")
         _remove_files(store, files)
         remove_versions(store, gone, stay)
     return Sweep(tuple(attempts), tuple(map(name_of, gone)), tuple(files), freed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -147,9 +148,9 @@ def to_parquet(table: pa.Table, row_group_size: int = 65_536) -> bytes:
     return sink.getvalue()
 
 
-def from_parquet(data: bytes) -> pa.Table:
-    """The table in Parquet bytes."""
-    return pq.read_table(pa.BufferReader(data))
+def from_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """The table in Parquet bytes, or some of its columns."""
+    return pq.read_table(pa.BufferReader(data), columns=None if columns is None else list(columns))
 
 
 def to_ipc(table: pa.Table) -> bytes:

@@ -90,7 +90,7 @@ def with_residue(store: Store, manifests: Mapping[Key, Manifest | None]) -> list
             continue
         artefact = store.artefact(*key)
         if key[0] == "corpus":
-            listed = Counter(read_scans(artefact)["file"].to_pylist())
+            listed = Counter(read_scans(artefact, ["file"])["file"].to_pylist())
             full = all(rows_in(artefact, name) == listed[name] for name in artefact.names(IMAGES))
         elif key[0] == "indexes":
             full = all(part.live == part.rows for part in read_facts(artefact).parts)

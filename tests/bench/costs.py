@@ -21,15 +21,16 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mrcg import schemas
+from mrcg.config import load_config
 from mrcg.index import kinds
-from mrcg.index.blueprint import facts_table
+from mrcg.index.blueprint import IndexWork, draw_up, facts_table
 from mrcg.index.layout import PartFacts, Shape, part_files
 from mrcg.index.planner import LINKS, Costs
 from mrcg.index.shard import Part
 from mrcg.index.sharded import ShardedIndex
 from mrcg.store import Store
 from tests.bench.measured import measured
-from tests.bench.mixture import enlarged, image_ids, real_embeddings, scans_table
+from tests.bench.mixture import enlarged, fill_store, image_ids, real_embeddings, scans_table, write_vectors
 
 Floats = npt.NDArray[np.float32]
 COUNT, LISTS, GRAPH = 100_000, 1024, 20_000
@@ -124,11 +125,27 @@ def _serve(folder: Path, shape: Shape, facts: PartFacts) -> int:
     return len(index.search(np.zeros((64, shape.dim), dtype=np.float32), 50).rows_qk)
 
 
+def rows_drawn_up(count: int, dim: int) -> int:
+    """Draw an index of so many rows up."""
+    with tempfile.TemporaryDirectory() as name:
+        write_vectors(np.ones((16, dim), dtype=np.float32), count, 1, Path(name) / "vectors.npy")
+        versions = fill_store(Store(name), Path(name) / "vectors.npy")
+        settings = load_config(None, ["index.kind=flat", "index.shards=4"]).index
+        work = IndexWork(name, versions.corpus, versions.embeddings, None, "attempt", settings, 1)
+        return measured(draw_up, work).peak_bytes
+
+
 def memory() -> dict[str, int]:
-    """Bytes of a process, and of each row beside its vector."""
+    """Bytes of a process, of each row beside its vector, and of each row while an index is drawn up."""
     dim, few, many = 8, 1000, 1_001_000
     process, full = rows_in_memory(few, dim), rows_in_memory(many, dim)
-    return {"process_bytes": process, "row_bytes": (full - process) // (many - few) - 4 * dim}
+    drawn = rows_drawn_up(many, dim) - rows_drawn_up(few, dim)
+    each = many - few
+    return {
+        "process_bytes": process,
+        "row_bytes": (full - process) // each - 4 * dim,
+        "drawn_bytes": drawn // each,
+    }
 
 
 def main() -> None:

@@ -104,7 +104,9 @@ def scans_table(ids: list[str], numbers: npt.NDArray[np.int64], labelled: int) -
     return pa.table(arrays, schema=schemas.SCANS)
 
 
-def write_embeddings(attempt: Attempt, ids: list[str], vectors: Iterator[Vectors], dim: int) -> list[FileEntry]:
+def write_embeddings(
+    attempt: Attempt, ids: list[str], vectors: Iterator[Vectors], dim: int, prefix: str = "embeddings/g000"
+) -> list[FileEntry]:
     """Files of embeddings for files of pixels of ``PER_FILE`` each."""
     waiting = np.empty((0, dim), dtype=np.float16)
     entries, start = [], 0
@@ -116,7 +118,7 @@ def write_embeddings(attempt: Attempt, ids: list[str], vectors: Iterator[Vectors
             table = pa.table(
                 {"image_id": ids[start : start + len(some)], "embedding": column}, schema=schemas.embeddings(dim)
             )
-            name = f"embeddings/g000-{start // PER_FILE:05d}-00.arrow"
+            name = f"{prefix}-{start // PER_FILE:05d}-00.arrow"
             entries.append(attempt.write(name, schemas.to_ipc(table)))
             start += len(some)
     return entries

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from mrcg import schemas
 from mrcg.corpus import Split, read_scans
-from mrcg.embeddings import EmbeddingRows, files_of
+from mrcg.embeddings import files_of, open_embeddings
 from mrcg.graph.neighbours import codes_of, largest_group, without_own_group
 from mrcg.graph.table import graph_table
 from mrcg.hands import Hands, Progress
@@ -103,7 +103,7 @@ def make_graphs(work: GraphWork, hands: Hands, progress: Progress) -> tuple[dict
 def gather(work: GraphWork) -> Questions:
     """Whose neighbours are looked up, and among whom."""
     store = Store(work.store)
-    scans = read_scans(store.artefact("corpus", work.corpus)).select(["group_id", "label"])
+    scans = read_scans(store.artefact("corpus", work.corpus), ["group_id", "label"])
     groups = scans["group_id"].to_pylist()
     lookups = Split(store.artefact("splits", work.splits)).lookups(groups, work.fold, work.seed)
     codes = codes_of(groups)
@@ -145,8 +145,8 @@ class _Ask:
         if not waiting:
             return
         index = ShardedIndex.open(store.artefact("indexes", work.index), shards=[shard])
-        scans = read_scans(store.artefact("corpus", work.corpus)).select(["file"])
-        embeddings = EmbeddingRows(store.artefact("embeddings", work.embeddings), files_of(scans))
+        scans = read_scans(store.artefact("corpus", work.corpus), ["file"])
+        embeddings = open_embeddings(work.store, work.embeddings, files_of(scans))
         gallery = asked.gallery[: len(index)]
         for number in waiting:
             start = asked.blocks[number]

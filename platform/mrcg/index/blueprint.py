@@ -29,11 +29,14 @@ from mrcg.index.layout import (
     shards_of,
 )
 from mrcg.index.metric import Rows
-from mrcg.index.planner import index_bytes, most_rows, plan_index
+from mrcg.index.planner import build_bytes, index_bytes, measured_costs, most_rows, plan_index
 from mrcg.index.shard import map_vectors
 from mrcg.index.sharded import read_facts
 from mrcg.manifest import FileEntry
 from mrcg.store import Artefact, Store, spill
+
+#: What an index keeps of a scan.
+_KNOWN = [name for name in schemas.ROWS.names if name != "row"]
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ class Blueprint:
 def draw_up(work: IndexWork) -> Blueprint:
     """Plan an index and write its tables of rows and the lists that its parts are filled from."""
     store = Store(work.store)
-    scans = read_scans(store.artefact("corpus", work.corpus))
+    scans = read_scans(store.artefact("corpus", work.corpus), [*_KNOWN, "file"])
     dim = int(store.manifest("embeddings", work.embeddings).counts["dim"])
     base = None if work.base is None else store.artefact("indexes", work.base)
     old = None if base is None else read_facts(base)
@@ -159,13 +162,13 @@ def draw_up(work: IndexWork) -> Blueprint:
         train=facts.shape.trained and base is None,
         files=files_of(scans),
         entries=tuple(entries),
-        bytes_each=int(largest * (index_bytes(facts.shape) * 1.3 + 2)),
+        bytes_each=build_bytes(facts.shape, largest, measured_costs()),
     )
 
 
 def facts_table(scans: pa.Table) -> pa.Table:
     """Table of ``schemas.ROWS`` of a whole corpus, in its order."""
-    columns = {name: scans[name] for name in schemas.ROWS.names if name != "row"}
+    columns = {name: scans[name] for name in _KNOWN}
     columns["row"] = pa.array(np.arange(scans.num_rows, dtype=np.int64))
     return pa.table({name: columns[name] for name in schemas.ROWS.names}, schema=schemas.ROWS)
 

@@ -7,9 +7,9 @@ HNSW graphs cannot be joined: each is searched, and the answers are merged.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +41,9 @@ class Engine(Protocol):
 
 def assemble(shape: Shape, parts: Sequence[Part], stored: Stored) -> Engine:
     """What searches the parts."""
-    if shape.kind == "hnsw" or not len(stored):
+    if not len(stored):
+        return _Graphs(shape, [])
+    if shape.kind == "hnsw":
         return _Graphs(shape, [(part.load(False), stored.places_of(n)) for n, part in enumerate(parts) if part.load])
     return _Joined(shape, _flat(stored) if shape.kind == "flat" else _joined(shape, parts, stored), stored)
 
@@ -99,35 +101,51 @@ def _joined(shape: Shape, parts: Sequence[Part], stored: Stored) -> Faiss:
     places = [stored.places_of(number) for number in range(len(parts))]
     if len(parts) == 1 and (places[0] == np.arange(len(parts[0]))).all():
         assert parts[0].load is not None
-        return parts[0].load(False)
+        return kinds.make_searchable(parts[0].load(False), shape)
     faiss = require("faiss")
-    opened = [part.load(True) for part in parts if part.load is not None]
-    assert len(opened) == len(parts)
-    sources = [faiss.extract_index_ivf(index).invlists for index in opened]
-    width = int(sources[0].code_size)
-    lists = faiss.ArrayInvertedLists(shape.lists, width)
+    held = [_ids(part, shape.lists) for part in parts]
+    width, lists = held[0][1], faiss.ArrayInvertedLists(shape.lists, held[0][1])
+    ranks: list[list[Rows]] = []
     for number in range(shape.lists):
-        found, codes = [], []
-        for source, here in zip(sources, places, strict=True):
-            if size := source.list_size(number):
-                mine = here[faiss.rev_swig_ptr(source.get_ids(number), size)]
-                found.append(mine[mine >= 0])
-                codes.append(faiss.rev_swig_ptr(source.get_codes(number), size * width).reshape(size, width)[mine >= 0])
-        _fill(lists, number, found, codes)
-    index = opened[0]
+        found = [here[ids[number]] for (ids, _), here in zip(held, places, strict=True)]
+        # In the order of places, as if one index had been filled with all of them.
+        together = np.sort(np.concatenate([mine[mine >= 0] for mine in found]))
+        ranks.append([np.where(mine >= 0, np.searchsorted(together, mine), -1) for mine in found])
+        if len(together):
+            lists.resize(number, len(together))
+            faiss.rev_swig_ptr(lists.get_ids(number), len(together))[:] = together
+    index = None
+    for place, part in enumerate(parts):
+        index = _copy_codes(part, lists, [one[place] for one in ranks], width)
+    assert index is not None
     faiss.extract_index_ivf(index).replace_invlists(lists, True)
     lists.this.disown()
     index.ntotal = faiss.extract_index_ivf(index).ntotal = len(stored)
+    return kinds.make_searchable(index, shape)
+
+
+def _ids(part: Part, count: int) -> tuple[list[Rows], int]:
+    """Ids in each inverted list of a part, and bytes of a code. One part is open at a time: each has its own cells."""
+    assert part.load is not None
+    faiss, index = require("faiss"), part.load(True)
+    lists = faiss.extract_index_ivf(index).invlists
+    return [_view(lists.get_ids, number, lists.list_size(number)).copy() for number in range(count)], lists.code_size
+
+
+def _copy_codes(part: Part, target: Faiss, ranks: Sequence[Rows], width: int) -> Faiss:
+    """Copy the codes of a part to their ranks in the joined lists; the part's index."""
+    assert part.load is not None
+    faiss, index = require("faiss"), part.load(True)
+    source = faiss.extract_index_ivf(index).invlists
+    for number, rank in enumerate(ranks):
+        if (live := rank >= 0).any():
+            codes = _view(source.get_codes, number, len(rank) * width).reshape(-1, width)
+            into = _view(target.get_codes, number, target.list_size(number) * width).reshape(-1, width)
+            into[rank[live]] = codes[live]
     return index
 
 
-def _fill(lists: Faiss, number: int, found: Sequence[Rows], codes: Sequence[npt.NDArray[np.uint8]]) -> None:
-    """One inverted list, in the order of places: as if one index had been filled with all of them."""
-    places = np.concatenate([np.empty(0, np.int64), *found])
-    if not len(places):
-        return
-    faiss, order = require("faiss"), np.argsort(places, kind="stable")
-    # Variables of their own: a pointer does not keep an array alive.
-    ids, together = places[order], np.ascontiguousarray(np.concatenate(codes)[order])
-    lists.resize(number, len(ids))
-    lists.update_entries(number, 0, len(ids), faiss.swig_ptr(ids), faiss.swig_ptr(together))
+def _view(get: Callable[[int], Any], number: int, size: int) -> npt.NDArray[Any]:
+    """Memory of an inverted list, as long as it lives."""
+    array: npt.NDArray[Any] = require("faiss").rev_swig_ptr(get(number), size) if size else np.empty(0, np.int64)
+    return array

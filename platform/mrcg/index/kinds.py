@@ -115,9 +115,21 @@ def write_index(index: Faiss, sink: _Sink) -> None:
 
 
 def read_index(path: Path, mapped: bool = False) -> Faiss:
-    """An index from a file whose bytes were checked; ``mapped``: its inverted lists stay on disk."""
+    """An index from a file whose bytes were checked, to be filled or copied from: ``make_searchable`` does the rest.
+
+    ``mapped``: its inverted lists stay on disk.
+    """
     faiss = require("faiss")
-    return faiss.read_index(str(path), faiss.IO_FLAG_MMAP if mapped else 0)
+    flags = faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE | (faiss.IO_FLAG_MMAP if mapped else 0)
+    return faiss.read_index(str(path), flags)
+
+
+def make_searchable(index: Faiss, shape: Shape) -> Faiss:
+    """The same index with the tables that make its search fast, and need memory."""
+    if shape.kind == "opq_ivf_pq":
+        faiss = require("faiss")
+        faiss.downcast_index(faiss.extract_index_ivf(index)).precompute_table()
+    return index
 
 
 def is_a_cell(trained: Faiss, shape: Shape, vectors_nd: Queries) -> npt.NDArray[np.bool_]:

@@ -70,7 +70,7 @@ def _measured(work: IndexWork, blueprint: Blueprint, hands: Hands, progress: Pro
     progress(len(blueprint.new), len(blueprint.new), "measuring recall")
     rng = np.random.default_rng(seed_of(work.seed, "recall"))
     rows = np.sort(rng.permutation(live)[: work.settings.recall_sample])
-    queries = blueprint.embeddings(work).take(rows).astype(np.float32)
+    queries = blueprint.embeddings(work).floats(rows, facts.shape.dim)
     shards = sorted({part.shard for part in facts.parts})
     examined = list(hands.map(Examine(work, facts, queries), shards, blueprint.bytes_each))
     effort, recall = settle(examined, facts.shape, work.settings.min_recall)
@@ -97,7 +97,7 @@ class _Train:
         embeddings = blueprint.embeddings(work)
         count = min(len(embeddings), max(kinds.OPQ_VECTORS, shape.lists * kinds.TRAIN_PER_LIST))
         sample = np.sort(np.random.default_rng(seed).permutation(len(embeddings))[:count])
-        trained = kinds.train(shape, embeddings.take(sample).astype(np.float32), seed, work.gpu)
+        trained = kinds.train(shape, embeddings.floats(sample, shape.dim), seed, work.gpu)
         with store.writer(f"{work.output}/{TRAINED}") as sink:
             kinds.write_index(trained, sink)
         return _note(store, note, [sink.entry(TRAINED)])

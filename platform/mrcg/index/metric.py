@@ -89,6 +89,14 @@ def _distances_of(queries: Vectors, block: Vectors, rows_qc: Rows) -> Distances:
     return exact_distances(queries, block[np.maximum(rows_qc, 0)])
 
 
+def recall_of(found: Neighbours, exact: Neighbours) -> float:
+    """Share of the exact neighbours that a search found; of copies that tie with the last of them any is as good."""
+    there = exact.rows_qk >= 0
+    last = np.where(there, exact.distances_qk, np.float32(-np.inf)).max(axis=1, initial=-np.inf)
+    hits = (found.rows_qk >= 0) & (found.distances_qk <= last[:, None])
+    return float(hits.sum() / there.sum()) if there.any() else 1.0
+
+
 def recall_at(found: Rows, exact: Rows) -> float:
     """Share of the exact neighbours that a search found: (q, k) rows against (q, k) rows, -1 pads."""
     hits = total = 0

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict
 
 from mrcg.errors import SettingsError
-from mrcg.index.kinds import TRAIN_PER_LIST
+from mrcg.index.kinds import OPQ_VECTORS, TRAIN_PER_LIST
 from mrcg.index.layout import KindName, Shape
 from mrcg.index.metric import BLOCK
 
@@ -26,6 +26,8 @@ FLAT_SECONDS = 0.005
 SHARD_BYTES = 4 * 2**30
 #: FAISS wants at least this many training vectors per coarse cell.
 VECTORS_PER_LIST = 39
+#: FAISS makes no tables for PQ that are larger than this.
+PQ_TABLES = 2**31
 #: FAISS's inverted lists double as they grow.
 LIST_SLACK = 1.3
 LINKS = 32
@@ -50,6 +52,7 @@ class Costs(BaseModel):
     row: float  # one row's table and bookkeeping
     process_bytes: int
     row_bytes: int
+    drawn_bytes: int  # of a row, while an index is drawn up
 
 
 @functools.cache
@@ -66,7 +69,7 @@ class IndexPlan:
         shards, nodes: how it is cut, and machines that hold it.
         effort: cells or breadth that a search begins with.
         node_bytes: memory in use on the fullest node while it serves.
-        build_bytes: memory of one task that fills a part.
+        build_bytes: memory of the largest task of a build: that draws it up, trains, or fills a part.
         disk_bytes: of all files.
         build_seconds: work of one core, all shards together.
         query_seconds: work of one core for one query over all shards, in batches.
@@ -156,6 +159,12 @@ def trained_bytes(shape: Shape) -> int:
     return 4 * shape.lists * shape.dim + codes
 
 
+def serving_bytes(shape: Shape) -> int:
+    """The same and the tables of distances that FAISS makes for PQ codes, where a search is prepared for."""
+    tables = 4 * shape.lists * shape.pq_bytes * 256 if shape.kind == "opq_ivf_pq" else 0
+    return trained_bytes(shape) + (tables if tables <= PQ_TABLES else 0)
+
+
 def shape_of(kind: KindName, count: int, dim: int, recall: float) -> Shape:
     """A shape of this kind for so many vectors; with too few to train on it is flat."""
     if kind == "flat":
@@ -184,28 +193,27 @@ def _planned(
     count: int, dim: int, node_bytes: int, recall: float, kind: KindName, shards: int, costs: Costs
 ) -> IndexPlan:
     shape = shape_of(kind, count, dim, recall)
-    trained, each = trained_bytes(shape), index_bytes(shape) + costs.row_bytes
-    room = int(node_bytes * FILL) - costs.process_bytes
-    # A shard is at least one part, and each part has its own copy of what was trained.
-    least, building = trained + math.ceil(each), build_bytes(shape, 1, costs)
+    # Cells are there once on a node: the shards on it are joined.
+    fixed, each = costs.process_bytes + serving_bytes(shape), index_bytes(shape) + costs.row_bytes
+    room, once = int(node_bytes * FILL) - fixed, max(train_bytes(shape, count, costs), draw_bytes(count, costs))
+    least, building = math.ceil(each), max(build_bytes(shape, 1, costs), once)
     if room < least or node_bytes < building:
         raise SettingsError(
-            f"a node of {node_bytes / 2**30:.2g} GiB holds no {kind} index of {dim} dimensions "
-            f"({max((least + costs.process_bytes) / FILL, building) / 2**30:.2g} GiB at least): "
-            "give --memory-per-node more"
+            f"a node of {node_bytes / 2**30:.2g} GiB holds and builds no {kind} index of {count:,} x {dim} "
+            f"({max((least + fixed) / FILL, building) / 2**30:.2g} GiB at least): give --memory-per-node more"
         )
     builds = most_rows(shape, node_bytes, costs)
     if not shards:
         # Shards of one size that fill a node together; so small that building one fits too.
-        on_node = math.ceil(room / min(SHARD_BYTES, trained + builds * each))
+        on_node = math.ceil(room / min(SHARD_BYTES, builds * each))
         on_node = max(1, min(on_node, room // (2 * least)))
-        rows = min(int((room // on_node - trained) // each), builds)
+        rows = min(int((room // on_node) // each), builds)
         shards = max(1, math.ceil(count / rows))
-    each_shard = trained + math.ceil(math.ceil(count / shards) * each)
+    each_shard = math.ceil(math.ceil(count / shards) * each)
     if each_shard > room:
         raise SettingsError(
             f"a shard of {each_shard / 2**30:.2g} GiB does not fit on a node of {node_bytes / 2**30:.2g} GiB: "
-            f"ask for {math.ceil(count / ((room - trained) // each))} shards or more"
+            f"ask for {math.ceil(count / (room // each))} shards or more"
         )
     nodes = math.ceil(shards / (room // max(1, each_shard)))
     fullest = math.ceil(shards / nodes) * each_shard
@@ -216,8 +224,8 @@ def _planned(
         shards=shards,
         nodes=nodes,
         effort=effort,
-        node_bytes=costs.process_bytes + fullest,
-        build_bytes=build_bytes(shape, min(math.ceil(count / shards), builds), costs),
+        node_bytes=fixed + fullest,
+        build_bytes=max(build_bytes(shape, min(math.ceil(count / shards), builds), costs), once),
         disk_bytes=math.ceil(count * ((0 if kind == "flat" else index_bytes(shape)) + 2 * dim + costs.row_bytes / 2)),
         build_seconds=build_seconds(shape, count, costs),
         query_seconds=query_seconds(shape, count, effort, costs),
@@ -243,6 +251,19 @@ def _filling(shape: Shape, costs: Costs) -> float:
     """Memory of one row while a part is filled."""
     index = 0.0 if shape.kind == "flat" else index_bytes(shape) * (LIST_SLACK if shape.trained else 1.0)
     return index + costs.row_bytes
+
+
+def train_bytes(shape: Shape, count: int, costs: Costs) -> int:
+    """Memory of training: the sample, FAISS's copy of it, and what is learned."""
+    if not shape.trained:
+        return 0
+    sample = min(count, max(OPQ_VECTORS, shape.lists * TRAIN_PER_LIST))
+    return costs.process_bytes + 8 * sample * shape.dim + serving_bytes(shape)
+
+
+def draw_bytes(count: int, costs: Costs) -> int:
+    """Memory of the one task that draws an index up: it knows every row."""
+    return costs.process_bytes + count * costs.drawn_bytes
 
 
 def build_seconds(shape: Shape, count: int, costs: Costs) -> float:

@@ -12,7 +12,7 @@ from mrcg.index import kinds
 from mrcg.index.blueprint import IndexWork
 from mrcg.index.engines import Candidates
 from mrcg.index.layout import IndexFacts, Shape
-from mrcg.index.metric import Neighbours, merge, nearest, recall_at
+from mrcg.index.metric import Neighbours, merge, nearest, recall_of
 from mrcg.index.shard import Part
 from mrcg.index.sharded import ShardedIndex, wanted
 
@@ -50,7 +50,7 @@ class Examine:
         for effort in efforts(self.facts.effort, shape.lists or 2**14):
             # By effort alone: a shard that is small, or lacks scans, would be scanned where the whole index is not.
             tried.append((effort, _stacked(index.candidates(self.queries_qd, DEPTH, effort))))
-            if recall_at(_best([tried[-1][1]], shape).rows_qk, exact.rows_qk) >= least:
+            if recall_of(_best([tried[-1][1]], shape), exact) >= least:
                 break
         return Examined(exact, tuple(tried))
 
@@ -85,7 +85,7 @@ def settle(examined: Sequence[Examined], shape: Shape, least: float) -> tuple[in
     for effort in sorted({effort for one in examined for effort, _ in one.tried}):
         # A shard that stopped earlier had found enough: what it found counts for higher efforts, too.
         found = [_up_to(one, effort) for one in examined]
-        best = (effort, recall_at(_best(found, shape).rows_qk, exact.rows_qk))
+        best = (effort, recall_of(_best(found, shape), exact))
         if best[1] >= least:
             break
     return best
