@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,9 @@ from mrcg.store import Store
 from mrcg.suppression import IMAGE, PATIENT, suppressed
 from mrcg_jobs.commands import PromoteWhen, RayOption, SourceOption, gate_of, show_stages, stop_ray
 from mrcg_jobs.pipeline import StageResult, run_stages
+
+if TYPE_CHECKING:
+    from mrcg.erasure import Receipt, Wanted
 
 
 def reindex(
@@ -84,23 +87,12 @@ def erase(
     if verify is not None:
         _check(Store(store), verify, as_json)
         return
-    from mrcg.erasure import Wanted
     from mrcg_jobs.erase import Eraser, forgetting
 
-    signer = signer_from_environment()
+    signer, pseudonyms = signer_from_environment(), pseudonyms_from_environment()
     if signer is None:
         raise signing_key_needed()
-    pseudonyms = pseudonyms_from_environment()
-    if patient is not None:
-        if pseudonyms is None:
-            raise UsageError(
-                "--patient: without the key that made the pseudonyms nobody is found; set MRCG_PSEUDONYM_KEY"
-            )
-        if not patient.strip():
-            raise UsageError("--patient: that is no patient's id; write it as the source has it")
-        wanted = Wanted(kind=PATIENT, value=pseudonyms.name("patient", patient.strip()))
-    else:
-        wanted = Wanted(kind=IMAGE, value=str(image))
+    wanted = _wanted(patient, image, pseudonyms)
     opened = Store(store)
     opened.check_writable()
     if patient is not None:
@@ -116,8 +108,23 @@ def erase(
         console.write_file(out, signed.model_dump_json(indent=1).encode())
     if as_json:
         console.emit_json(signed.model_dump(mode="json"))
-        return
-    receipt = signed.receipt
+    else:
+        _say_receipt(opened, signed.receipt)
+
+
+def _wanted(patient: str | None, image: str | None, pseudonyms: Pseudonyms | None) -> Wanted:
+    from mrcg.erasure import Wanted
+
+    if patient is None:
+        return Wanted(kind=IMAGE, value=str(image))
+    if pseudonyms is None:
+        raise UsageError("--patient: without the key that made the pseudonyms nobody is found; set MRCG_PSEUDONYM_KEY")
+    if not patient.strip():
+        raise UsageError("--patient: that is no patient's id; write it as the source has it")
+    return Wanted(kind=PATIENT, value=pseudonyms.name("patient", patient.strip()))
+
+
+def _say_receipt(store: Store, receipt: Receipt) -> None:
     console.say(
         f"{receipt.scans} scans erased, {len(receipt.removed_versions)} versions removed, "
         + (f"release {receipt.release} is current" if receipt.release else "there is no release")
@@ -131,7 +138,7 @@ def erase(
         console.say(
             f"{receipt.identical_copies_left} identical scans of others are left: `mrcg erase --image` takes one"
         )
-    console.say(f"receipt: {opened.url}/log/receipts/{receipt.ident}.json")
+    console.say(f"receipt: {store.url}/log/receipts/{receipt.ident}.json")
 
 
 def _say_other_keys(store: Store, pseudonyms: Pseudonyms | None) -> None:

@@ -105,19 +105,23 @@ class Corpus:
         """Grey levels at stored size of one image, read alone from its row group.
 
         Raises:
-            NotFoundError: the corpus has no such image.
+            NotFoundError: the corpus has no such image, or the store no such corpus any more.
             IntegrityError: its pixels are not those that were ingested.
         """
         row = self.row_of(image_id)
         name, file_row = self.scans["file"][row].as_py(), self.scans["file_row"][row].as_py()
         store = self.artefact.store
-        with store.fs.open(store.path(self.artefact.relative(name)), "rb") as file:
-            parquet = pq.ParquetFile(file)
-            group = 0
-            while file_row >= (rows := parquet.metadata.row_group(group).num_rows):
-                file_row -= rows
-                group += 1
-            grey = grey_of(parquet.read_row_group(group), file_row)
+        try:
+            with store.fs.open(store.path(self.artefact.relative(name)), "rb") as file:
+                parquet = pq.ParquetFile(file)
+                group = 0
+                while file_row >= (rows := parquet.metadata.row_group(group).num_rows):
+                    file_row -= rows
+                    group += 1
+                grey = grey_of(parquet.read_row_group(group), file_row)
+        except FileNotFoundError as error:
+            # A release that was opened before an erasure goes on to answer, but its pixels lie elsewhere now.
+            raise NotFoundError(f"the pixels of {image_id} went with an old release: serve the current one") from error
         if pixel_hash(grey) != self.scans["pixel_hash"][row].as_py():
             raise IntegrityError(f"{name}: the pixels of {image_id} were changed after they were ingested")
         return grey

@@ -62,7 +62,11 @@ def join_corpus(
     table, repeats = without_repeats(pa.concat_tables(scans))
     quarantine.append(_refused(repeats, "listed_twice", "the source lists this file more than once"))
     refused = pa.concat_tables(quarantine)
-    table = group_scans(table, rules.generation, rules.settings.near_duplicate_bits)
+    if purge:
+        # Who belongs together was found before, and nobody is new: a search of the whole corpus would find no more.
+        table = _rename_clusters(table)
+    else:
+        table = group_scans(table, rules.generation, rules.settings.near_duplicate_bits)
     for number, start in enumerate(range(0, max(1, table.num_rows), ROWS_PER_FILE)):
         part = table.slice(start, ROWS_PER_FILE)
         files.append(write(f"{SCANS}{number:05d}.parquet", schemas.to_parquet(part)))
@@ -157,6 +161,20 @@ def forget_names(scans: pa.Table, gone: pa.Table) -> pa.Table:
         field = schemas.SCANS.field(name)
         scans = scans.set_column(scans.schema.get_field_index(name), field, pa.array(values, field.type))
     return scans
+
+
+def _rename_clusters(scans: pa.Table) -> pa.Table:
+    """Clusters of near-duplicates whose first member is gone get the name of their smallest one that is left."""
+    clusters, ids = scans["cluster_id"].combine_chunks(), scans["image_id"].combine_chunks()
+    lost = pc.invert(pc.is_in(clusters, value_set=ids))
+    smallest: dict[str, str] = {}
+    for cluster, ident in zip(clusters.filter(lost).to_pylist(), ids.filter(lost).to_pylist(), strict=True):
+        smallest[cluster] = min(ident, smallest.get(cluster, ident))
+    names = pa.array([smallest[cluster] for cluster in clusters.filter(lost).to_pylist()], pa.string())
+    field = schemas.SCANS.field("cluster_id")
+    return scans.set_column(
+        scans.schema.get_field_index(field.name), field, pc.replace_with_mask(clusters, lost, names)
+    )
 
 
 def _refused(scans: pa.Table, reason: str, detail: str) -> pa.Table:

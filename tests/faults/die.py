@@ -1,7 +1,7 @@
 """``mrcg`` that kills itself at a chosen moment: python die.py KIND MOMENT COMMAND...
 
-KIND is the artefact in whose making it dies; MOMENT is ``files`` (all files written, none moved),
-``manifest`` (files moved, manifest not yet there) or ``published`` (manifest there, attempt not removed).
+KIND is the artefact in whose making it dies; MOMENT is ``files`` (all files written, none placed),
+``manifest`` (files placed, manifest not yet there) or ``published`` (manifest there, attempt not removed).
 """
 
 import os

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from tests.making import MRCG, TINY
 
-from mrcg.attempt import collect_garbage
 from mrcg.corpus import read_scans
+from mrcg.holding import sweep
 from mrcg.stages import STAGES
 from mrcg.store import Store
 
@@ -94,6 +94,6 @@ def assert_same(store, other, undisturbed):
         assert finished[kind] == undisturbed[kind], kind
     ids = [read_scans(s.artefact("corpus", finished["corpus"][0]))["image_id"].to_pylist() for s in (store, other)]
     assert ids[0] == ids[1]
-    collect_garbage(store)
+    sweep(store)
     assert visible(store) == finished
     assert all(not store.listdir(f"{kind}/_attempts") for kind in KINDS)

@@ -1,11 +1,13 @@
 import json
 import os
+import subprocess
+import sys
 import time
 
 import pytest
 
 from mrcg import attempt as attempts
-from mrcg.attempt import begin, collect_garbage, is_live
+from mrcg.attempt import begin, busy_versions, dead_attempts, discard, inputs_of_live_attempts, is_live
 from mrcg.errors import StoreError
 from mrcg.manifest import make_manifest
 
@@ -75,24 +77,102 @@ def test_a_lease_is_renewed(store, monkeypatch):
         assert is_live(store, attempt.folder)
 
 
-def test_garbage_is_what_nobody_holds(store):
-    with begin(store, "corpus", "v1") as done:
-        done.publish(manifest_of(done, b"1"))
-    store.write_bytes("corpus/v1/orphan/a.bin", b"moved, then killed")
-    store.write_bytes("splits/v9/orphan/a.bin", b"moved, then killed")
-    with pytest.raises(RuntimeError), begin(store, "corpus", "v2") as dead:
+def test_dead_attempts_are_those_that_nobody_holds_and_may_be_claimed(store):
+    with pytest.raises(RuntimeError), begin(store, "corpus", "v1") as dead:
         raise RuntimeError
-    with begin(store, "corpus", "v3") as live:
-        removed = collect_garbage(store)
-        assert sorted(removed) == sorted(["corpus/v1/orphan", "splits/v9/orphan", dead.folder])
-        assert store.exists(live.folder)
-    assert store.artefact("corpus", "v1").read_bytes("a.bin") == b"1"
-    assert not store.exists("splits/v9")
+    with begin(store, "splits", "v2", {"corpus": "v0"}):
+        assert dead_attempts(store, claim=False) == [dead.folder]
+        assert dead_attempts(store, claim=True) == [dead.folder]
+        # It is held by whoever claimed it: nobody else goes on with it.
+        assert dead_attempts(store, claim=False) == []
+        with begin(store, "corpus", "v1") as other:
+            assert other.folder != dead.folder
+
+
+def test_a_live_attempt_says_what_it_makes_and_reads(store):
+    assert busy_versions(store) == inputs_of_live_attempts(store) == set()
+    with pytest.raises(RuntimeError), begin(store, "rerankers", "v1", {"corpus": "c", "graphs:1": "g"}):
+        assert busy_versions(store) == {("rerankers", "v1")}
+        assert inputs_of_live_attempts(store) == {("corpus", "c"), ("graphs", "g")}
+        raise RuntimeError
+    assert busy_versions(store) == inputs_of_live_attempts(store) == set()
+
+
+class KilledError(BaseException):
+    """Stands for SIGKILL: nothing of ours catches it."""
+
+
+def kill_after(monkeypatch, times, *functions):
+    """The process ends after so many changes on disk."""
+    left = [times]
+
+    def counted(change):
+        def go(*args, **more):
+            if not left[0]:
+                raise KilledError
+            left[0] -= 1
+            return change(*args, **more)
+
+        return go
+
+    for name in functions:
+        monkeypatch.setattr(os, name, counted(getattr(os, name)))
+
+
+@pytest.mark.parametrize("files", range(4))
+def test_who_goes_on_after_a_publication_that_was_killed_finds_all_files(store, files, monkeypatch):
+    names = ["a", "b", "c"]
+    with begin(store, "corpus", "v1") as killed:
+        entries = [killed.write(name, name.encode()) for name in names]
+        manifest = make_manifest("corpus", "v1", {}, {}, {}, entries)
+        with monkeypatch.context() as patch, pytest.raises(KilledError):
+            kill_after(patch, files, "replace", "fsync")  # a file is placed by the one, the manifest needs the other
+            killed.publish(manifest)
+        lease(store, killed.folder, expires=0)
+        with begin(store, "corpus", "v1") as heir:
+            assert heir.folder == killed.folder
+            assert [heir.entry(name) for name in names] == entries
+            assert store.versions("corpus") == []
+            heir.publish(manifest)
+    artefact = store.artefact("corpus", "v1")
+    assert [artefact.read_bytes(name) for name in names] == [name.encode() for name in names]
+    assert not store.exists(killed.folder)
+
+
+@pytest.mark.parametrize("changes", range(6))
+def test_nobody_goes_on_with_an_attempt_that_is_half_removed(store, changes, monkeypatch):
+    with pytest.raises(RuntimeError), begin(store, "corpus", "v1") as dead:
+        for name in "abc":
+            dead.write(name, b"1")
+        raise RuntimeError
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        kill_after(patch, changes, "remove", "unlink", "rmdir")
+        discard(store, dead.folder)
+    with begin(store, "corpus", "v1") as heir:
+        untouched = changes == 0
+        assert (heir.folder == dead.folder) == untouched
+        if not untouched:
+            assert dead_attempts(store, claim=True) == [dead.folder]
+            discard(store, dead.folder)
+            assert not store.exists(dead.folder)
 
 
 def test_this_process_has_a_start_time():
     assert attempts._started(os.getpid())
     assert attempts._started(2**22 + 1) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_process_that_was_killed_and_not_waited_for_is_dead():
+    process = subprocess.Popen(["sleep", "60"])
+    assert attempts._started(process.pid)
+    process.kill()
+    until = time.monotonic() + 10
+    while attempts._started(process.pid) is not None:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert os.path.exists(f"/proc/{process.pid}"), "its entry is there still"
+    process.wait()
 
 
 def test_who_slept_too_long_does_not_publish(store):
@@ -103,11 +183,3 @@ def test_who_slept_too_long_does_not_publish(store):
             assert heir.folder == slept.folder
             with pytest.raises(StoreError, match="was taken over by another run"):
                 slept.publish(manifest)
-
-
-def test_garbage_collection_leaves_a_damaged_version_alone(store):
-    with begin(store, "corpus", "v1") as done:
-        manifest = done.publish(manifest_of(done, b"1"))
-    store.write_bytes("corpus/v1/manifest.json", b"{}")
-    assert collect_garbage(store) == []
-    assert store.exists(manifest.folder)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mrcg.cache import BYTES, DEFAULT_BYTES, FOLDER, Cache
 from mrcg.errors import UsageError
 from mrcg.hashing import sha256
+from mrcg_jobs.erase import forget_here
 
 
 @pytest.fixture
@@ -141,3 +142,69 @@ def test_no_bytes_is_no_cache_and_no_number_an_error(monkeypatch):
     for wrong in ("20GB", "1e9", "many"):
         with pytest.raises(UsageError, match="MRCG_CACHE_BYTES is not a number of bytes"):
             of_this_node(monkeypatch, MRCG_CACHE_BYTES=wrong)
+
+
+# Files that are mapped and not read ---------------------------------------------------------------------------------
+
+
+def test_a_file_is_found_where_it_lies_checked_and_counts_as_used(cache):
+    assert cache.find(sha256(b"one")) is None
+    one = put(cache, b"one", age=50)
+    path = cache.find(one)
+    assert path == cache.folder / one
+    assert path.read_bytes() == b"one"
+    assert path.stat().st_mtime > 1e9, "it was used just now"
+
+
+@pytest.mark.parametrize("damage", [b"", b"twisted", b"one more"])
+def test_a_file_that_is_another_by_now_is_not_found_and_goes(cache, damage):
+    one = put(cache, b"one")
+    (cache.folder / one).write_bytes(damage)
+    assert cache.find(one) is None
+    assert kept(cache) == set()
+
+
+def test_room_is_made_for_a_file_that_somebody_else_will_write(cache):
+    cache.room_for(60)
+    assert cache.folder.is_dir(), "the folder is there for it"
+    old, new = put(cache, b"a" * 40, 20), put(cache, b"b" * 40, 10)
+    cache.room_for(20)
+    assert kept(cache) == {old, new}
+    cache.room_for(21)
+    assert kept(cache) == {new}
+    cache.room_for(101)
+    assert kept(cache) == set(), "more than it may hold leaves nothing"
+
+
+@given(st.lists(st.integers(1, 60), max_size=8), st.integers(0, 120))
+def test_what_goes_for_room_are_the_longest_unused_and_no_more_than_need_be(tmp_path_factory, sizes, size):
+    cache = Cache(tmp_path_factory.mktemp("cache"), 100)
+    for number, one in enumerate(sizes):
+        put(cache, bytes([number]) * one, age=len(sizes) - number)
+    before = sorted((path.stat().st_mtime, path.stat().st_size, path.name) for path in cache.folder.iterdir())
+    cache.room_for(size)
+    left = kept(cache)
+    over = sum(one for _, one, _ in before) + size - 100
+    gone = []
+    for _, one, name in before:
+        if over > 0:
+            gone.append(name)
+            over -= one
+    assert left == {name for *_, name in before} - set(gone)
+
+
+# What an erasure leaves in it ---------------------------------------------------------------------------------------
+
+
+def test_a_cache_keeps_what_the_store_still_has_and_what_is_being_fetched(tmp_path, monkeypatch):
+    monkeypatch.setenv("MRCG_CACHE", str(tmp_path / "cache"))
+    forget_here(["a"])
+    (tmp_path / "cache").mkdir()
+    for name in ("a", "b", "c", ".now.tmp", ".left.tmp"):
+        (tmp_path / "cache" / name).write_bytes(b"x")
+    os.utime(tmp_path / "cache" / ".left.tmp", (1e9, 1e9))
+    forget_here(["a", "z"])
+    assert {path.name for path in (tmp_path / "cache").iterdir()} == {"a", ".now.tmp"}
+    monkeypatch.setenv("MRCG_CACHE_BYTES", "0")
+    forget_here([])
+    assert (tmp_path / "cache" / "a").exists(), "no cache of this node any more"

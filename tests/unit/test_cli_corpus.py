@@ -13,6 +13,8 @@ from mrcg.errors import SourceError, UsageError
 from mrcg.imaging.samples import SampleFormat, write_samples
 from mrcg.lineage import ancestry_of
 from mrcg.privacy import ENVIRONMENT, KEY_DIGITS, Pseudonyms
+from mrcg.signing import ENVIRONMENT as SIGNING
+from mrcg.signing import signer_from_environment
 from mrcg.source import open_source, survey
 from mrcg.stages import plan
 from mrcg.store import Store
@@ -83,6 +85,27 @@ def test_a_key_is_made_once_for_its_owner_alone(capsys, tmp_path):
     assert (code, "is there already" in err, path.read_text()) == (2, True, key)
     assert key.strip() not in out + err
     assert run(capsys, "keys", "new", "--kind", "house")[0] == 2
+
+
+def test_a_signing_key_is_made_in_the_same_way_and_signs(capsys, tmp_path, monkeypatch):
+    assert re.fullmatch(r"[0-9a-f]{64}\n", run(capsys, "keys", "new", "--kind", "signing")[1])
+    path = tmp_path / "key"
+    code, out, err = run(capsys, "keys", "new", "--kind", "signing", "--out", str(path))
+    assert (code, f"use it with {SIGNING}={path}, keep a copy in a safe place" in out.replace("\n", " ")) == (0, True)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert path.read_text().strip() not in out + err
+    monkeypatch.setenv(SIGNING, str(path))
+    assert signer_from_environment() is not None
+    code, _, err = run(capsys, "keys", "new", "--kind", "signing", "--out", str(path))
+    assert (code, "could not answer for its signatures" in err.replace("\n", " ")) == (2, True)
+
+
+def test_keys_that_cannot_be_made_say_why(capsys, tmp_path):
+    code, _, err = run(capsys, "keys", "new", "--kind", "house")
+    assert (code, "--kind house: the kinds are pseudonym, signing" in err) == (2, True)
+    code, _, err = run(capsys, "keys", "new", "--kind", "signing", "--out", str(tmp_path / "no" / "key"))
+    assert (code, "cannot be written: No such file or directory" in err.replace("\n", " ")) == (2, True)
+    assert run(capsys, "keys", "new")[0] == 2
 
 
 def test_formats_that_are_not_written_are_named(capsys, tmp_path):

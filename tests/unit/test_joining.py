@@ -1,9 +1,12 @@
 import numpy as np
+import pyarrow as pa
+from hypothesis import given
+from hypothesis import strategies as st
 from tests import making
 from tests.unit.imaging.test_raster import encoded, slice_of
 
 from mrcg import schemas
-from mrcg.joining import bad_rows
+from mrcg.joining import bad_rows, forget_names
 from mrcg.source import SourceFile
 
 
@@ -40,7 +43,7 @@ def test_counts_tell_bad_files_from_bad_slices_and_harmless_ones():
         {"source_key": "3", "stamp": "", "frame": None, "reason": "dicomdir", "detail": "d"},
         {"source_key": "4", "stamp": "", "frame": None, "reason": "suppressed", "detail": "d"},
     ]
-    table = schemas.pa.Table.from_pylist(rows, schemas.QUARANTINE)
+    table = pa.Table.from_pylist(rows, schemas.QUARANTINE)
     assert bad_rows(table)["source_key"].to_pylist() == ["1"]
 
 
@@ -50,3 +53,90 @@ def test_nothing_usable_gives_empty_tables_and_the_first_reason():
     assert (joined.counts["images"], joined.bad_files, joined.first_bad) == (0, 1, ("x", "not_an_image"))
     assert schemas.from_parquet(out.content["scans/00000.parquet"]).num_rows == 0
     assert np.array_equal(list(joined.counts["classes"]), [])
+
+
+# Names that are forgotten -----------------------------------------------------------------------------------------
+
+
+def scan(ident, group, joins=(), patient=None, study=None):
+    """A row of ``schemas.SCANS`` that says who it is and whom it belongs to."""
+    return {
+        "image_id": ident, "file": "images/a.parquet", "file_row": 0, "group_id": group, "joins": list(joins),
+        "cluster_id": ident, "generation": 0, "source_key": ident, "stamp": "", "frame": 0, "patient": patient,
+        "study": study, "pixel_hash": ident, "difference_hash": bytes(32),
+    }  # fmt: skip
+
+
+def table_of(*rows):
+    return pa.Table.from_pylist(list(rows), schemas.SCANS)
+
+
+def groups_of(scans):
+    return dict(zip(scans["image_id"].to_pylist(), scans["group_id"].to_pylist(), strict=True))
+
+
+def test_a_group_that_was_named_after_who_is_gone_is_named_after_its_smallest_member():
+    stay = table_of(scan("c", "a"), scan("b", "a"), scan("e", "e"))
+    renamed = forget_names(stay, table_of(scan("a", "a")))
+    assert groups_of(renamed) == {"c": "b", "b": "b", "e": "e"}
+    assert renamed.schema == schemas.SCANS
+
+
+def test_a_nameless_scan_in_the_group_of_a_patient_who_is_gone():
+    stay = table_of(scan("m", "jane"), scan("k", "jane"), scan("z", "study", joins=["jane"]))
+    gone = table_of(scan("a", "jane", patient="jane", study="study"))
+    renamed = forget_names(stay, gone)
+    assert groups_of(renamed) == {"m": "k", "k": "k", "z": "z"}
+    assert renamed["joins"].to_pylist() == [[], [], ["k"]], "whom they belong to is still known"
+
+
+def test_a_patient_who_stays_keeps_her_name():
+    stay = table_of(scan("b", "jane", patient="jane", study="first"))
+    assert groups_of(forget_names(stay, table_of(scan("a", "jane", patient="jane", study="second")))) == {"b": "jane"}
+
+
+def test_a_join_to_a_group_of_which_nobody_is_left_is_forgotten():
+    stay = table_of(scan("b", "b", joins=["a", "c"]), scan("c", "c"))
+    assert forget_names(stay, table_of(scan("a", "a")))["joins"].to_pylist() == [["c"], []]
+
+
+def test_where_nobody_bears_the_name_nothing_changes():
+    stay = table_of(scan("b", "b", joins=["c"]), scan("c", "c"))
+    assert forget_names(stay, table_of(scan("a", "a"))) is stay
+    empty = table_of()
+    assert forget_names(empty, table_of(scan("a", "a"))) is empty
+
+
+@st.composite
+def corpora(draw):
+    """Scans in groups named after members or patients, some of which go."""
+    size = draw(st.integers(2, 14))
+    idents = [f"{number:02d}" for number in draw(st.permutations(range(size)))]
+    people = [draw(st.sampled_from([None, None, "jane", "joe"])) for _ in idents]
+    rows = []
+    for place, (ident, person) in enumerate(zip(idents, people, strict=True)):
+        others = [*idents[: place + 1], "jane", "joe"]
+        group = person or draw(st.sampled_from(others))
+        rows.append(scan(ident, group, draw(st.lists(st.sampled_from(others), max_size=2, unique=True)), person))
+    going = set(draw(st.lists(st.sampled_from(["jane", "joe", *idents]), min_size=1, max_size=4)))
+    gone = [row for row in rows if row["image_id"] in going or row["patient"] in going]
+    return [row for row in rows if row not in gone], gone
+
+
+@given(corpora())
+def test_nobody_is_found_in_the_name_of_a_group_and_who_was_together_stays_together(drawn):
+    stay, gone = drawn
+    renamed = forget_names(table_of(*stay), table_of(*gone)).to_pylist()
+    people = {row["patient"] for row in stay}
+    forgotten = {row["image_id"] for row in gone} | {row["patient"] for row in gone} - people - {None}
+    assert [row["image_id"] for row in renamed] == [row["image_id"] for row in stay]
+    for row, old in zip(renamed, stay, strict=True):
+        assert not {row["group_id"], *row["joins"]} & forgotten
+        kept = {name for name in old["joins"] if name not in forgotten}
+        assert kept <= set(row["joins"])
+        if old["group_id"] not in forgotten:
+            assert row["group_id"] == old["group_id"]
+    for row, old in zip(renamed, stay, strict=True):
+        for other, before in zip(renamed, stay, strict=True):
+            if old["group_id"] == before["group_id"]:
+                assert row["group_id"] == other["group_id"]

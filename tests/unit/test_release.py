@@ -1,30 +1,47 @@
+import shutil
 import threading
 
 import pytest
-from tests.making import make_release, publish, tiny_config
 
-from mrcg.errors import IntegrityError, NotFoundError, ReleaseError
-from mrcg.evaluation.report import Report
-from mrcg.release import candidate, promote, read_release, release_numbers, rollback
-from mrcg.source import open_source, survey
-from mrcg.stages import plan
+from mrcg import release as releases
+from mrcg.attempt import begin
+from mrcg.errors import IntegrityError, LostRaceError, NotFoundError, ReleaseError, WeightsError
+from mrcg.evaluation.report import REPORT, Report
+from mrcg.holding import sweep
+from mrcg.manifest import derive_version, make_manifest
+from mrcg.release import Gate, candidate, diff, missing_parts, promote, read_release, release_numbers, rollback
+from mrcg.reranker.spec import SPEC, read_spec
 from mrcg.store import Store
+
+GATE = Gate(map_drop=0.01, recall_drop=0.02)
 
 
 @pytest.fixture
-def released(scans, tmp_path):
-    store = Store(str(tmp_path / "s"))
-    return store, make_release(store, scans)
+def released(library_store, tmp_path):
+    store = Store(str(shutil.copytree(library_store.root, tmp_path / "s")))
+    return store, read_release(store)
 
 
-def another(store, scans, drop):
-    """A report on the same models under other settings, with a MAP lower by ``drop``."""
-    step = plan(tiny_config("evaluate.picture_queries=1"), survey(open_source(str(scans))), "none")[-1]
-    first = read_release(store, 1)
-    report = Report.model_validate_json(store.artefact("reports", first.report).read_bytes("report.json"))
+def remade(store, kind, version, written=None, settings=None, **inputs):
+    """A version like another, with some files, settings or inputs exchanged."""
+    old = store.artefact(kind, version)
+    settings, inputs = {**old.manifest.settings, **(settings or {})}, {**old.manifest.inputs, **inputs}
+    new = derive_version(kind, settings, inputs)
+    with begin(store, kind, new) as attempt:
+        files = [attempt.write(name, data) for name, data in (written or {}).items()]
+        files += [old.shared(name) for name in old.names() if name not in (written or {})]
+        attempt.publish(make_manifest(kind, new, settings, inputs, old.manifest.counts, files))
+    return new
+
+
+def another(store, drop=0.0, recall_drop=0.0, mark=0, **changes):
+    """A report on the same models under other settings, with lower figures."""
+    version = read_release(store, 1).report
+    report = Report.model_validate_json(store.artefact("reports", version).read_bytes(REPORT))
     worse = report.reranked.model_copy(update={"map": report.reranked.map - drop})
-    files = {"report.json": report.model_copy(update={"reranked": worse}).model_dump_json().encode()}
-    return publish(store, step, files).version
+    changes |= {"reranked": worse, "index_recall_at_50": report.index_recall_at_50 - recall_drop}
+    data = report.model_copy(update=changes).model_dump_json().encode()
+    return remade(store, "reports", version, {REPORT: data}, {"mark": [drop, recall_drop, mark]})
 
 
 def test_a_store_without_a_release(store):
@@ -49,19 +66,43 @@ def test_the_same_again_is_no_new_release(released):
     assert release_numbers(store) == [1]
 
 
-def test_the_gate_refuses_a_fall_and_says_why(released, scans):
+def test_the_gate_refuses_a_fall_and_says_why(released):
     store, release = released
-    worse = another(store, scans, 0.05)
-    refused = promote(store, worse, 0.01)
+    worse = another(store, drop=0.05)
+    refused = promote(store, worse, GATE)
     assert not refused.promoted
-    assert "gate: reranked MAP" in refused.why
+    assert refused.why.startswith("gate: reranked MAP")
+    assert "release 1 less release.max_map_drop" in refused.why
     assert read_release(store) == release
-    assert promote(store, worse, 0.06).promoted
+    assert promote(store, worse, Gate(map_drop=0.06, recall_drop=0.0)).promoted
 
 
-def test_always_promotes_and_rollback_brings_the_old_one_back(released, scans):
+def test_the_gate_refuses_a_fall_of_recall_and_says_why(released):
     store, release = released
-    assert promote(store, another(store, scans, 0.05), None).release.number == 2
+    worse = another(store, recall_drop=0.05)
+    refused = promote(store, worse, GATE)
+    assert not refused.promoted
+    assert refused.why == (
+        "gate: recall@50 of the index 0.9500 is below 0.9800 (release 1 less release.max_recall_drop); "
+        "--promote always overrides"
+    )
+    assert refused.release == release
+    within = promote(store, worse, Gate(map_drop=0.0, recall_drop=0.06))
+    assert within.promoted
+    assert within.release.recall == pytest.approx(0.95)
+
+
+def test_a_release_that_does_not_say_its_recall_asks_none(released):
+    store, release = released
+    old = release.model_copy(update={"recall": None})
+    store.write_bytes("releases/history/1.json", old.model_dump_json(exclude={"recall"}).encode())
+    assert read_release(store).recall is None
+    assert promote(store, another(store, recall_drop=0.5), GATE).promoted
+
+
+def test_always_promotes_and_rollback_brings_the_old_one_back(released):
+    store, release = released
+    assert promote(store, another(store, drop=0.05), None).release.number == 2
     back = rollback(store)
     assert (back.number, back.pins, back.reason) == (3, release.pins, "rolled back to 1")
     assert read_release(store) == back
@@ -73,12 +114,22 @@ def test_nothing_to_roll_back_to(released):
         rollback(released[0])
 
 
-def test_a_part_that_is_gone_refuses_the_rollback(released, scans):
+def test_a_part_that_is_gone_refuses_the_rollback(released):
     store, release = released
-    promote(store, another(store, scans, 0.0), None)
+    promote(store, another(store), None)
     store.remove(f"rerankers/{release.reranker}")
     with pytest.raises(ReleaseError, match="rerankers/.* is gone"):
         rollback(store)
+
+
+def test_a_release_whose_parts_were_purged_does_not_serve_again(released):
+    store, first = released
+    second = promote(store, another(store), None).release
+    assert sweep(store, keep_releases=1, grace_days=0).versions == (f"reports/{first.report}",)
+    assert missing_parts(store, first) == [f"reports/{first.report}"]
+    with pytest.raises(ReleaseError, match=f"release 1 cannot serve again: reports/{first.report} is gone .swept, or"):
+        rollback(store, 1)
+    assert read_release(store) == second
 
 
 def test_a_broken_chain_is_not_promoted(released):
@@ -88,41 +139,147 @@ def test_a_broken_chain_is_not_promoted(released):
         candidate(store, release.report, 2, "test")
 
 
-def test_of_two_promoters_one_wins(released, scans):
+def test_a_chain_of_two_lines_is_not_promoted(released):
+    store, release = released
+    report = store.manifest("reports", release.report)
+    # The report's embeddings are not those that its index was made from.
+    embeddings = remade(store, "embeddings", report.inputs["embeddings"], settings={"mark": 1})
+    index = remade(store, "indexes", release.index, embeddings=embeddings)
+    graphs = remade(store, "graphs", report.inputs["graphs"], indexes=index)
+    mixed = remade(store, "reports", release.report, graphs=graphs)
+    with pytest.raises(ReleaseError, match=f"indexes/{index} was made from embeddings/{embeddings}, the report from"):
+        promote(store, mixed, None)
+    # Nor are its splits of another corpus.
+    corpus = remade(store, "corpus", release.corpus, settings={"mark": 1})
+    splits = remade(store, "splits", report.inputs["splits"], corpus=corpus)
+    with pytest.raises(ReleaseError, match=f"splits/{splits} was made from corpus/{corpus}"):
+        promote(store, remade(store, "reports", release.report, splits=splits), None)
+    assert release_numbers(store) == [1]
+
+
+def test_a_reranker_of_another_encoder_is_not_promoted(released):
+    store, release = released
+    spec = read_spec(store.artefact("rerankers", release.reranker)).model_copy(update={"encoder": "another"})
+    reranker = remade(store, "rerankers", release.reranker, {SPEC: spec.model_dump_json().encode()}, {"mark": 1})
+    with pytest.raises(WeightsError, match=f"reranker {reranker} was trained on encoder another, not on"):
+        promote(store, remade(store, "reports", release.report, rerankers=reranker), None)
+    assert release_numbers(store) == [1]
+
+
+def test_a_link_that_was_changed_is_not_promoted(released):
+    store, _release = released
+    report = another(store)
+    splits = store.manifest("reports", report).inputs["splits"]
+    where = f"splits/{splits}/manifest.json"
+    store.write_bytes(where, store.read_bytes(where).replace(b'"seed": 1', b'"seed": 2'))
+    with pytest.raises(IntegrityError, match="hash mismatch"):
+        promote(store, report, None)
+
+
+def test_what_two_releases_differ_in(released):
+    store, first = released
+    graphs = remade(
+        store, "graphs", store.manifest("reports", first.report).inputs["graphs"], settings={"graph": {"neighbours": 9}}
+    )
+    report = remade(store, "reports", another(store, drop=0.125), settings={"mark": "new"}, graphs=graphs)
+    second = promote(store, report, None).release
+    found = {change.what: (change.before, change.after) for change in diff(store, first, second)}
+    assert found == {
+        "reports": (first.report, second.report),
+        "reports mark": ("null", '"new"'),
+        "neighbours": ("20", "9"),
+        "reranked_map": (f"{first.reranked_map:.4f}", f"{first.reranked_map - 0.125:.4f}"),
+    }
+    assert diff(store, first, rollback(store)) == []
+    # Also where a part is gone: what was in it nobody can tell.
+    store.remove(f"reports/{first.report}")
+    assert [change.what for change in diff(store, first, second)] == ["reports", "neighbours", "reranked_map"]
+
+
+class Promoters:
+    """Promotes reports at the same moment: all have decided before any of them publishes."""
+
+    def __init__(self, monkeypatch, count):
+        self.together = threading.Barrier(count)
+        publish = releases._publish
+
+        def publish_together(store, release):
+            self.together.wait(30)
+            publish(store, release)
+
+        monkeypatch.setattr(releases, "_publish", publish_together)
+
+    def promote(self, store, versions):
+        """Outcome or error of each."""
+        results = {}
+
+        def go(number, version):
+            try:
+                results[number] = promote(store, version, None)
+            except ReleaseError as error:
+                results[number] = error
+
+        threads = [threading.Thread(target=go, args=pair) for pair in enumerate(versions)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return [results[number] for number in range(len(versions))]
+
+
+def test_of_promoters_of_one_report_one_wins_and_the_others_see_it(released, monkeypatch):
     store, _ = released
-    version = another(store, scans, 0.0)
-    outcomes = []
-
-    def go():
-        outcomes.append(promote(store, version, None))
-
-    threads = [threading.Thread(target=go) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    version = another(store)
+    outcomes = Promoters(monkeypatch, 6).promote(store, [version] * 6)
     assert [outcome.promoted for outcome in outcomes].count(True) == 1
     assert release_numbers(store) == [1, 2]
-    # The others came second and saw that it serves already.
     assert {outcome.release.number for outcome in outcomes} == {2}
+    assert sum("serves exactly this already" in outcome.why for outcome in outcomes) == 5
 
 
-def test_of_two_rollbacks_at_once_the_second_is_told(released, scans, monkeypatch):
+def test_of_promoters_of_different_reports_one_wins_and_the_others_are_told(released, monkeypatch):
     store, _ = released
-    promote(store, another(store, scans, 0.0), None)
+    promoters, winners = Promoters(monkeypatch, 3), set()
+    for number in range(2, 32):
+        versions = [another(store, mark=[number, one]) for one in range(3)]
+        outcomes = promoters.promote(store, versions)
+        lost = [outcome for outcome in outcomes if isinstance(outcome, LostRaceError)]
+        (won,) = [outcome for outcome in outcomes if outcome not in lost]
+        assert won.promoted
+        assert len(lost) == 2
+        assert all(
+            str(error)
+            == f"release {number} was made by somebody else just now: look at it (`mrcg releases show`), try again"
+            for error in lost
+        )
+        assert read_release(store) == won.release
+        assert release_numbers(store) == list(range(1, number + 1))
+        winners.add(versions.index(won.release.report))
+    assert len(winners) > 1, "chance decides"
+
+
+def test_who_comes_later_is_judged_against_what_is_current_then(released):
+    store, _ = released
+    better, usual = another(store, drop=-0.05), another(store)
+    assert promote(store, better, GATE).release.number == 2
+    refused = promote(store, usual, GATE)
+    assert not refused.promoted
+    assert "release 2 less release.max_map_drop" in refused.why
+
+
+def test_of_two_rollbacks_at_once_the_second_is_told(released, monkeypatch):
+    store, _ = released
+    promote(store, another(store), None)
     store.create("releases/history/3.json", store.read_bytes("releases/history/1.json"))
     monkeypatch.setattr("mrcg.release.release_numbers", lambda store: [1, 2])
     with pytest.raises(ReleaseError, match="release 3 was made by somebody else just now"):
         rollback(store)
 
 
-def test_the_gate_does_not_compare_protocols(released, scans):
-    store, release = released
-    step = plan(tiny_config("evaluate.picture_queries=1"), survey(open_source(str(scans))), "none")[-1]
-    report = Report.model_validate_json(store.artefact("reports", release.report).read_bytes("report.json"))
-    other = report.model_copy(update={"protocol": "dedup"})
-    version = publish(store, step, {"report.json": other.model_dump_json().encode()}).version
-    refused = promote(store, version, 1.0)
+def test_the_gate_does_not_compare_protocols(released):
+    store, _ = released
+    version = another(store, protocol="dedup")
+    refused = promote(store, version, Gate(map_drop=1.0, recall_drop=1.0))
     assert not refused.promoted
     assert "protocol dedup cannot be compared with paper of release 1" in refused.why
     assert promote(store, version, None).promoted

@@ -1,11 +1,17 @@
+import stat
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 from tests.making import publish, tiny_config
 
+from mrcg.attempt import begin
 from mrcg.errors import AlreadyExistsError, IntegrityError, NotFoundError, StoreError
+from mrcg.manifest import make_manifest
 from mrcg.stages import Source, plan
-from mrcg.store import Store
+from mrcg.store import Store, spill
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -102,3 +108,121 @@ def test_a_flipped_byte_is_found(store):
     store.write_bytes(f"{manifest.folder}/a", b"abd")
     with pytest.raises(IntegrityError, match="does not match its manifest"):
         store.artefact("corpus", step.version).read_bytes("a")
+
+
+# Files of a store as paths of this machine --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def remote(tmp_path, monkeypatch):
+    """A version in a store that is no folder, and this node's cache."""
+    monkeypatch.setenv("MRCG_CACHE", str(tmp_path / "cache"))
+    store = Store(f"memory://{tmp_path.name}")
+    manifest = publish(store, steps()[0], {"a": b"abc", "b/c": b"defghi"})
+    return store.artefact("corpus", manifest.version)
+
+
+def test_a_file_of_a_folder_lies_where_it_is_and_is_checked(store):
+    manifest = publish(store, steps()[0], {"a": b"abc"})
+    artefact = store.artefact("corpus", manifest.version)
+    path = artefact.on_disk("a")
+    assert path == Path(store.root) / manifest.folder / "a"
+    for damage in (b"abd", b"abcd", b""):
+        path.write_bytes(damage)
+        with pytest.raises(IntegrityError, match="does not match its manifest"):
+            artefact.on_disk("a")
+    path.unlink()
+    with pytest.raises(IntegrityError, match="restore the file, or remove corpus/"):
+        artefact.on_disk("a")
+
+
+def test_a_remote_file_is_fetched_once_into_the_cache(remote, tmp_path, monkeypatch):
+    path = remote.on_disk("b/c")
+    assert path == tmp_path / "cache" / remote.entry("b/c").sha256
+    assert path.read_bytes() == b"defghi"
+    assert [one.name for one in path.parent.iterdir()] == [path.name], "nothing half fetched is left"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    monkeypatch.setattr(remote.store, "fetch", lambda *_: pytest.fail("it is here already"))
+    assert remote.on_disk("b/c") == path
+    assert remote.read_bytes("b/c") == b"defghi"
+
+
+def test_a_copy_that_was_damaged_is_fetched_again(remote):
+    path = remote.on_disk("a")
+    path.write_bytes(b"abd")
+    assert remote.on_disk("a").read_bytes() == b"abc"
+
+
+def test_what_does_not_match_in_the_remote_store_is_not_kept(remote, tmp_path):
+    remote.store.write_bytes(remote.relative("a"), b"abd")
+    with pytest.raises(IntegrityError, match="does not match its manifest"):
+        remote.on_disk("a")
+    assert list((tmp_path / "cache").iterdir()) == []
+    remote.store.remove(remote.relative("a"))
+    with pytest.raises(NotFoundError, match="has no corpus/"):
+        remote.on_disk("a")
+
+
+@pytest.mark.parametrize("size", ["0", "5"])
+def test_what_no_cache_may_keep_goes_with_this_process(remote, tmp_path, monkeypatch, size):
+    monkeypatch.setenv("MRCG_CACHE_BYTES", size)
+    artefact = remote.store.artefact("corpus", remote.manifest.version)
+    path = artefact.on_disk("b/c")
+    assert path.read_bytes() == b"defghi"
+    assert path.parent == spill()
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert not (tmp_path / "cache" / path.name).exists()
+
+
+def test_the_place_of_what_is_spilled_goes_when_its_process_ends():
+    code = "from mrcg.store import spill; folder = spill(); (folder / 'a').write_text('x'); print(folder); assert spill() == folder"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not Path(done.stdout.strip()).exists()
+    assert Path(done.stdout.strip()).name.startswith("mrcg-")
+
+
+def test_a_file_is_fetched_to_where_it_is_wanted(any_store, tmp_path):
+    any_store.write_bytes("a/b", b"1" * 100_000)
+    any_store.fetch("a/b", tmp_path / "here")
+    assert (tmp_path / "here").read_bytes() == b"1" * 100_000
+    with pytest.raises(NotFoundError, match="has no a/c"):
+        any_store.fetch("a/c", tmp_path / "there")
+
+
+# Files that two versions have -----------------------------------------------------------------------------------------
+
+
+def test_a_version_refers_to_a_file_of_another_without_a_copy(any_store):
+    first = publish(any_store, steps()[0], {"a": b"abc", "b": b"old"})
+    entries = [any_store.artefact("corpus", first.version).shared("a")]
+    with begin(any_store, "corpus", "second") as attempt:
+        entries.append(attempt.write("b", b"new"))
+        second = attempt.publish(make_manifest("corpus", "second", {}, {}, {}, entries))
+    artefact = any_store.artefact("corpus", "second")
+    assert (artefact.read_bytes("a"), artefact.read_bytes("b")) == (b"abc", b"new")
+    assert artefact.relative("a") == f"{first.folder}/a"
+    assert artefact.relative("b") == f"{second.folder}/b"
+    assert any_store.files("corpus/second") == [f"{second.folder.rsplit('/', 1)[1]}/b", "manifest.json"]
+
+
+def test_who_refers_to_what_is_referred_to_names_the_one_that_wrote_it(store):
+    first = publish(store, steps()[0], {"a": b"abc"})
+    for name, before in (("second", first.version), ("third", "second")):
+        entry = store.artefact("corpus", before).shared("a")
+        assert entry.folder == first.folder
+        with begin(store, "corpus", name) as attempt:
+            attempt.publish(make_manifest("corpus", name, {}, {}, {}, [entry]))
+    store.remove("corpus/second")
+    assert store.artefact("corpus", "third").read_bytes("a") == b"abc"
+
+
+def test_what_was_removed_meanwhile_is_not_referred_to(store):
+    first = publish(store, steps()[0], {"a": b"abc"})
+    entry = store.artefact("corpus", first.version).shared("a")
+    store.remove(f"corpus/{first.version}")
+    with (
+        pytest.raises(StoreError, match=r"was removed while corpus grew from it: run again"),
+        begin(store, "corpus", "second") as attempt,
+    ):
+        attempt.publish(make_manifest("corpus", "second", {}, {}, {}, [entry]))
+    assert store.versions("corpus") == []

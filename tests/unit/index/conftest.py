@@ -1,0 +1,9 @@
+import pytest
+
+from mrcg.index import kinds
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    # Small work is not done sooner by several, and on a busy machine they wait for each other.
+    kinds.use_threads(1)

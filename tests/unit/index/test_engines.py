@@ -1,0 +1,166 @@
+"""The parts that lie on a node, joined: they answer as one index that was filled with all that is there."""
+
+import functools
+from functools import partial
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mrcg import schemas
+from mrcg.index import kinds
+from mrcg.index.engines import assemble
+from mrcg.index.layout import Shape
+from mrcg.index.metric import exact_distances
+from mrcg.index.shard import Part, Stored
+
+DIM, COUNT = 16, 900
+SHAPES = {
+    "flat": Shape(kind="flat", dim=DIM),
+    "hnsw": Shape(kind="hnsw", dim=DIM, links=16),
+    "ivf_flat": Shape(kind="ivf_flat", dim=DIM, lists=12),
+    "ivf_sq": Shape(kind="ivf_sq", dim=DIM, lists=12),
+    "opq_ivf_pq": Shape(kind="opq_ivf_pq", dim=DIM, lists=12, pq_bytes=8),
+}
+VECTORS = np.random.default_rng(1).normal(size=(COUNT, DIM)).astype(np.float16)
+QUERIES = np.random.default_rng(2).normal(size=(20, DIM)).astype(np.float32)
+every_kind = pytest.mark.parametrize("kind", SHAPES)
+joinable = pytest.mark.parametrize("kind", [kind for kind in SHAPES if kind != "hnsw"])
+
+
+@functools.cache
+def trained(kind):
+    return kinds.train(SHAPES[kind], VECTORS.astype(np.float32), 1)
+
+
+def filled(kind, rows):
+    shape = SHAPES[kind]
+    index = faiss.clone_index(trained(kind)) if shape.trained else kinds.new_index(shape, 1)
+    if len(rows):
+        index.add(VECTORS[rows].astype(np.float32))
+    return kinds.make_searchable(index, shape)
+
+
+def rows_table(rows):
+    """Table of ``schemas.ROWS``; -1 is a scan that is gone."""
+    known = [{"image_id": f"{row:032x}", "row": row} if row >= 0 else {"row": None} for row in rows.tolist()]
+    return pa.Table.from_pylist(known, schemas.ROWS)
+
+
+def parts_of(folder, kind, cut, gone=()):
+    """Parts as they lie on disk: each holds some rows, those too that are gone by now."""
+    parts = []
+    for number, rows in enumerate(cut):
+        path = folder / f"{number}.faiss"
+        if kind != "flat":
+            with path.open("wb") as sink:
+                kinds.write_index(filled(kind, rows), sink)
+        load = None if kind == "flat" else partial(kinds.read_index, path)
+        parts.append(Part(load, VECTORS[rows], rows_table(np.where(np.isin(rows, gone), -1, rows))))
+    return parts
+
+
+def thirds(seed=3):
+    """Three parts of unequal size that interleave; a later one is not sorted among the others."""
+    of = np.random.default_rng(seed).choice(3, size=COUNT, p=[0.6, 0.3, 0.1])
+    return [np.flatnonzero(of == number) for number in range(3)]
+
+
+GONE = np.random.default_rng(4).permutation(COUNT)[:120]
+
+
+def engine(folder, kind, cut, gone=()):
+    parts = parts_of(folder, kind, cut, gone)
+    stored = Stored(parts, DIM)
+    return assemble(SHAPES[kind], parts, stored), stored
+
+
+@joinable
+@pytest.mark.parametrize("gone", [(), GONE])
+@pytest.mark.parametrize("share", [None, 0.4])
+def test_joined_parts_answer_as_one_index_filled_with_what_is_there(kind, gone, share, tmp_path):
+    joined, stored = engine(tmp_path, kind, thirds(), gone)
+    there = np.setdiff1d(np.arange(COUNT), gone)
+    assert (stored.rows == there).all()
+    allowed = None if share is None else np.random.default_rng(5).random(len(there)) < share
+    found = joined.candidates(QUERIES, 40, allowed, 5)
+    rough, places = kinds.candidates(filled(kind, there), SHAPES[kind], QUERIES, 40, allowed, 5)
+    assert (found.places_qc == places).all()
+    assert (found.rough_qc == rough).all()
+
+
+@every_kind
+@pytest.mark.parametrize("cut", [1, 3])
+@pytest.mark.parametrize("gone", [(), GONE])
+@pytest.mark.parametrize("share", [None, 0.4])
+def test_candidates_are_there_allowed_once_and_exactly_as_far_as_they_are(kind, cut, gone, share, tmp_path):
+    made, stored = engine(tmp_path, kind, thirds() if cut == 3 else [np.arange(COUNT)], gone)
+    allowed = np.ones(len(stored), bool) if share is None else np.random.default_rng(5).random(len(stored)) < share
+    # The place before the first is the last one.
+    allowed[-1] = True
+    found = made.candidates(QUERIES, 40, None if share is None else allowed, 12)
+    for query, places, exact in zip(QUERIES, found.places_qc, found.exact_qc, strict=True):
+        real = places[places >= 0]
+        assert len(set(real.tolist())) == len(real) >= 40
+        assert allowed[real].all()
+        vectors = VECTORS[stored.rows[real]]
+        assert (exact[places >= 0] == exact_distances(query[None], vectors[None])[0]).all()
+
+
+@every_kind
+@pytest.mark.parametrize("cut", [1, 3])
+def test_an_engine_needs_no_file_of_a_part_any_more(kind, cut, tmp_path):
+    made, _ = engine(tmp_path, kind, thirds() if cut == 3 else [np.arange(COUNT)], GONE)
+    before = made.candidates(QUERIES, 20, None, 12)
+    for path in tmp_path.glob("*.faiss"):
+        path.write_bytes(b"")
+        path.unlink()
+    after = made.candidates(QUERIES, 20, None, 12)
+    assert (after.places_qc == before.places_qc).all()
+    assert (after.rough_qc == before.rough_qc).all()
+
+
+@every_kind
+def test_a_part_of_which_all_is_gone_and_an_empty_one_add_nothing(kind, tmp_path):
+    nothing, some, rest = np.empty(0, np.int64), np.arange(50), np.arange(50, 300)
+    made, stored = engine(tmp_path, kind, [some, nothing, rest], some)
+    assert (stored.rows == rest).all()
+    found = made.candidates(QUERIES, 10, None, 12)
+    assert all((places >= 0).sum() == 10 for places in found.places_qc)
+
+
+@every_kind
+@pytest.mark.parametrize("cut", [[], [np.empty(0, np.int64)], [np.arange(20)]])
+def test_where_nothing_is_there_nothing_is_found(kind, cut, tmp_path):
+    made, stored = engine(tmp_path, kind, cut, np.arange(20))
+    assert len(stored) == 0
+    assert (made.candidates(QUERIES, 1, None, 3).places_qc == -1).all()
+
+
+@given(
+    st.lists(st.integers(0, 40), max_size=5),
+    st.floats(0, 1),
+    st.integers(0, 100),
+    st.lists(st.integers(0, 10**6), min_size=1, max_size=30),
+)
+def test_places_are_the_rows_that_are_there_in_order(sizes, share, seed, asked):
+    rng = np.random.default_rng(seed)
+    numbers = rng.permutation(sum(sizes))
+    cut = np.split(numbers, np.cumsum(sizes)[:-1]) if sizes else []
+    gone = numbers[rng.random(len(numbers)) < share]
+    stored = Stored([Part(None, VECTORS[r], rows_table(np.where(np.isin(r, gone), -1, r))) for r in cut], DIM)
+    there = sorted(set(numbers.tolist()) - set(gone.tolist()))
+    assert stored.rows.tolist() == there
+    place = {row: number for number, row in enumerate(there)}
+    for number, rows in enumerate(cut):
+        assert stored.places_of(number).tolist() == [place.get(row, -1) for row in rows.tolist()]
+    if there:
+        places = np.array([one % len(there) for one in asked], dtype=np.int64)
+        expected = VECTORS[stored.rows[places]]
+        assert (stored.halves(places) == expected).all()
+        assert (stored.floats(places) == expected.astype(np.float32)).all()
+        # The memory is used again, larger or smaller.
+        assert (stored.floats(places[:3]) == expected[:3].astype(np.float32)).all()

@@ -1,0 +1,315 @@
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests import galleries
+from tests.galleries import Line, Scan, index_config, vectors_of
+
+from mrcg.errors import IntegrityError, TrainingError
+from mrcg.hands import OwnHands
+from mrcg.hashing import seed_of
+from mrcg.index.layout import FACTS, TRAINED, part_files, shard_of
+from mrcg.index.metric import exact_search, recall_at
+from mrcg.index.planner import KINDS
+from mrcg.index.recall import DEPTH
+from mrcg.index.sharded import read_facts
+from mrcg.store import Store
+
+#: What each kind needs to be itself: a PQ wants 39 vectors for each of its 256 codes.
+SIZES = {
+    "flat": (1500, 16),
+    "hnsw": (1500, 16),
+    "ivf_flat": (3000, 16),
+    "ivf_sq": (3000, 16),
+    "opq_ivf_pq": (10_000, 8),
+}
+
+
+def scans_of(count, first=0, **facts):
+    return [Scan(number, **facts) for number in range(first, first + count)]
+
+
+def gallery(store, scans, dim=16):
+    return Line.of(store, scans, vectors_of(scans, dim))
+
+
+def files(store, version):
+    """Name and content hash of every file of an index."""
+    return {one.name: one.sha256 for one in store.manifest("indexes", version).files}
+
+
+def on_disk(store, version, name):
+    artefact = store.artefact("indexes", version)
+    return Path(store.path(artefact.relative(name)))
+
+
+def place(path):
+    """A file that is written again is another one, whatever its bytes are."""
+    return path.stat().st_ino, path.stat().st_mtime_ns
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def built(request, tmp_path_factory):
+    """An index of each kind over three shards: its gallery, its settings, its version and its facts."""
+    count, dim = SIZES[request.param]
+    line = gallery(Store(str(tmp_path_factory.mktemp("built") / "store")), scans_of(count), dim)
+    config = index_config(f"index.kind={request.param}", "index.shards=3", "index.recall_sample=100")
+    version, made = line.index(config)
+    return line, config, version, made.facts
+
+
+def test_every_kind_finds_what_is_asked_of_it(built):
+    line, config, version, facts = built
+    assert facts.shape.kind == config.index.kind
+    assert facts.recall >= config.index.min_recall
+    index = line.open(version)
+    queries = vectors_of(scans_of(100, first=10**6), facts.shape.dim).astype(np.float32)
+    exact = exact_search(queries, index.vectors(np.arange(len(index))), DEPTH)
+    assert recall_at(index.search(queries, DEPTH).rows_qk, exact) > config.index.min_recall - 0.02
+
+
+def test_the_recall_that_is_said_is_that_of_the_index_as_it_is_searched(built):
+    line, config, version, facts = built
+    index = line.open(version)
+    sample = np.sort(np.random.default_rng(seed_of(config.seed, "recall")).permutation(len(index))[:100])
+    queries = index.vectors(sample).astype(np.float32)
+    found = recall_at(index.search(queries, DEPTH).rows_qk, index.exact(queries, DEPTH).rows_qk)
+    assert found == pytest.approx(facts.recall)
+    assert (facts.measured, facts.trained_on) == (len(index), len(index))
+    assert index.effort == facts.effort
+
+
+def test_every_scan_is_in_one_row_of_the_shard_that_it_belongs_to(built):
+    line, _, version, facts = built
+    index = line.open(version)
+    stored = vectors_of(scans_of(len(index)), facts.shape.dim)
+    assert sorted(np.concatenate([part.rows for part in index.parts]).tolist()) == list(range(len(index)))
+    for part, one in zip(index.parts, facts.parts, strict=True):
+        assert (one.rows, one.live) == (len(part), len(part))
+        assert (np.diff(part.rows) > 0).all()
+        assert (part.vectors_nd == stored[part.rows]).all()
+        assert {shard_of(None, image, facts.sites, 3) for image in part.table["image_id"].to_pylist()} == {one.shard}
+
+
+def test_the_files_are_those_of_the_layout_and_the_facts_are_among_them(built):
+    line, _, version, facts = built
+    named = {FACTS} | ({TRAINED} if facts.shape.trained else set())
+    for part in facts.parts:
+        here = part_files(part.name)
+        named |= {here.vectors, here.rows} | (set() if facts.shape.kind == "flat" else {here.index})
+    assert set(files(line.store, version)) == named
+    assert read_facts(line.store.artefact("indexes", version)) == facts
+
+
+def test_what_was_changed_after_it_was_published_is_not_opened(built):
+    line, _, version, facts = built
+    for name in (part_files(facts.parts[0].name).vectors, part_files(facts.parts[0].name).rows):
+        path = on_disk(line.store, version, name)
+        data = path.read_bytes()
+        path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+        with pytest.raises(IntegrityError, match="does not match its manifest"):
+            line.open(version)
+        path.write_bytes(data)
+    line.open(version)
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivf_sq"])
+def test_the_same_scans_give_the_same_bytes(kind, tmp_path):
+    config = index_config(f"index.kind={kind}", "index.shards=2")
+    made = []
+    for name in ("one", "other"):
+        store = Store(str(tmp_path / name))
+        version, _ = gallery(store, scans_of(1000), 8).index(config)
+        made.append((version, files(store, version)))
+    assert made[0] == made[1]
+
+
+def test_another_seed_learns_other_cells(store):
+    line = gallery(store, scans_of(1000), 8)
+    one, other = (line.index(index_config("index.kind=ivf_flat", f"seed={seed}"))[0] for seed in (1, 2))
+    assert files(store, one)[TRAINED] != files(store, other)[TRAINED]
+
+
+def test_a_recall_that_cannot_be_reached_is_said_with_the_way_out(store, monkeypatch):
+    monkeypatch.setattr("mrcg.index.recall.TRIES", 2)
+    line = gallery(store, scans_of(3000))
+    with pytest.raises(
+        TrainingError,
+        match=r"recall@50 of ivf_flat is 0\.\d+ at effort 2, index.min_recall asks for 0.99: take another index.kind",
+    ):
+        line.index(index_config("index.kind=ivf_flat", "index.effort=1", "index.min_recall=0.99"))
+    assert store.versions("indexes") == []
+
+
+def test_small_cells_of_many_shards_do_not_pass_for_a_good_search(store):
+    """A shard with fewer vectors in its cells than are asked for is completed by a scan; recall must not count that."""
+    line = gallery(store, scans_of(3000))
+    config = index_config("index.kind=ivf_flat", "index.shards=8", "index.effort=1", "index.min_recall=0.9")
+    version, made = line.index(config)
+    assert made.facts.effort > 1
+    index = line.open(version)
+    queries = index.vectors(np.arange(0, 3000, 20)).astype(np.float32)
+    exact = index.exact(queries, DEPTH)
+    assert recall_at(index.search(queries, DEPTH).rows_qk, exact.rows_qk) > 0.85
+    assert recall_at(index.search(queries, DEPTH, effort=1).rows_qk, exact.rows_qk) < 0.85
+
+
+@pytest.mark.parametrize("kind", ["ivf_flat", "ivf_sq"])
+def test_many_copies_of_one_scan_are_no_loss_of_recall(kind, store):
+    """Blank slices are all alike, and more than are looked at: any of them is as near as the others."""
+    scans, vectors = scans_of(2000), vectors_of(scans_of(2000), 16)
+    vectors[np.random.default_rng(1).permutation(2000)[:400]] = vectors[5]
+    config = index_config(f"index.kind={kind}", "index.shards=3", "index.min_recall=0.97")
+    _, made = Line.of(store, scans, vectors).index(config)
+    assert made.facts.recall >= 0.97
+
+
+def test_scans_that_are_gone_do_not_make_recall_look_better_than_it_is(store, monkeypatch):
+    """A small shard that lacks scans is scanned, the whole index is not."""
+    monkeypatch.setattr("mrcg.index.sharded.SCAN_BELOW", 1000)
+    config = index_config("index.kind=ivf_flat", "index.shards=3", "index.min_recall=0.9")
+    base, before = gallery(store, scans_of(3000)).index(config)
+    left = [one for one in scans_of(3000) if one.number % 8]
+    _, made = gallery(store, left).index(config, base)
+    assert made.facts.measured == len(left)
+    assert before.facts.recall < 1
+    assert made.facts.recall < 1
+
+
+def test_recall_is_measured_again_only_after_much_has_changed(store):
+    config = index_config("index.kind=ivf_flat", "index.shards=2")
+    base, first = gallery(store, scans_of(1000), 8).index(config)
+    few, little = gallery(store, scans_of(1050), 8).index(config, base)
+    assert (little.facts.measured, little.facts.recall) == (1000, first.facts.recall)
+    _, much = gallery(store, scans_of(1101), 8).index(config, few)
+    assert much.facts.measured == 1101
+
+
+def test_what_did_not_change_stays_with_the_version_that_wrote_it(store):
+    config = index_config("index.kind=ivf_flat", "index.shards=2")
+    base, first = gallery(store, scans_of(1000), 8).index(config)
+    grown, second = gallery(store, scans_of(1040), 8).index(config, base)
+    assert second.facts.generation == 1
+    assert second.facts.parts[:2] == first.facts.parts
+    own = {one.name for one in store.manifest("indexes", grown).files if one.folder is None}
+    new = {name for part in second.facts.parts[2:] for name in vars(part_files(part.name)).values()}
+    assert own == new | {FACTS}
+    assert {part.shard for part in second.facts.parts[2:]} == {0, 1}
+    assert sum(part.live for part in second.facts.parts) == 1040
+
+
+def test_a_gallery_that_has_doubled_is_trained_again(store):
+    config = index_config("index.kind=ivf_flat", "index.shards=2")
+    base, first = gallery(store, scans_of(500), 8).index(config)
+    doubled, second = gallery(store, scans_of(1001), 8).index(config, base)
+    assert (second.facts.trained_on, second.facts.generation) == (1001, 0)
+    assert second.facts.shape.lists > first.facts.shape.lists
+    assert all(one.folder is None for one in store.manifest("indexes", doubled).files)
+
+
+def test_a_large_shard_is_filled_in_parts_and_answers_as_one(store):
+    line = gallery(store, scans_of(5000), 64)
+    whole, one = line.index(index_config("index.kind=flat", "index.shards=1"))
+    cut, several = line.index(index_config("index.kind=flat", "index.shards=1", f"index.part_bytes={2**20}"))
+    assert [part.rows for part in one.facts.parts] == [5000]
+    assert [part.rows for part in several.facts.parts] == [2500, 2500]
+    queries = vectors_of(scans_of(10, first=10**6), 64)
+    first, second = line.open(whole).search(queries, 20), line.open(cut).search(queries, 20)
+    assert (first.rows_qk == second.rows_qk).all()
+    assert (first.distances_qk == second.distances_qk).all()
+
+
+def test_a_gallery_too_small_for_cells_is_scanned(store):
+    version, made = gallery(store, scans_of(60), 8).index(index_config("index.kind=ivf_sq", "index.shards=2"))
+    assert (made.facts.shape.kind, made.facts.recall) == ("flat", 1.0)
+    assert TRAINED not in files(store, version)
+
+
+SITES = ["north"] * 6 + ["south"] * 3 + [None]
+
+
+def test_shards_are_keyed_by_site(store):
+    scans = [Scan(number, site=SITES[number % 10]) for number in range(1000)]
+    version, made = gallery(store, scans, 8).index(index_config("index.kind=flat", "index.shards=5"))
+    held = {}
+    for part, facts in zip(gallery(store, scans, 8).open(version).parts, made.facts.parts, strict=True):
+        held.setdefault(facts.shard, Counter()).update(part.table["site"].to_pylist())
+    owned = {site: {shard for shard, sites in held.items() if site in sites} for site in ("north", "south", None)}
+    # The tenth that has no site is too little for a shard of its own.
+    assert owned == {None: {0}, "north": {0, 1, 2}, "south": {3, 4}}
+    assert sum(held.values(), Counter()) == {"north": 600, "south": 300, None: 100}
+
+
+def test_a_site_that_comes_later_spreads_over_all_shards(store):
+    scans = [Scan(number, site="north") for number in range(600)]
+    config = index_config("index.kind=flat", "index.shards=3")
+    base, _ = gallery(store, scans, 8).index(config)
+    _, made = gallery(store, scans + scans_of(90, first=600, site="west"), 8).index(config, base)
+    assert "west" not in made.facts.sites
+    assert {part.shard for part in made.facts.parts if part.name.split("-")[1] == "001"} == {0, 1, 2}
+
+
+class KilledError(Exception):
+    pass
+
+
+class Dying(OwnHands):
+    """Does so many pieces and dies with the next."""
+
+    def __init__(self, pieces):
+        self.left = pieces
+
+    def map(self, work, items, bytes_each=0, gpus_each=0):
+        for item in items:
+            if not self.left:
+                raise KilledError
+            self.left -= 1
+            yield work(item)
+
+
+#: A plan, a training, three parts filled, three shards examined.
+PIECES = 8
+KILLED = index_config("index.kind=ivf_flat", "index.shards=3")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    store = Store(str(tmp_path_factory.mktemp("undisturbed") / "store"))
+    return store, *gallery(store, scans_of(1000), 8).index(KILLED)
+
+
+@pytest.mark.parametrize("pieces", range(PIECES))
+def test_a_build_that_was_killed_does_only_what_is_missing(pieces, undisturbed, store, monkeypatch):
+    other, version, made = undisturbed
+    line = gallery(store, scans_of(1000), 8)
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(galleries, "OwnHands", lambda: Dying(pieces))
+        line.index(KILLED)
+    assert store.versions("indexes") == []
+    (attempt,) = Path(store.path("indexes/_attempts")).iterdir()
+    done = {path.name: place(path) for path in attempt.glob("output/**/*.faiss")}
+    # The plan writes none, nor do the pieces that only measure.
+    assert len(done) == min(max(0, pieces - 1), 4)
+    again, remade = line.index(KILLED)
+    assert (again, remade.facts, remade.files) == (version, made.facts, made.files)
+    for name in files(store, version):
+        path = on_disk(store, version, name)
+        assert path.read_bytes() == on_disk(other, version, name).read_bytes()
+        assert path.name not in done or place(path) == done[path.name]
+    assert store.listdir("indexes/_attempts") == []
+
+
+def test_a_growth_that_was_killed_goes_on_too(tmp_path, monkeypatch):
+    versions = []
+    for pieces in (None, 2):
+        store = Store(str(tmp_path / str(pieces)))
+        base, _ = gallery(store, scans_of(1000), 8).index(KILLED)
+        grown = gallery(store, [*scans_of(900), *scans_of(200, first=1000)], 8)
+        if pieces:
+            with monkeypatch.context() as patch, pytest.raises(KilledError):
+                patch.setattr(galleries, "OwnHands", lambda: Dying(2))
+                grown.index(KILLED, base, purge=True)
+        version, _ = grown.index(KILLED, base, purge=True)
+        versions.append((version, files(store, version)))
+    assert versions[0] == versions[1]

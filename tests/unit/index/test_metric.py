@@ -1,0 +1,152 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mrcg.index.metric import Neighbours, exact_distances, exact_search, merge, nearest, recall_at, recall_of, scan
+
+#: Few distinct distances, so that there are many ties.
+distances = st.sampled_from([0.0, 1.0, 1.5, 2.0])
+
+
+def candidates(rows, distances):
+    return np.array([rows], dtype=np.int64).reshape(1, -1), np.array([distances], dtype=np.float32).reshape(1, -1)
+
+
+def first(pairs, k):
+    """Rows and distances of the k nearest of (row, distance), padded: what ``nearest`` answers, the plain way."""
+    real = sorted((distance, row) for row, distance in pairs if row >= 0)[:k]
+    pads = k - len(real)
+    return [row for _, row in real] + [-1] * pads, [distance for distance, _ in real] + [np.inf] * pads
+
+
+@given(st.integers(1, 5), st.integers(0, 40), st.integers(1, 70), st.floats(1e-2, 1e3), st.integers(0, 1000))
+def test_distances_are_those_of_float64(queries, count, dim, scale, seed):
+    rng = np.random.default_rng(seed)
+    query = (rng.normal(size=(queries, dim)) * scale).astype(np.float32)
+    vectors = (rng.normal(size=(queries, count, dim)) * scale).astype(np.float16)
+    found = exact_distances(query, vectors)
+    expected = ((query.astype(np.float64)[:, None, :] - vectors.astype(np.float64)) ** 2).sum(axis=2)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@given(st.integers(1, 8), st.integers(1, 60), st.integers(1, 70), st.integers(0, 1000))
+def test_a_distance_depends_on_its_two_vectors_alone(queries, count, dim, seed):
+    rng = np.random.default_rng(seed)
+    query, vectors = rng.normal(size=(queries, dim)), rng.normal(size=(count, dim)).astype(np.float16)
+    together = exact_distances(query, np.broadcast_to(vectors, (queries, count, dim)))
+    q, c = int(rng.integers(queries)), int(rng.integers(count))
+    assert exact_distances(query[q : q + 1], vectors[None, c : c + 1])[0, 0] == together[q, c]
+    # Order of memory does not matter either.
+    assert (exact_distances(np.asfortranarray(query), np.stack([vectors] * queries)) == together).all()
+
+
+def test_of_equal_vectors_all_distances_are_zero():
+    vectors = np.random.default_rng(1).normal(size=(3, 1000)).astype(np.float16) * 100
+    assert (exact_distances(vectors, vectors[:, None]) == 0).all()
+
+
+@given(st.lists(st.tuples(st.integers(-1, 8), distances), max_size=20), st.integers(1, 25))
+def test_the_nearest_are_the_first_of_the_sorted(pairs, k):
+    found = nearest(*candidates(*([one[i] for one in pairs] for i in (0, 1))), k)
+    rows, expected = first(pairs, k)
+    assert found.rows_qk.tolist() == [rows]
+    assert found.distances_qk.tolist() == [expected]
+
+
+@given(
+    st.lists(st.lists(st.tuples(st.integers(-1, 50), distances), max_size=8), min_size=1, max_size=5),
+    st.integers(1, 12),
+)
+def test_merging_is_sorting_all_of_them(parts, k):
+    merged = merge([Neighbours(*candidates(*([one[i] for one in part] for i in (0, 1)))) for part in parts], k)
+    rows, expected = first([one for part in parts for one in part], k)
+    assert merged.rows_qk.tolist() == [rows]
+    assert merged.distances_qk.tolist() == [expected]
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), distances), max_size=30, unique_by=lambda one: one[0]), st.integers(1, 8))
+def test_merging_answers_of_parts_is_answering_from_the_whole(pairs, k):
+    halves = [[one for one in pairs if one[0] % 2 == odd] for odd in (0, 1)]
+    answers = [nearest(*candidates(*([one[i] for one in half] for i in (0, 1))), k) for half in halves]
+    whole = nearest(*candidates(*([one[i] for one in pairs] for i in (0, 1))), k)
+    assert merge(answers, k).rows_qk.tolist() == whole.rows_qk.tolist()
+
+
+def test_ties_are_broken_by_row():
+    found = nearest(*candidates([9, 2, 5, -1], [1.0, 1.0, 1.0, 0.0]), 3)
+    assert found.rows_qk.tolist() == [[2, 5, 9]]
+    assert nearest(*candidates([9, 2, 5], [1.0, 1.0, 1.0]), 1).rows_qk.tolist() == [[2]]
+
+
+@given(st.integers(0, 40), st.integers(1, 50), st.integers(1, 30), st.integers(0, 100))
+def test_exact_search_is_a_sort_of_all_distances(count, k, queries, seed):
+    rng = np.random.default_rng(seed)
+    # Coordinates are small whole numbers: distances are exact and tie often, by less than the slack.
+    vectors = rng.integers(-9, 10, size=(count, 4)).astype(np.float16)
+    query = rng.integers(-9, 10, size=(queries, 4)).astype(np.float32)
+    found = exact_search(query, vectors, k)
+    for q in range(queries):
+        true = ((query[q] - vectors.astype(np.float32)) ** 2).sum(axis=1)
+        expected = np.lexsort((np.arange(count), true))[:k].tolist()
+        assert found[q].tolist() == expected + [-1] * (k - len(expected))
+
+
+def test_a_gallery_of_several_blocks_is_searched_as_one(monkeypatch):
+    rng = np.random.default_rng(2)
+    vectors, query = rng.normal(size=(500, 6)).astype(np.float16), rng.normal(size=(7, 6))
+    whole = exact_search(query, vectors, 20)
+    monkeypatch.setattr("mrcg.index.metric.BLOCK", 33)
+    assert (exact_search(query, vectors, 20) == whole).all()
+
+
+def test_a_scan_brings_more_than_asked_for_but_never_more_than_there_are():
+    vectors = np.random.default_rng(3).normal(size=(30, 4)).astype(np.float32)
+    assert scan(vectors[:2], vectors, 5).shape == (2, 21)
+    assert sorted(scan(vectors[:1], vectors, 50)[0].tolist()) == list(range(30))
+
+
+@pytest.mark.parametrize(
+    ("found", "exact", "recall"),
+    [
+        ([[1, 2]], [[1, 2]], 1.0),
+        ([[2, 1]], [[1, 2]], 1.0),
+        ([[1, 9], [3, 4]], [[1, 2], [3, 4]], 0.75),
+        ([[1, -1, -1]], [[1, -1, -1]], 1.0),
+        ([[-1, -1]], [[1, -1]], 0.0),
+        ([[7, -1]], [[-1, -1]], 1.0),
+        # Pads are wanted by nobody: a query with one neighbour weighs one.
+        ([[5, -1], [1, 9]], [[5, -1], [1, 2]], 2 / 3),
+    ],
+)
+def test_recall_is_the_share_of_the_true_neighbours_that_were_found(found, exact, recall):
+    assert recall_at(np.array(found), np.array(exact)) == pytest.approx(recall)
+
+
+def test_recall_of_no_queries_is_whole():
+    assert recall_at(np.empty((0, 5), np.int64), np.empty((0, 5), np.int64)) == 1.0
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 30), distances), max_size=30, unique_by=lambda one: one[0]),
+    st.sets(st.integers(0, 30)),
+    st.integers(1, 8),
+)
+def test_recall_by_distance_counts_what_ties_with_the_last_neighbour(pairs, seen, k):
+    exact = nearest(*candidates(*([one[i] for one in pairs] for i in (0, 1))), k)
+    some = [one for one in pairs if one[0] in seen]
+    found = nearest(*candidates(*([one[i] for one in some] for i in (0, 1))), k)
+    rows, _ = first(pairs, k)
+    true = [row for row in rows if row >= 0]
+    last = max((dict(pairs)[row] for row in true), default=-1.0)
+    hits = min(k, sum(distance <= last for _, distance in some))
+    assert recall_of(found, exact) == pytest.approx(hits / len(true) if true else 1.0)
+    # Where nothing ties it is the share of the very rows.
+    if len({distance for _, distance in pairs}) == len(pairs):
+        assert recall_of(found, exact) == pytest.approx(recall_at(found.rows_qk, exact.rows_qk))
+
+
+def test_recall_by_distance_of_no_queries_is_whole():
+    nothing = Neighbours(np.empty((0, 5), np.int64), np.empty((0, 5), np.float32))
+    assert recall_of(nothing, nothing) == 1.0

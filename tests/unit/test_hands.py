@@ -1,0 +1,71 @@
+"""Hands of this process. (Those of Ray are tested by whatever runs on ``cluster``.)"""
+
+import inspect
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mrcg.errors import TrainingError
+from mrcg.hands import Hands, OwnHands, silent
+
+
+@given(st.lists(st.integers()), st.integers(0, 2**40), st.integers(0, 4))
+def test_results_come_in_the_order_of_the_pieces(items, bytes_each, gpus_each):
+    assert list(OwnHands().map(str, items, bytes_each, gpus_each)) == [str(item) for item in items]
+
+
+def test_a_piece_is_done_when_its_result_is_asked_for():
+    done = []
+
+    def work(item):
+        done.append(item)
+        return item
+
+    results = OwnHands().map(work, [1, 2, 3])
+    assert done == []
+    assert next(results) == 1
+    assert done == [1]
+    assert list(results) == [2, 3]
+
+
+def test_an_error_of_a_piece_comes_out_as_it_was_raised_and_ends_the_work():
+    done = []
+
+    def work(item):
+        if item == 2:
+            raise TrainingError("a piece that cannot be done")
+        done.append(item)
+        return item
+
+    with pytest.raises(TrainingError, match="a piece that cannot be done"):
+        list(OwnHands().map(work, [1, 2, 3]))
+    assert done == [1]
+
+
+def test_no_pieces_are_no_work():
+    assert list(OwnHands().map(lambda item: 1 / 0, [])) == []
+
+
+def assert_is_like_all_hands(hands):
+    """Whoever cuts work into pieces does not know who does them."""
+    wanted, got = (inspect.signature(one.map).parameters for one in (Hands, hands))
+    assert list(got) == list(wanted)
+    assert [one.default for one in got.values()] == [one.default for one in wanted.values()]
+
+
+def test_own_hands_are_given_their_work_as_all_are():
+    assert_is_like_all_hands(OwnHands)
+
+
+@pytest.mark.slow
+def test_hands_on_a_cluster_are_given_it_alike_and_without_pieces_ask_no_cluster():
+    from mrcg_jobs.hands import RayHands
+
+    assert_is_like_all_hands(RayHands)
+    assert list(RayHands().map(lambda item: 1 / 0, [])) == []
+
+
+def test_silence_says_nothing(capsys):
+    silent(1, 2, "a note")
+    assert capsys.readouterr() == ("", "")

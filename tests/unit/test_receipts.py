@@ -1,0 +1,425 @@
+"""Erasures without a release: what is found, what is done, what is proved. (``integration/test_erasure.py`` has one.)"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pydicom
+import pytest
+from tests import erasing, making
+from tests.erasing import KEY, SIGNER, eraser, pseudonym
+from tests.galleries import published
+
+from mrcg import schemas
+from mrcg.attempt import begin
+from mrcg.corpus import read_quarantine, read_scans
+from mrcg.erasure import RECEIPTS, RECORDS, Wanted, check_receipt, draw_record, read_receipt, versions_back
+from mrcg.errors import IntegrityError, NotFoundError, StoreError, UsageError
+from mrcg.imaging.samples import SampleFormat, write_samples
+from mrcg.ingest import is_suppressed
+from mrcg.privacy import Pseudonyms
+from mrcg.signing import Signer
+from mrcg.store import Store
+from mrcg.suppression import FOLDER as SUPPRESSION
+from mrcg.suppression import IMAGE, PATIENT, PIXELS, suppressed, token
+from mrcg.tombstones import FOLDER as TOMBSTONES
+from mrcg.tombstones import Tombstones, entry_of
+from mrcg.traces import traces
+
+JANE, JOE, TWIN, NOBODY = "PH-glioma_tumor-0-1", "PH-no_tumor-2-1", "TWIN", "NOBODY"
+JANES = Wanted(kind=PATIENT, value=pseudonym(JANE))
+CONFIG = erasing.config_of_patients()
+#: Made from a corpus, and so gone with it; models stay.
+MADE = ("corpus", "embeddings", "graphs", "indexes", "reports", "splits")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """DICOM of 28 patients; one of Jane's scans is there again under another patient's name."""
+    folder = tmp_path_factory.mktemp("patients") / "scans"
+    write_samples(folder, 96, 1, SampleFormat.dicom)
+    copied(folder / "glioma_tumor" / "P0000" / "S1" / "IM0002", folder / "no_tumor" / "twin", TWIN)
+    return folder
+
+
+def copied(scan, path, patient, **values):
+    """A DICOM file with the same pixels, of another patient."""
+    dataset = pydicom.dcmread(scan)
+    dataset.PatientID = patient
+    for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "AccessionNumber"):
+        setattr(dataset, name, values.get(name, f"1.2.{len(patient)}.{len(name)}"))
+    dataset.save_as(path, enforce_file_format=True)
+
+
+@pytest.fixture(scope="module")
+def first(source, tmp_path_factory):
+    store = Store(str(tmp_path_factory.mktemp("first") / "store"))
+    return store, erasing.make_unreleased(store, source, CONFIG)
+
+
+@pytest.fixture
+def made(first, tmp_path):
+    """A store with one version of each kind, and their names."""
+    shutil.copytree(first[0].root, tmp_path / "made")
+    return Store(str(tmp_path / "made")), first[1]
+
+
+def jane(store):
+    return erasing.person_of(Path(store.root), "patient", pseudonym(JANE))
+
+
+def found(store, person):
+    return erasing.found(Path(store.root), person)
+
+
+def twins_left(person, hits):
+    """What is found, but for what an identical scan of another patient has in common with one of hers."""
+    return {kind: paths for kind, paths in hits.items() if kind not in ("pixels", "fp16", "fp32")}
+
+
+def checked(store, signed, key=SIGNER.public_key):
+    return check_receipt(store, signed, key, suppressed(store))
+
+
+# What is found -----------------------------------------------------------------------------------------------------
+
+
+def test_a_record_knows_all_that_has_to_go_by_hashes_alone(made):
+    store, versions = made
+    person, record = jane(store), draw_record(store, JANES, KEY)
+    ids = person.words["image_id"]
+    assert set(record.images) == {entry_of(one) for one in ids}
+    named = {word for kind in ("image_id", "patient", "study", "series", "instance") for word in person.words[kind]}
+    assert set(record.names) == {entry_of(word) for word in named}
+    assert len(record.vectors) == 3, "four, but one is an identical scan's of another patient, too"
+    assert record.suppressed == (token(KEY, PATIENT, pseudonym(JANE)),)
+    assert record.copies == 1
+    assert record.doomed == tuple(sorted(f"{kind}/{versions[kind]}" for kind in MADE))
+    text = record.model_dump_json()
+    assert not [word for words in person.words.values() for word in words if word in text]
+
+
+def test_an_image_that_is_nowhere_is_named_and_a_patient_who_is_can_be_kept_out(made):
+    store, _ = made
+    with pytest.raises(NotFoundError, match="no corpus in .* has an image cafe: `mrcg query` shows ids"):
+        draw_record(store, Wanted(kind=IMAGE, value="cafe"), KEY)
+    record = draw_record(store, Wanted(kind=PATIENT, value=pseudonym(NOBODY)), KEY)
+    assert (record.images, record.vectors, record.doomed, record.copies) == ((), (), (), 0)
+    assert record.suppressed == (token(KEY, PATIENT, pseudonym(NOBODY)),)
+
+
+def test_an_accession_number_proves_nothing_for_another_hospital_may_give_it_too(made):
+    store, _ = made
+    (number,) = jane(store).words["accession"]
+    assert entry_of(number) not in draw_record(store, JANES, KEY).names
+
+
+def test_a_name_that_others_bear_in_another_corpus_is_not_looked_for(made):
+    """The same study came without a patient's id by another way: it stays, and is no trace of hers."""
+    store, versions = made
+    (study,) = jane(store).words["study"]
+    before = set(draw_record(store, JANES, KEY).names)
+    rows = read_scans(store.artefact("corpus", versions["corpus"])).to_pylist()[-1:]
+    rows[0] |= {"patient": None, "study": study}
+    table = schemas.to_parquet(pa.Table.from_pylist(rows, schemas.SCANS))
+    published(store, "corpus", {"listing": "other"}, {}, {"scans/00000.parquet": table}, generation=0)
+    assert before - set(draw_record(store, JANES, KEY).names) == {entry_of(study)}
+
+
+def test_the_record_of_an_image_is_about_all_that_have_its_pixels_and_about_no_patient(made):
+    store, versions = made
+    rows = read_scans(store.artefact("corpus", versions["corpus"])).to_pylist()
+    (twin,) = [row for row in rows if row["patient"] == pseudonym(TWIN)]
+    (hers,) = [row for row in rows if row["pixel_hash"] == twin["pixel_hash"] and row is not twin]
+    record = draw_record(store, Wanted(kind=IMAGE, value=hers["image_id"]), KEY)
+    both = {row[name] for row in (twin, hers) for name in ("image_id", "instance")}
+    assert set(record.names) == {entry_of(word) for word in both}
+    assert set(record.suppressed) == {
+        token(KEY, IMAGE, hers["image_id"]), token(KEY, PIXELS, hers["pixel_hash"]),
+    }  # fmt: skip
+    assert (len(record.images), record.copies) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("key", "which"), [(None, "a pseudonym key"), (Pseudonyms(bytes(32)), "another pseudonym key")]
+)
+def test_an_image_of_a_corpus_with_another_key_is_refused(made, key, which):
+    """Its entry on the suppression list would mean nothing to whoever ingests it again."""
+    store, versions = made
+    ident = read_scans(store.artefact("corpus", versions["corpus"]))["image_id"][0].as_py()
+    with pytest.raises(UsageError, match=f"corpus/{versions['corpus']} was made with {which}: set MRCG_PSEUDONYM_KEY"):
+        eraser(store, key).erase(Wanted(kind=IMAGE, value=ident))
+    assert not store.exists(TOMBSTONES)
+
+
+def test_an_image_that_came_without_a_key_is_kept_out_without_one_too(store, scans):
+    """Whoever has a key by now still ingests that source without."""
+    config = making.tiny_config()
+    made = erasing.make_unreleased(store, scans, config, None)
+    row = read_scans(store.artefact("corpus", made["corpus"])).to_pylist()[4]
+    person = erasing.person_of(Path(store.root), "image_id", row["image_id"])
+    signed = eraser(store, KEY).erase(Wanted(kind=IMAGE, value=row["image_id"]))
+    assert found(store, person) == {}
+    assert checked(store, signed).holds
+    for key in (None, KEY):
+        assert is_suppressed({**row, "patient": None}, making.rules_of(None, key, suppressed(store)))
+    assert eraser(store, KEY).erase(Wanted(kind=IMAGE, value=row["image_id"])) == signed
+
+
+# What is done ------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_of_her_is_left_and_others_are(made):
+    store, versions = made
+    person = jane(store)
+    assert set(found(store, person)) == {*erasing.WORDS, "fp16", "fp32", "pixels"}
+    receipt = eraser(store).erase(JANES).receipt
+    left = found(store, person)
+    assert twins_left(person, left) == {}
+    (corpus,) = store.versions("corpus")
+    assert receipt.made_versions == (f"corpus/{corpus}",)
+    assert (receipt.scans, receipt.identical_copies_left, receipt.release) == (4, 1, None)
+    patients = set(read_scans(store.artefact("corpus", corpus))["patient"].to_pylist())
+    assert pseudonym(JANE) not in patients
+    assert len(patients) == 24
+    assert pseudonym(TWIN) in patients, "whose scan is the same stays"
+    assert store.versions("encoders") == [versions["encoders"]], "models are not unlearned"
+
+
+def test_an_image_goes_with_its_copies_wherever_they_are(made):
+    store, versions = made
+    rows = read_scans(store.artefact("corpus", versions["corpus"])).to_pylist()
+    (twin,) = [row for row in rows if row["patient"] == pseudonym(TWIN)]
+    person = erasing.person_of(Path(store.root), "pixel_hash", twin["pixel_hash"])
+    assert len(person.words["image_id"]) == 2
+    receipt = eraser(store).erase(Wanted(kind=IMAGE, value=twin["image_id"])).receipt
+    assert (receipt.scans, receipt.identical_copies_left) == (2, 0)
+    assert found(store, person) == {}
+    (corpus,) = store.versions("corpus")
+    left = read_scans(store.artefact("corpus", corpus))["patient"].to_pylist()
+    assert left.count(pseudonym(JANE)) == 3
+
+
+def test_the_same_again_gives_the_same_receipt_and_does_nothing(made):
+    store, _ = made
+    one = eraser(store).erase(JANES)
+    files = {path: path.stat().st_mtime_ns for path in Path(store.root).rglob("*")}
+    again = eraser(store, signer=Signer(bytes(32))).erase(JANES)
+    assert again == one
+    assert {path: path.stat().st_mtime_ns for path in Path(store.root).rglob("*")} == files
+    assert read_receipt(store.read_bytes(f"{RECEIPTS}/{one.receipt.ident}.json")) == one
+
+
+def test_a_corpus_of_others_stays_as_it_is(made, tmp_path):
+    store, _ = made
+    write_samples(tmp_path / "other", 32, 7, SampleFormat.dicom)
+    other = erasing.make_unreleased(store, tmp_path / "other", CONFIG)
+    removed = eraser(store).erase(JANES).receipt.removed_versions
+    assert not {f"{kind}/{version}" for kind, version in other.items()} & set(removed)
+    assert all(store.has(kind, version) for kind, version in other.items())
+
+
+class StoppedError(Exception):
+    """What a test stops an erasure with."""
+
+
+@pytest.mark.parametrize("which", range(0, 35, 3))
+def test_stopped_at_any_removal_it_goes_on_by_the_same_command(made, monkeypatch, which):
+    store, versions = made
+    person, left = jane(store), [which]
+    remove = Store.remove
+
+    def stopping(self, relative):
+        if relative.startswith("log/"):
+            return remove(self, relative)
+        left[0] -= 1
+        if left[0] < 0:
+            raise StoppedError
+        return remove(self, relative)
+
+    monkeypatch.setattr(Store, "remove", stopping)
+    with pytest.raises(StoppedError):
+        eraser(store).erase(JANES)
+    monkeypatch.setattr(Store, "remove", remove)
+    assert not store.listdir(RECEIPTS)
+    signed = eraser(store).erase(JANES)
+    assert twins_left(person, found(store, person)) == {}
+    assert set(signed.receipt.removed_versions) == {f"{kind}/{versions[kind]}" for kind in MADE}
+    assert checked(store, signed).holds
+
+
+def test_while_a_job_reads_what_has_to_go_she_is_forbidden_and_not_erased(made):
+    store, versions = made
+    inputs = {"corpus": versions["corpus"], "encoders": versions["encoders"]}
+    with begin(store, "embeddings", "0" * 12, inputs):
+        with pytest.raises(
+            StoreError, match=f"a job is at work on corpus/{versions['corpus']}, which has to go: let it"
+        ):
+            eraser(store).erase(JANES)
+        assert store.has("corpus", versions["corpus"])
+        stones = Tombstones(store)
+        stones.look()
+        assert len(stones.entries) == 4
+        assert suppressed(store) == {token(KEY, PATIENT, pseudonym(JANE))}
+    shutil.rmtree(Path(store.root) / "embeddings" / "_attempts")
+    assert checked(store, eraser(store).erase(JANES)).holds
+
+
+def test_what_a_killed_job_left_behind_goes_too(made):
+    store, versions = made
+    person = jane(store)
+    artefact = store.artefact("embeddings", versions["embeddings"])
+    with pytest.raises(StoppedError), begin(store, "embeddings", "0" * 12) as attempt:
+        attempt.write("embeddings/part.arrow", artefact.read_bytes(artefact.names()[0]))
+        raise StoppedError
+    assert [path for path in found(store, person)["image_id"] if "_attempts" in path]
+    eraser(store).erase(JANES)
+    assert store.listdir("embeddings/_attempts") == []
+
+
+# Who left before ---------------------------------------------------------------------------------------------------
+
+
+def keys_of(store, versions, patient):
+    rows = erasing.scans_of(store, versions["corpus"], "patient", "source_key")
+    return {key for one, key in rows if one == pseudonym(patient)}
+
+
+@pytest.mark.parametrize("swept", [False, True])
+def test_of_a_patient_who_left_the_source_before_nothing_is_left(made, swept):
+    """Pixels and vectors stayed in files that were not written anew; where the old corpus is gone nobody names them."""
+    store, versions = made
+    person = erasing.person_of(Path(store.root), "patient", pseudonym(JOE))
+    later = erasing.grown(store, versions, CONFIG, keys_of(store, versions, JOE))
+    if swept:
+        erasing.swept(store, versions, later)
+    hits = found(store, person)
+    assert {"pixels", "fp16", "fp32"} <= set(hits)
+    assert [path for path in hits["fp16"] if path.endswith(".f16")]
+    assert ("patient" in hits) is not swept
+    signed = eraser(store).erase(Wanted(kind=PATIENT, value=pseudonym(JOE)))
+    assert signed.receipt.scans == (0 if swept else 4)
+    assert found(store, person) == {}
+    assert checked(store, signed).holds
+
+
+# What is proved ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def erased(made, tmp_path):
+    """A store, a copy of it from before, and the receipt."""
+    store, _ = made
+    shutil.copytree(store.root, tmp_path / "backup")
+    return store, tmp_path / "backup", eraser(store).erase(JANES)
+
+
+def test_a_receipt_holds_and_says_who_signed_it(erased):
+    store, _, signed = erased
+    assert checked(store, signed).holds
+    unasked = checked(store, signed, None)
+    assert (unasked.holds, unasked.known_signer) == (True, None)
+    other = checked(store, signed, Signer(bytes(32)).public_key)
+    assert (other.holds, other.genuine, other.known_signer) == (False, True, False)
+
+
+def test_whatever_is_changed_in_a_receipt_is_seen(erased):
+    store, _, signed = erased
+    other = {str: "other", int: 7, tuple: ("other",), type(None): 7}
+    for name in type(signed.receipt).model_fields:
+        changed = signed.receipt.model_copy(update={name: other[type(getattr(signed.receipt, name))]})
+        verdict = checked(store, signed.model_copy(update={"receipt": changed}))
+        assert (verdict.genuine, verdict.holds) == (False, False), name
+
+
+def test_a_receipt_comes_back_from_its_file_and_other_files_are_none(erased):
+    _, _, signed = erased
+    data = signed.model_dump_json(indent=1).encode()
+    assert read_receipt(data) == signed
+    tree = json.loads(data)
+    for wrong in (b"", b"{}", b"\xff", data[:-3], json.dumps({**tree, "more": 1}).encode()):
+        with pytest.raises(IntegrityError, match="this is not a receipt of `mrcg erase`: give the file that it wrote"):
+            read_receipt(wrong)
+
+
+def test_a_list_that_lost_her_is_seen(erased):
+    store, _, signed = erased
+    store.remove(SUPPRESSION)
+    verdict = checked(store, signed)
+    assert (verdict.holds, verdict.not_suppressed, verdict.left) == (False, True, ())
+
+
+def restored(store, backup, *parts):
+    """Bring parts of a store back from a copy."""
+    for part in parts:
+        for path in (backup / part).rglob("*") if (backup / part).is_dir() else [backup / part]:
+            if path.is_file():
+                target = Path(store.root) / path.relative_to(backup)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, target)
+
+
+PARTS = {"a whole corpus": "corpus", "an index": "indexes", "embeddings": "embeddings", "splits": "splits"}
+
+
+@pytest.mark.parametrize("kind", PARTS.values(), ids=PARTS)
+def test_a_version_that_is_restored_is_seen_and_erased_again(erased, kind):
+    store, backup, signed = erased
+    person = erasing.person_of(backup, "patient", pseudonym(JANE))
+    version = next(path.name for path in (backup / kind).iterdir() if not path.name.startswith("_"))
+    restored(store, backup, f"{kind}/{version}")
+    verdict = checked(store, signed)
+    assert not verdict.holds
+    assert verdict.versions_back == (f"{kind}/{version}",)
+    assert verdict.left
+    again = eraser(store).erase(JANES)
+    assert again.receipt.ident != signed.receipt.ident
+    assert twins_left(person, found(store, person)) == {}
+    assert checked(store, signed).holds
+    assert checked(store, again).holds
+    assert eraser(store).erase(JANES).receipt.ident in (signed.receipt.ident, again.receipt.ident)
+
+
+def test_a_single_file_that_is_restored_is_seen_and_erased_again(erased):
+    store, backup, signed = erased
+    path = next((backup / "indexes").rglob("*.faiss"))
+    restored(store, backup, str(path.relative_to(backup)))
+    verdict = checked(store, signed)
+    assert not verdict.holds
+    assert verdict.versions_back == (f"indexes/{path.relative_to(backup).parts[1]}",)
+    eraser(store).erase(JANES)
+    assert versions_back(store, signed.receipt.removed_versions) == []
+    assert not (Path(store.root) / path.relative_to(backup)).exists()
+
+
+def test_scans_of_hers_from_a_job_that_had_begun_before_are_seen_and_erased(erased, tmp_path, source):
+    """It had read the list before she was on it, and brings scans that nobody had seen."""
+    store, _, signed = erased
+    (tmp_path / "late" / "no_tumor").mkdir(parents=True)
+    write_samples(tmp_path / "late", 16, 8, SampleFormat.dicom)
+    copied(tmp_path / "late" / "no_tumor" / "P0000" / "S1" / "IM0001", tmp_path / "late" / "no_tumor" / "hers", JANE)
+    erasing.make_unreleased(store, tmp_path / "late", CONFIG)
+    person = jane(store)
+    assert len(person.words["image_id"]) == 1
+    verdict = checked(store, signed)
+    assert (verdict.holds, verdict.versions_back) == (False, ())
+    again = eraser(store).erase(JANES)
+    assert again.receipt.scans == 5
+    assert twins_left(person, found(store, person)) == {}
+    assert checked(store, signed).holds
+    assert checked(store, again).holds
+
+
+def test_what_is_left_is_named_and_keeps_the_receipt_from_being_signed(made, monkeypatch):
+    store, _ = made
+    monkeypatch.setattr("mrcg_jobs.erase.remove_versions", lambda *_: None)
+    with pytest.raises(IntegrityError, match="still hold them: run the same command again"):
+        eraser(store).erase(JANES)
+    monkeypatch.undo()
+    assert not store.listdir(RECEIPTS)
+    assert len(store.listdir(RECORDS)) == 1
+    record = draw_record(store, JANES, KEY)
+    assert traces(store, record.names, record.vectors)
+    assert checked(store, eraser(store).erase(JANES)).holds
+    assert read_quarantine(store.artefact("corpus", store.versions("corpus")[0])).num_rows == 0

@@ -1,0 +1,276 @@
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.galleries import Line, Scan, index_config, published, vectors_of
+
+from mrcg import schemas, traces
+from mrcg.errors import IntegrityError
+from mrcg.hashing import digest
+from mrcg.holding import all_manifests
+from mrcg.manifest import KINDS, Manifest, derive_version, make_manifest
+from mrcg.stages import STAGES
+from mrcg.tombstones import entry_of
+
+# Who is tainted ---------------------------------------------------------------------------------------------------
+
+ORDER = [stage.kind for stage in STAGES]
+INPUTS = {stage.kind: stage.inputs for stage in STAGES}
+
+
+def made(kind, number, inputs, purge=False):
+    settings = {"number": number, **({"purge": True} if purge else {})}
+    return make_manifest(kind, derive_version(kind, settings, inputs), settings, inputs, {}, [])
+
+
+@st.composite
+def lines(draw):
+    """Lines of versions, each made from earlier ones of any line; an index is purged now and then. And some roots."""
+    found: dict[tuple[str, str], Manifest] = {}
+    for number in range(draw(st.integers(1, 4))):
+        for kind in ORDER:
+            inputs = {}
+            for name in INPUTS[kind]:
+                versions = [version for of, version in found if of == name]
+                inputs[name] = draw(st.sampled_from(versions[-3:]))
+            earlier = [version for of, version in found if of == kind]
+            if kind in ("corpus", "embeddings", "indexes") and earlier and draw(st.booleans()):
+                inputs[kind] = draw(st.sampled_from(earlier))
+            one = made(kind, number, inputs, kind == "indexes" and draw(st.booleans()))
+            found[kind, one.version] = one
+    roots = draw(st.lists(st.sampled_from([key for key in found if key[0] in ("corpus", "indexes")]), max_size=3))
+    return found, roots
+
+
+def naively_tainted(manifests, key, roots):
+    """Whether a version may hold something of the roots, seen from the version itself."""
+    if key in roots:
+        return True
+    if key[0] in traces.MODELS:
+        return False
+    one = manifests[key]
+    for kind, version in one.inputs.items():
+        own = kind == one.kind
+        if own and (kind != "indexes" or one.settings.get("purge")):
+            continue
+        if kind not in traces.MODELS and naively_tainted(manifests, (kind, version), roots):
+            return True
+    return False
+
+
+@given(lines())
+def test_what_was_made_from_somebody_is_tainted_and_nothing_else(drawn):
+    manifests, roots = drawn
+    found = traces.tainted(manifests, roots)
+    assert found == {key for key in manifests if naively_tainted(manifests, key, roots)}
+
+
+@given(lines())
+def test_models_taint_nothing_and_are_not_tainted(drawn):
+    manifests, roots = drawn
+    assert not {key for key in traces.tainted(manifests, roots) if key[0] in traces.MODELS}
+    models = [key for key in manifests if key[0] in traces.MODELS]
+    assert traces.tainted(manifests, models) == set(models), "as roots they would be alone"
+
+
+@given(lines())
+def test_a_line_that_was_purged_is_clean(drawn):
+    """From a purged corpus all is made anew, and its index takes nothing of the one that it grew from."""
+    manifests, roots = drawn
+    versions = {kind: [version for of, version in manifests if of == kind][-1] for kind in ORDER}
+    purged: dict[str, str] = {"encoders": versions["encoders"], "rerankers": versions["rerankers"]}
+    for kind in ORDER:
+        if kind in traces.MODELS:
+            continue
+        inputs = {name: purged[name] for name in INPUTS[kind]}
+        if kind in ("corpus", "embeddings", "indexes"):
+            inputs[kind] = versions[kind]
+        one = made(kind, 99, inputs, purge=kind == "indexes")
+        manifests[kind, one.version] = one
+        purged[kind] = one.version
+    found = traces.tainted(manifests, roots)
+    assert not found.intersection(purged.items())
+
+
+def test_damaged_versions_taint_nothing_that_is_known():
+    assert traces.tainted({("corpus", "a"): None, ("splits", "b"): None}, [("corpus", "a")]) == {("corpus", "a")}
+
+
+def test_every_kind_is_pixels_tables_or_a_model():
+    assert set(traces.MODELS) < set(KINDS)
+
+
+# Galleries --------------------------------------------------------------------------------------------------------
+
+SCANS = [Scan(number, patient=digest(["who", number // 4], 32)) for number in range(40)]
+VECTORS = vectors_of(SCANS, 8)
+MINE = [one.image_id for one in SCANS[:4]]
+SMALL = index_config("index.kind=flat", "index.shards=1", "index.compact_above=0.9")
+
+
+@pytest.fixture
+def line(store):
+    return Line.of(store, SCANS, VECTORS)
+
+
+def split_of(line, trained_on):
+    rows = [
+        {
+            "image_id": one.image_id,
+            "split": "train" if one.image_id in trained_on else "test",
+            "validation": False,
+            "held_out": False,
+        }
+        for one in SCANS
+    ]
+    table = pa.Table.from_pylist(rows, schemas.SPLITS)
+    files = {"splits.parquet": schemas.to_parquet(table)}
+    return published(line.store, "splits", {"of": sorted(trained_on)}, {"corpus": line.corpus}, files)
+
+
+def model_of(line, splits, name="a"):
+    """An encoder and a reranker that learned by some splits."""
+    store, corpus = line.store, line.corpus
+    encoder = published(store, "encoders", {"name": name}, {"corpus": corpus, "splits": splits}, {})
+    graphs = published(
+        store, "graphs", {"name": name}, {"corpus": corpus, "splits": splits, "embeddings": "e", "indexes": "i"}, {}
+    )
+    inputs = {"corpus": corpus, "embeddings": "e", "graphs": graphs}
+    return {("encoders", encoder), ("rerankers", published(store, "rerankers", {"name": name}, inputs, {}))}
+
+
+def learned(store):
+    located = traces.locate(store, "image_id", MINE)
+    return set(traces.learned_from(store, all_manifests(store), located))
+
+
+def test_who_is_where_and_who_is_not(store, line):
+    (where,) = traces.locate(store, "patient", [SCANS[0].patient])
+    assert where.corpus == line.corpus
+    assert where.mine["image_id"].to_pylist() == MINE
+    assert where.others.num_rows == 36
+    assert traces.locate(store, "patient", ["nobody"]) == []
+    (nobody,) = traces.each_corpus(store, "patient", ["nobody"])
+    assert (nobody.mine.num_rows, nobody.others.num_rows) == (0, 40)
+
+
+def test_models_that_learned_from_somebody_are_named_and_no_others(store, line):
+    trained = model_of(line, split_of(line, {MINE[2]}))
+    model_of(line, split_of(line, {one.image_id for one in SCANS} - set(MINE)), "other")
+    assert learned(store) == trained
+
+
+def test_models_whose_splits_are_gone_are_named_for_nobody_can_tell(store, line):
+    splits = split_of(line, {SCANS[-1].image_id})
+    models = model_of(line, splits)
+    assert learned(store) == set()
+    store.remove(f"splits/{splits}")
+    assert learned(store) == models
+
+
+@pytest.mark.parametrize("drawn", [MINE[0], SCANS[-1].image_id])
+def test_splits_that_an_erasure_made_in_their_place_tell_it_too(store, line, drawn):
+    splits = split_of(line, {SCANS[10].image_id})
+    models = model_of(line, splits)
+    later = split_of(line, {drawn})
+    by_kind = dict(models)
+    embeddings = published(
+        store, "embeddings", {"n": 2}, {"corpus": line.corpus, "encoders": by_kind["encoders"]}, {}, dim=8
+    )
+    inputs = {
+        "corpus": line.corpus,
+        "splits": later,
+        "embeddings": embeddings,
+        "graphs": "g",
+        "rerankers": by_kind["rerankers"],
+    }
+    published(store, "reports", {}, inputs, {})
+    store.remove(f"splits/{splits}")
+    assert learned(store) == (models if drawn in MINE else set())
+    nobody = traces.learned_from(store, all_manifests(store), [])
+    assert set(nobody) == models, "who has no scan any more may have been learned from"
+
+
+def test_vectors_are_known_by_their_hashes_but_not_those_that_others_share(store):
+    vectors = VECTORS.copy()
+    vectors[20] = vectors[1]  # somebody else's, the very same
+    Line.of(store, SCANS, vectors)
+    found = traces.vectors_of(store, all_manifests(store), set(MINE))
+    assert len(found) == 3
+    assert all(len(one) == 32 for one in found)
+    assert traces.vectors_of(store, all_manifests(store), set()) == set()
+
+
+# What is left -----------------------------------------------------------------------------------------------------
+
+
+def asked(store):
+    """Hashes of what names the first patient, and of their vectors."""
+    names = [entry_of(one) for one in (*MINE, SCANS[0].patient)]
+    return names, sorted(traces.vectors_of(store, all_manifests(store), set(MINE)))
+
+
+def test_names_and_vectors_are_found_in_every_kind_of_file(store, line):
+    version, _ = line.index(SMALL)
+    names, vectors = asked(store)
+    page = f"<p>{MINE[0]}</p>".encode()
+    published(
+        store, "reports", {}, {"corpus": line.corpus}, {"a.html": page, "b.md": page, "c.txt": page, "d.json": page}
+    )
+    assert sorted(traces.traces(store, names, vectors)) == sorted(
+        [
+            *(store.artefact("corpus", line.corpus).relative(name) for name in ["scans/00000.parquet"]),
+            *(
+                store.artefact("embeddings", line.embeddings).relative(name)
+                for name in ["embeddings/g000-00000-00.arrow"]
+            ),
+            *(
+                store.artefact("indexes", version).relative(name)
+                for name in ["rows/00000-000-00.arrow", "parts/00000-000-00.vectors.f16"]
+            ),
+            *(
+                store.artefact("reports", store.versions("reports")[0]).relative(name)
+                for name in ["a.html", "b.md", "c.txt", "d.json"]
+            ),
+        ]
+    )
+    assert traces.traces(store, [entry_of("nobody")], [digest("none", 32)]) == []
+
+
+def test_a_vector_without_a_name_is_found(store, line):
+    version, _ = line.index(SMALL)
+    _, vectors = asked(store)
+    assert traces.traces(store, [], vectors) == [
+        store.artefact("embeddings", line.embeddings).relative("embeddings/g000-00000-00.arrow"),
+        store.artefact("indexes", version).relative("parts/00000-000-00.vectors.f16"),
+    ]
+
+
+def test_an_id_in_a_list_is_found(store, line):
+    table = traces.read_scans(store.artefact("corpus", line.corpus))
+    rows = table.slice(10, 2).to_pylist()
+    rows[0]["joins"] = ["a" * 32, MINE[0]]
+    files = {"scans/00000.parquet": schemas.to_parquet(pa.Table.from_pylist(rows, schemas.SCANS))}
+    version = published(store, "corpus", {"listing": "joined"}, {}, files)
+    found = traces.traces(store, [entry_of(MINE[0])], [])
+    assert store.artefact("corpus", version).relative("scans/00000.parquet") in found
+
+
+def test_a_damaged_version_is_not_passed_over(store, line):
+    store.write_bytes(f"embeddings/{line.embeddings}/manifest.json", b"{}")
+    with pytest.raises(IntegrityError, match=f"embeddings/{line.embeddings} is damaged: `mrcg verify` says how"):
+        traces.traces(store, [], [])
+
+
+def test_an_index_that_holds_more_than_is_listed_has_residue(store, line):
+    first, _ = line.index(SMALL)
+    assert traces.with_residue(store, all_manifests(store)) == []
+    left = Line.of(store, SCANS[4:], VECTORS[4:])
+    second, _ = left.index(SMALL, base=first)
+    assert traces.with_residue(store, all_manifests(store)) == [("indexes", second)]
+    purged, _ = left.index(SMALL, base=second, purge=True)
+    assert traces.with_residue(store, all_manifests(store)) == [("indexes", second)]
+    _, vectors = asked(store)
+    found = traces.traces(store, [], vectors)
+    assert not [one for one in found if purged in one]
+    assert [one for one in found if second in one or first in one]
