@@ -49,10 +49,9 @@ class Tombstones:
         if time.monotonic() - self._looked < self._every:
             return []
         new = [name for name in self._store.listdir(FOLDER) if name.endswith(".json") and name not in self._read]
-        found: list[str] = []
-        for name in new:
-            found += self._store.read_json(f"{FOLDER}/{name}")
-            self._read.add(name)
+        found = [entry for name in new for entry in self._store.read_json(f"{FOLDER}/{name}")]
+        # All or nothing: what was read before a file that cannot be read is new next time, too.
+        self._read.update(new)
         self.entries.update(found)
         # Only now: while the log cannot be read every look fails, and nobody is answered by an old one.
         self._looked = time.monotonic()

@@ -86,7 +86,7 @@ def test_without_an_appointment_every_promotion_is_a_release_or_is_told(store, r
         assert all(code in (0, 1) for code, _, _ in results), results
         won = sum(code == 0 for code, _, _ in results)
         after = history(store)
-        assert won >= 1
+        assert won >= 1, results
         assert len(after) == len(before) + won
         assert all("by somebody else just now" in err for code, _, err in results if code == 1), results
         rollback(store, 1)

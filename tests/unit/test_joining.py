@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from tests import making
 from tests.unit.imaging.test_raster import encoded, slice_of
 
-from mrcg import schemas
+from mrcg import joining, schemas
 from mrcg.joining import bad_rows, forget_names
 from mrcg.source import SourceFile
 
@@ -140,3 +140,19 @@ def test_nobody_is_found_in_the_name_of_a_group_and_who_was_together_stays_toget
         for other, before in zip(renamed, stay, strict=True):
             if old["group_id"] == before["group_id"]:
                 assert row["group_id"] == other["group_id"]
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 5)), max_size=20, unique_by=lambda one: one[0]), st.data())
+def test_a_cluster_whose_first_member_is_gone_is_named_after_the_smallest_that_is_left(members, data):
+    clusters = {}
+    for ident, cluster in members:
+        clusters.setdefault(cluster, []).append(f"{ident:02d}")
+    first = {ident: min(some) for some in clusters.values() for ident in some}
+    stay = sorted(data.draw(st.sets(st.sampled_from(sorted(first)))) if first else [])
+    table = table_of(*({**scan(ident, "g"), "cluster_id": first[ident]} for ident in stay))
+    renamed = joining._rename_clusters(table)
+    left = {name: [ident for ident in stay if first[ident] == name] for name in first.values()}
+    wanted = [first[ident] if first[ident] in stay else min(left[first[ident]]) for ident in stay]
+    assert renamed["cluster_id"].to_pylist() == wanted
+    assert renamed.drop_columns("cluster_id").equals(table.drop_columns("cluster_id"))
+    assert renamed.schema == schemas.SCANS

@@ -20,6 +20,7 @@ from mrcg.index.blueprint import Blueprint, IndexWork, draw_up
 from mrcg.index.growth import measure_again
 from mrcg.index.layout import FACTS, TRAINED, IndexFacts, part_files
 from mrcg.index.metric import BLOCK, Rows
+from mrcg.index.planner import examine_bytes, measured_costs
 from mrcg.index.recall import DEPTH, Examine, settle
 from mrcg.manifest import FileEntry
 from mrcg.store import Store
@@ -72,7 +73,9 @@ def _measured(work: IndexWork, blueprint: Blueprint, hands: Hands, progress: Pro
     rows = np.sort(rng.permutation(live)[: work.settings.recall_sample])
     queries = blueprint.embeddings(work).floats(rows, facts.shape.dim)
     shards = sorted({part.shard for part in facts.parts})
-    examined = list(hands.map(Examine(work, facts, queries), shards, blueprint.bytes_each))
+    largest = max(sum(part.rows for part in facts.parts if part.shard == shard) for shard in shards)
+    need = examine_bytes(facts.shape, largest, measured_costs())
+    examined = list(hands.map(Examine(work, facts, queries), shards, need))
     effort, recall = settle(examined, facts.shape, work.settings.min_recall)
     if recall < work.settings.min_recall:
         raise TrainingError(

@@ -261,6 +261,13 @@ def train_bytes(shape: Shape, count: int, costs: Costs) -> int:
     return costs.process_bytes + 8 * sample * shape.dim + serving_bytes(shape)
 
 
+def examine_bytes(shape: Shape, rows: int, costs: Costs) -> int:
+    """Memory of the task that measures the recall of one shard: all of it is searched, and scanned block by block."""
+    each = index_bytes(shape) + costs.row_bytes
+    block = min(rows, BLOCK) * shape.dim * 6
+    return costs.process_bytes + serving_bytes(shape) + math.ceil(rows * each) + block
+
+
 def draw_bytes(count: int, costs: Costs) -> int:
     """Memory of the one task that draws an index up: it knows every row."""
     return costs.process_bytes + count * costs.drawn_bytes

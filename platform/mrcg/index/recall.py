@@ -47,10 +47,13 @@ class Examine:
         index = ShardedIndex(shape, parts, self.facts.effort)
         exact = index.exact(self.queries_qd, DEPTH)
         tried: list[tuple[int, Candidates]] = []
+        reached = 0
         for effort in efforts(self.facts.effort, shape.lists or 2**14):
             # By effort alone: a shard that is small, or lacks scans, would be scanned where the whole index is not.
             tried.append((effort, _stacked(index.candidates(self.queries_qd, DEPTH, effort))))
-            if recall_of(_best([tried[-1][1]], shape), exact) >= least:
+            reached += recall_of(_best([tried[-1][1]], shape), exact) >= least
+            # Where candidates are cut by rough distances, all shards together may need a little more than each alone.
+            if reached > (shape.refine > 1):
                 break
         return Examined(exact, tuple(tried))
 

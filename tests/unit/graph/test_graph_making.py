@@ -18,8 +18,11 @@ from mrcg.splits import Fold, make_splits
 from mrcg.store import Store
 
 DIM, SHARDS, BLOCK = 4, 3, 29
-#: Vectors come in seven clusters: a group is in one of them, near its own and larger than some lists.
-SCANS = [Scan(number, (None, "a", "b", "c")[number % 9 % 4], f"group {number % 21}") for number in range(231)]
+#: Vectors come in seven clusters. A group is larger than some lists, lies in one cluster and so in one shard.
+SCANS = [
+    Scan(number, (None, "a", "b", "c")[number % 9 % 4], f"group {number % 21}", f"site {number % 7 % 3}")
+    for number in range(231)
+]
 VECTORS = vectors_of(SCANS, DIM)
 LABELS = [one.label for one in SCANS]
 GROUPS = np.array([one.group for one in SCANS])

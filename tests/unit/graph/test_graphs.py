@@ -12,6 +12,7 @@ from mrcg import schemas
 from mrcg.graph.adjacency import angular_adjacency, drop_edge, feature_widths, query_graphs
 from mrcg.graph.neighbours import neighbour_lists
 from mrcg.graph.table import graph_table
+from mrcg.hashing import digest
 from mrcg.index.metric import exact_distances
 
 nodes = arrays.arrays(
@@ -105,7 +106,7 @@ def test_neighbour_lists_equal_brute_force(count, n, groups, exclude, seed):
     rng = np.random.default_rng(seed)
     vectors = rng.normal(size=(count, 3)).astype(np.float16)
     names = [f"g{rng.integers(groups)}" for _ in range(count)]
-    index = index_of(vectors, [f"{i:032x}" for i in range(count)], ["a"] * count, names, 2)
+    index = index_of(vectors, [digest(i, 32) for i in range(count)], ["a"] * count, names, 2)
     allowed = rng.random(count) < 0.7
     queries = np.arange(count)
     near = neighbour_lists(index, queries, allowed, n, exclude)
@@ -118,7 +119,7 @@ def test_neighbour_lists_equal_brute_force(count, n, groups, exclude, seed):
 
 def test_graph_tables_mark_neighbours_of_the_querys_class():
     vectors = np.arange(8, dtype=np.float16).reshape(4, 2)
-    index = index_of(vectors, [f"{i:032x}" for i in range(4)], ["a", "b", "a", "a"], ["1", "2", "3", "4"], 2)
+    index = index_of(vectors, [digest(i, 32) for i in range(4)], ["a", "b", "a", "a"], ["1", "2", "3", "4"], 2)
     near = neighbour_lists(index, np.array([0]), np.ones(4, dtype=bool), 5, True)
     table = graph_table(np.array([0]), "train", near, np.array([0, 1, 0, 0]))
     assert table.schema == schemas.graphs(5)
