@@ -196,7 +196,8 @@ def test_a_new_encoder_makes_a_line_beside_the_one_that_serves(capsys, world, cl
     scan = world.added[0].read_bytes()
     answered = LocalPipeline.open(store).search(scan, 10)
     words = ("--source", str(world.source), "--store", store.url, "--ray", cluster, *making.TINY)
-    other = ("--set", "encoder.epochs=1", "--set", "reranker.epochs=1", "--set", "compute.encoder_workers=1")
+    quick = ("encoder.epochs=1", "reranker.epochs=1", "compute.encoder_workers=1", "evaluate.bootstrap=100")
+    other = [word for one in quick for word in ("--set", one)]
     done = making.mrcg("run", *words, *other, "--promote", "never", "--json", timeout=500)
     assert done.returncode == 0, done.stderr
     stages = {stage["stage"]: stage for stage in json.loads(done.stdout)["stages"]}
