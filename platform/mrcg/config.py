@@ -321,7 +321,7 @@ def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
     """
     overrides = list(overrides)
     for override in overrides:
-        group = override.partition(".")[0]
+        group = override.partition("=")[0].strip().partition(".")[0]
         if group in ("seed", "ingest", "split", "encoder", "embed", "graph", "reranker"):
             raise SettingsError(f"--set {override}: the models and their gallery's rules stay; `mrcg run` makes others")
     return _overridden(config.model_dump(mode="json"), "settings of the release", overrides)

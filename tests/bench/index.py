@@ -78,6 +78,8 @@ class Row:
     qps_64: float
     serve_bytes: int
     planned_serve_bytes: int | None
+    #: Effort, recall and queries per second in batches of 64, below and above the recall that all are compared at.
+    curve: list[tuple[int, float, float]]
     build_ratio: float | None = None
     search_ratio: float | None = None
 
@@ -117,14 +119,26 @@ def open_and_search(contender: Contender, folder: Path, queries: Queries, effort
     return 0
 
 
+def recall_of(searcher: Searcher, gallery: Gallery, effort: int) -> float:
+    """Recall@50 at an effort."""
+    starts = range(0, QUERIES, BATCH)
+    found = [searcher.search(gallery.queries[start : start + BATCH], DEPTH, effort) for start in starts]
+    return recall_at(np.concatenate(found), gallery.exact)
+
+
+def curve(searcher: Searcher, gallery: Gallery, effort: int) -> list[tuple[int, float, float]]:
+    """Recall and throughput around an effort; one point where there is none."""
+    tried = sorted(
+        {min(searcher.most, max(1, round(effort * share))) for share in (0.25, 0.5, 1, 2, 4)} if effort else {0}
+    )
+    return [(one, recall_of(searcher, gallery, one), rate(searcher, gallery, one, BATCH)) for one in tried]
+
+
 def tuned(searcher: Searcher, gallery: Gallery) -> tuple[int, float]:
     """The least effort of a rising row that reaches the recall, and what it reaches."""
     effort = searcher.first
     while True:
-        found = np.concatenate(
-            [searcher.search(gallery.queries[s : s + BATCH], DEPTH, effort) for s in range(0, QUERIES, BATCH)]
-        )
-        recall = recall_at(found, gallery.exact)
+        recall = recall_of(searcher, gallery, effort)
         if recall >= RECALL or effort >= searcher.most:
             return effort, recall
         effort = min(searcher.most, int(np.ceil(effort * 1.15)))
@@ -179,6 +193,7 @@ def compare(kind: str, contenders: Sequence[Contender], gallery: Gallery) -> lis
         for batch in (BATCH, 1):
             for name, searcher in searchers.items():
                 rates.setdefault((name, batch), []).append(rate(searcher, gallery, efforts[name][0], batch))
+    curves = {name: curve(one, gallery, efforts[name][0]) for name, one in searchers.items()}
     del searchers
     rows = []
     for one in contenders:
@@ -199,6 +214,7 @@ def compare(kind: str, contenders: Sequence[Contender], gallery: Gallery) -> lis
                 qps_64=statistics.median(rates[name, BATCH]),
                 serve_bytes=serving.peak_bytes,
                 planned_serve_bytes=None if plan is None else plan.node_bytes,
+                curve=curves[name],
             )
         )
         shutil.rmtree(place(one, gallery))

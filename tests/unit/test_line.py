@@ -99,8 +99,8 @@ def test_an_index_of_other_settings_does_not_grow_from_the_old_one(line, library
 @pytest.mark.parametrize(
     "override",
     [
-        pytest.param("seed=2", marks=pytest.mark.xfail(reason="config.with_overrides splits at the dot alone")),
-        pytest.param(" seed=2", marks=pytest.mark.xfail(reason="the same")),
+        "seed=2",
+        " seed=2",
         "ingest.max_side=64",
         "split.protocol=dedup",
         "encoder.epochs=3",

@@ -18,8 +18,11 @@ from mrcg.errors import require
 from mrcg.index import kinds
 from mrcg.index.kinds import Faiss, Queries
 from mrcg.index.layout import Shape
-from mrcg.index.metric import BLOCK, Distances, Mask, Rows, exact_distances
+from mrcg.index.metric import Distances, Mask, Rows, exact_distances
 from mrcg.index.shard import Part, Stored
+
+#: Vectors that are copied at once.
+FLAT_BLOCK = 8192
 
 
 @dataclass(frozen=True)
@@ -91,9 +94,13 @@ class _Graphs:
 
 
 def _flat(stored: Stored) -> Faiss:
-    index = require("faiss").IndexFlatL2(stored.dim)
-    for start in range(0, len(stored), BLOCK):
-        index.add(stored.halves(np.arange(start, min(len(stored), start + BLOCK))).astype(np.float32))
+    # Filled in place: what is added piece by piece takes up to twice the memory.
+    count, dim, index = len(stored), stored.dim, require("faiss").IndexFlatL2(stored.dim)
+    index.codes.resize(4 * count * dim)
+    index.ntotal = count
+    vectors = require("faiss").rev_swig_ptr(index.get_xb(), count * dim).reshape(count, dim)
+    for start in range(0, count, FLAT_BLOCK):
+        vectors[start : start + FLAT_BLOCK] = stored.halves(np.arange(start, min(count, start + FLAT_BLOCK)))
     return index
 
 
