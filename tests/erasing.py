@@ -8,6 +8,7 @@ import dataclasses
 import io
 import json
 import re
+import shutil
 import signal
 import subprocess
 from collections import defaultdict
@@ -20,6 +21,7 @@ import httpx
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pydicom
 from PIL import Image
 
 from mrcg import schemas
@@ -307,3 +309,22 @@ def hits_of(client: httpx.Client, scan: Path) -> list[str]:
     answer = client.post("/v1/search", files={"image": ("scan", scan.read_bytes())}, data={"k": "20"})
     assert answer.status_code == 200, answer.text
     return [hit["image_id"] for hit in answer.json()["hits"]]
+
+
+def copied(scan: Path, path: Path, patient: str, **values: str) -> None:
+    """A DICOM file with the same pixels, of another patient."""
+    dataset = pydicom.dcmread(scan)
+    dataset.PatientID = patient
+    for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "AccessionNumber"):
+        setattr(dataset, name, values.get(name, f"1.2.{len(patient)}.{len(name)}"))
+    dataset.save_as(path, enforce_file_format=True)
+
+
+def restored(store: Store, backup: Path, *parts: str) -> None:
+    """Bring parts of a store back from a copy."""
+    for part in parts:
+        for path in (backup / part).rglob("*") if (backup / part).is_dir() else [backup / part]:
+            if path.is_file():
+                target = Path(store.root) / path.relative_to(backup)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, target)

@@ -135,18 +135,8 @@ def story(ground, cluster, tmp_path_factory):
         assert theirs <= set(hits_of(client, scan)), "they find themselves"
         preview = f"/v1/images/{min(theirs)}/preview"
         told.preview_before = client.get(preview).status_code
-        words = [
-            making.MRCG,
-            "erase",
-            "--store",
-            store.url,
-            "--patient",
-            ground.trained,
-            "--ray",
-            cluster,
-            "--out",
-            str(told.receipt),
-        ]
+        words = [making.MRCG, "erase", "--store", store.url, "--patient", ground.trained, "--ray", cluster]
+        words += ["--out", str(told.receipt)]
         with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             while process.poll() is None:
                 asked = time.time()

@@ -5,10 +5,9 @@ import shutil
 from pathlib import Path
 
 import pyarrow as pa
-import pydicom
 import pytest
 from tests import erasing, making
-from tests.erasing import KEY, SIGNER, eraser, pseudonym
+from tests.erasing import KEY, SIGNER, copied, eraser, pseudonym, restored
 from tests.galleries import published
 
 from mrcg import schemas
@@ -41,15 +40,6 @@ def source(tmp_path_factory):
     write_samples(folder, 96, 1, SampleFormat.dicom)
     copied(folder / "glioma_tumor" / "P0000" / "S1" / "IM0002", folder / "no_tumor" / "twin", TWIN)
     return folder
-
-
-def copied(scan, path, patient, **values):
-    """A DICOM file with the same pixels, of another patient."""
-    dataset = pydicom.dcmread(scan)
-    dataset.PatientID = patient
-    for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "AccessionNumber"):
-        setattr(dataset, name, values.get(name, f"1.2.{len(patient)}.{len(name)}"))
-    dataset.save_as(path, enforce_file_format=True)
 
 
 @pytest.fixture(scope="module")
@@ -351,16 +341,6 @@ def test_a_list_that_lost_her_is_seen(erased):
     store.remove(SUPPRESSION)
     verdict = checked(store, signed)
     assert (verdict.holds, verdict.not_suppressed, verdict.left) == (False, True, ())
-
-
-def restored(store, backup, *parts):
-    """Bring parts of a store back from a copy."""
-    for part in parts:
-        for path in (backup / part).rglob("*") if (backup / part).is_dir() else [backup / part]:
-            if path.is_file():
-                target = Path(store.root) / path.relative_to(backup)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(path, target)
 
 
 PARTS = {"a whole corpus": "corpus", "an index": "indexes", "embeddings": "embeddings", "splits": "splits"}
