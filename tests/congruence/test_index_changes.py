@@ -176,7 +176,7 @@ class ChangingCells(Changing):
 
 @pytest.mark.parametrize("machine", [Changing, ChangingCells])
 def test_an_index_that_changes_is_the_one_that_is_built_from_scratch(machine):
-    # What is asserted are the invariants of the machine, after each of its steps.
+    # The machine asserts after each change: see its check_* methods.
     few = settings(max_examples=10, stateful_step_count=6)
     run_state_machine_as_test(machine, settings=few)
 
