@@ -9,7 +9,7 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +250,11 @@ def graph_work(store: Store, config: Config, step: Step, attempt: str) -> GraphW
     return GraphWork(store.url, *versions, attempt, config.graph.neighbours, None, None, config.seed)
 
 
+def strings(values: Sequence[str | None]) -> pa.ChunkedArray:
+    """A column of a table."""
+    return pa.chunked_array([pa.array(values, pa.string())])
+
+
 def index_of(
     vectors: np.ndarray[Any, Any], ids: list[str], labels: list[Any], groups: list[str], shards: int, kind: str = "flat"
 ) -> ShardedIndex:
@@ -258,7 +263,7 @@ def index_of(
     shape = shape_of(kind, count, dim, 0.95)  # type: ignore[arg-type]
     trained = kinds.train(shape, vectors.astype(np.float32), 1) if shape.trained else None
     parts = []
-    of = np.array(shards_of(ids, [None] * count, {}, shards), dtype=np.int64)
+    of = shards_of(strings(ids), strings([None] * count), {}, shards)
     facts: dict[str, Any] = {"image_id": ids, "row": range(count), "label": labels, "group_id": groups}
     nothing = {name: [None] * count for name in schemas.ROWS.names if name not in facts}
     table = pa.table({name: {**facts, **nothing}[name] for name in schemas.ROWS.names}, schema=schemas.ROWS)

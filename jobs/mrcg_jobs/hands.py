@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import ray
 
 from mrcg.errors import SettingsError
+from mrcg.hands import give_back
 from mrcg_jobs.runtime import cpus_each, own_errors
 
 Item = TypeVar("Item")
@@ -22,7 +23,9 @@ AHEAD = 2
 def _piece(work: Callable[[Any], Any], item: Any, threads: int) -> Any:
     # Read when a library begins to compute; a worker that is used again keeps its environment.
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    return work(item)
+    result = work(item)
+    give_back()
+    return result
 
 
 def _check_memory(bytes_each: int) -> None:

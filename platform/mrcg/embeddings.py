@@ -66,15 +66,24 @@ class EmbeddingRows:
         return sum(file.rows for file in self.files)
 
     def blocks(self, rows: Rows, size: int) -> Iterator[Vectors]:
-        """Vectors of rising rows, each once, at most ``size`` at a time and as many as that allows."""
-        waiting: list[Vectors] = []
+        """Vectors of rising rows, each once, at most ``size`` at a time; a block is valid until the next one."""
+        buffer, waiting = np.empty((0, 0), dtype=np.float16), None
         for piece in self._pieces(rows, size):
-            if waiting and sum(map(len, waiting)) + len(piece) > size:
-                yield _together(waiting)
-                waiting = []
-            waiting.append(piece)
-        if waiting:
-            yield _together(waiting)
+            if waiting is not None and len(waiting) + len(piece) > size:
+                yield waiting
+                waiting = None
+            if waiting is None:
+                waiting = piece
+                continue
+            start, end = len(waiting), len(waiting) + len(piece)
+            if not len(buffer):
+                buffer = np.empty((min(size, len(rows)), piece.shape[1]), dtype=np.float16)
+            if waiting.base is not buffer:
+                buffer[:start] = waiting
+            buffer[start:end] = piece
+            waiting = buffer[:end]
+        if waiting is not None:
+            yield waiting
 
     def _pieces(self, rows: Rows, size: int) -> Iterator[Vectors]:
         start, wanted = 0, []
@@ -116,10 +125,6 @@ class EmbeddingRows:
         return self._open[file.name]
 
 
-def _together(pieces: Sequence[Vectors]) -> Vectors:
-    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-
-
 @functools.lru_cache(maxsize=2)
 def open_embeddings(store: str, version: str, files: tuple[FileRows, ...]) -> EmbeddingRows:
     """Embeddings of a store, by row; a process that does several pieces of a job hashes each file once."""
@@ -128,7 +133,9 @@ def open_embeddings(store: str, version: str, files: tuple[FileRows, ...]) -> Em
 
 def vectors_in(table: pa.Table) -> Vectors:
     """(n, d) vectors of the table of one file, a view where it is memory-mapped."""
-    column = table["embedding"].combine_chunks()
+    column = table["embedding"]
+    # Arrow copies even a single chunk that is to be combined.
+    column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     dim = table.schema.field("embedding").type.list_size
     values: npt.NDArray[Any] = column.flatten().to_numpy(zero_copy_only=False)
     return values.astype(np.float16, copy=False).reshape(-1, dim)

@@ -6,8 +6,13 @@ notebook, in a test and on Ray.
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
+
+import pyarrow as pa
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -49,4 +54,23 @@ class OwnHands:
         self, work: Callable[[Item], Result], items: Sequence[Item], bytes_each: int = 0, gpus_each: int = 0
     ) -> Iterator[Result]:
         """The results in order."""
-        return map(work, items)
+        for item in items:
+            result = work(item)
+            give_back()
+            yield result
+
+
+def give_back() -> None:
+    """Return memory that a piece no longer needs to the system: the next piece may be another process'.
+
+    The allocators keep it otherwise: after a part with its thousands of inverted lists, as much as the part was large.
+    """
+    pa.default_memory_pool().release_unused()
+    if trim := _trim():
+        trim(0)
+
+
+@functools.cache
+def _trim() -> Callable[[int], object] | None:
+    """``malloc_trim``; None where the C library has none (only glibc does)."""
+    return getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None

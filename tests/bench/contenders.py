@@ -11,7 +11,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import faiss
 import numpy as np
@@ -47,7 +47,12 @@ class Searcher(Protocol):
 
 
 class Contender(Protocol):
-    """One library with one kind of index."""
+    """One library with one kind of index.
+
+    ``needs``: modules that are imported before a build's time runs.
+    """
+
+    needs: ClassVar[tuple[str, ...]]
 
     @property
     def name(self) -> str: ...
@@ -61,6 +66,7 @@ class Contender(Protocol):
 class Ours:
     """The sharded index of this project, built by library calls, one piece after the other."""
 
+    needs: ClassVar[tuple[str, ...]] = ("pyarrow.parquet", "fsspec.implementations.local")
     kind: KindName
     shards: int
     store: str
@@ -103,6 +109,7 @@ def _first(shape: Shape) -> int:
 class Plain:
     """FAISS alone: the same index trained on the same number of vectors; where ours refines, so does this one."""
 
+    needs: ClassVar[tuple[str, ...]] = ()
     kind: KindName
     count: int
     dim: int
@@ -161,6 +168,7 @@ class _Plain:
 class Hnswlib:
     """hnswlib with the links and the breadth of building of ours."""
 
+    needs: ClassVar[tuple[str, ...]] = ("hnswlib",)
     dim: int
 
     @property
@@ -206,6 +214,7 @@ class _Hnswlib:
 class Usearch:
     """USearch with the links and the breadth of building of ours."""
 
+    needs: ClassVar[tuple[str, ...]] = ("usearch.index",)
     dim: int
 
     @property
@@ -247,6 +256,7 @@ class _Usearch:
 class Lance:
     """LanceDB's IVF-flat with as many cells as ours; it answers one query at a time."""
 
+    needs: ClassVar[tuple[str, ...]] = ("lancedb.index", "pyarrow")
     count: int
     dim: int
 
@@ -310,6 +320,7 @@ print(time.perf_counter() - start)
 class Autofaiss:
     """autofaiss chooses the index itself; built by the Python of an environment of its own."""
 
+    needs: ClassVar[tuple[str, ...]] = ()
     python: str
 
     @property

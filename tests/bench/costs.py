@@ -139,12 +139,13 @@ def memory() -> dict[str, int]:
     """Bytes of a process, of each row beside its vector, and of each row while an index is drawn up."""
     dim, few, many = 8, 1000, 1_001_000
     process, full = rows_in_memory(few, dim), rows_in_memory(many, dim)
-    drawn = rows_drawn_up(many, dim) - rows_drawn_up(few, dim)
+    builder, drawn = rows_drawn_up(few, dim), rows_drawn_up(many, dim)
     each = many - few
     return {
         "process_bytes": process,
         "row_bytes": (full - process) // each - 4 * dim,
-        "drawn_bytes": drawn // each,
+        "builder_bytes": builder,
+        "drawn_bytes": (drawn - builder) // each,
     }
 
 

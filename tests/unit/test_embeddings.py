@@ -61,7 +61,7 @@ def test_a_file_whose_rows_do_not_stand_together_is_no_corpus():
 
 @given(some_rows, st.integers(1, 70))
 def test_blocks_are_the_vectors_of_the_rows(made, rows, size):
-    blocks = list(made[1].blocks(np.array(rows, dtype=np.int64), size))
+    blocks = [block.copy() for block in made[1].blocks(np.array(rows, dtype=np.int64), size)]
     assert all(1 <= len(block) <= size for block in blocks)
     assert (np.concatenate([np.empty((0, DIM), np.float16), *blocks]) == VECTORS[rows]).all()
     assert {block.dtype for block in blocks} <= {np.dtype(np.float16)}

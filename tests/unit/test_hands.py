@@ -1,6 +1,7 @@
 """Hands of this process. (Those of Ray are tested by whatever runs on ``cluster``.)"""
 
 import inspect
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -69,3 +70,22 @@ def test_hands_on_a_cluster_are_given_it_alike_and_without_pieces_ask_no_cluster
 def test_silence_says_nothing(capsys):
     silent(1, 2, "a note")
     assert capsys.readouterr() == ("", "")
+
+
+def test_memory_that_a_piece_no_longer_needs_goes_back_to_the_system():
+    def held() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+    def work(_: int) -> int:
+        pieces = [
+            bytearray(30_000) for _ in range(10_000)
+        ]  # as inverted lists are: each too small for a map of its own
+        last = bytes(100)  # at the end of the heap: nothing below it is given back by itself
+        kept.append(last)
+        return len(pieces)
+
+    kept: list[bytes] = []
+    before = held()
+    assert list(OwnHands().map(work, [1])) == [10_000]
+    assert held() - before < 150_000

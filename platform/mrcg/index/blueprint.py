@@ -26,6 +26,7 @@ from mrcg.index.layout import (
     allot,
     part_files,
     part_name,
+    scans_of_sites,
     shards_of,
 )
 from mrcg.index.metric import Rows
@@ -184,7 +185,7 @@ def _first(settings: IndexSettings, scans: pa.Table, dim: int) -> IndexFacts:
         measured=0,
         trained_on=scans.num_rows,
         generation=0,
-        sites=allot(Counter(site or "" for site in scans["site"].to_pylist()), plan.shards),
+        sites=allot(scans_of_sites(scans["site"]), plan.shards),
         parts=(),
     )
 
@@ -219,8 +220,7 @@ def _fresh(parts: Sequence[Kept], facts: IndexFacts, scans: pa.Table) -> dict[in
         missing[part.rows[part.rows >= 0]] = False
     rows = np.flatnonzero(missing)
     some = scans.select(["image_id", "site"]).take(pa.array(rows))
-    ids, sites = some["image_id"].to_pylist(), some["site"].to_pylist()
-    shards = shards_of(ids, sites, facts.sites, facts.shards)
+    shards = shards_of(some["image_id"], some["site"], facts.sites, facts.shards)
     return {shard: rows[shards == shard] for shard in np.unique(shards).tolist()}
 
 

@@ -18,8 +18,9 @@ from mrcg.errors import require
 from mrcg.index import kinds
 from mrcg.index.kinds import Faiss, Queries
 from mrcg.index.layout import Shape
-from mrcg.index.metric import Distances, Mask, Rows, exact_distances
-from mrcg.index.shard import Part, Stored
+from mrcg.index.metric import Distances, Mask, Rows, widen
+from mrcg.index.shard import Part
+from mrcg.index.stored import Stored
 
 #: Vectors that are copied at once.
 FLAT_BLOCK = 8192
@@ -64,8 +65,7 @@ class _Joined:
             case "flat":
                 exact = kinds.own_distances(self._index, queries_qd, places)
             case _:
-                vectors = self._stored.floats(np.maximum(places, 0).reshape(-1))
-                exact = exact_distances(queries_qd, vectors.reshape(*places.shape, self._shape.dim))
+                exact = self._stored.distances(queries_qd, places)
         return Candidates(places, rough, exact)
 
 
@@ -100,7 +100,7 @@ def _flat(stored: Stored) -> Faiss:
     index.ntotal = count
     vectors = require("faiss").rev_swig_ptr(index.get_xb(), count * dim).reshape(count, dim)
     for start in range(0, count, FLAT_BLOCK):
-        vectors[start : start + FLAT_BLOCK] = stored.halves(np.arange(start, min(count, start + FLAT_BLOCK)))
+        widen(stored.halves(np.arange(start, min(count, start + FLAT_BLOCK))), vectors[start : start + FLAT_BLOCK])
     return index
 
 

@@ -14,12 +14,14 @@ the parts it did not change; only its tables of rows are its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
 FACTS, TRAINED, VECTORS = "index.json", "trained.faiss", ".vectors.f16"
@@ -131,13 +133,21 @@ def shard_of(site: str | None, image_id: str, sites: Mapping[str, tuple[int, int
 
 
 def shards_of(
-    image_ids: Sequence[str], scan_sites: Sequence[str | None], sites: Mapping[str, tuple[int, int]], shards: int
+    image_ids: pa.ChunkedArray, scan_sites: pa.ChunkedArray, sites: Mapping[str, tuple[int, int]], shards: int
 ) -> npt.NDArray[np.int64]:
     """Shards of many images: ``shard_of`` of each."""
-    digits = np.array(image_ids, dtype=f"S{_DIGITS}").view(np.uint8).reshape(-1, _DIGITS).astype(np.int64)
+    heads = pc.utf8_slice_codeunits(image_ids, 0, _DIGITS).cast(pa.binary()).cast(pa.binary(_DIGITS)).combine_chunks()
+    digits = np.frombuffer(heads.buffers()[1], np.uint8, len(heads) * _DIGITS, heads.offset * _DIGITS)
     # The low bits of an ASCII digit are its value, those of a letter its value less 9.
-    values = (digits & 15) + 9 * (digits >> 6)
+    values = ((digits & 15) + 9 * (digits >> 6)).reshape(-1, _DIGITS).astype(np.int64)
     numbers = values @ (16 ** np.arange(_DIGITS - 1, -1, -1, dtype=np.int64))
-    places = [sites.get(site or "", (0, shards)) for site in scan_sites]
-    first, count = np.array(places, dtype=np.int64).reshape(-1, 2).T
-    return first + numbers % count
+    coded = pc.fill_null(scan_sites, "").combine_chunks().dictionary_encode()
+    places = [sites.get(site, (0, shards)) for site in coded.dictionary.to_pylist()]
+    first, count = np.array(places, dtype=np.int64).reshape(-1, 2)[coded.indices.to_numpy()].T
+    found: npt.NDArray[np.int64] = first + numbers % count
+    return found
+
+
+def scans_of_sites(scan_sites: pa.ChunkedArray) -> dict[str, int]:
+    """Scans of each site; "" stands for none."""
+    return {one["values"]: one["counts"] for one in pc.value_counts(pc.fill_null(scan_sites, "")).to_pylist()}

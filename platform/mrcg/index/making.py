@@ -19,7 +19,7 @@ from mrcg.index import kinds
 from mrcg.index.blueprint import Blueprint, IndexWork, draw_up
 from mrcg.index.growth import measure_again
 from mrcg.index.layout import FACTS, TRAINED, IndexFacts, part_files
-from mrcg.index.metric import BLOCK, Rows
+from mrcg.index.metric import BLOCK, Rows, widen
 from mrcg.index.planner import examine_bytes, measured_costs
 from mrcg.index.recall import DEPTH, Examine, settle
 from mrcg.manifest import FileEntry
@@ -129,7 +129,7 @@ class _FillPart:
             for block in self.blueprint.embeddings(work).blocks(rows, BLOCK):
                 sink.write(np.ascontiguousarray(block))
                 if index is not None:
-                    index.add(block.astype(np.float32))
+                    index.add(widen(block))
         entries = [sink.entry(files.vectors)]
         if index is not None:
             with store.writer(f"{work.output}/{files.index}") as sink:

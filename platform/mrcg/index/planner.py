@@ -50,7 +50,8 @@ class Costs(BaseModel):
     rotation: float  # training OPQ and PQ, one dimension squared
     store: float  # one byte read, hashed and written
     row: float  # one row's table and bookkeeping
-    process_bytes: int
+    process_bytes: int  # that serves
+    builder_bytes: int  # that builds
     row_bytes: int
     drawn_bytes: int  # of a row, while an index is drawn up
 
@@ -196,7 +197,10 @@ def _planned(
     # Cells are there once on a node: the shards on it are joined.
     fixed, each = costs.process_bytes + serving_bytes(shape), index_bytes(shape) + costs.row_bytes
     room, once = int(node_bytes * FILL) - fixed, max(train_bytes(shape, count, costs), draw_bytes(count, costs))
-    least, building = math.ceil(each), max(build_bytes(shape, 1, costs), once)
+    least, examining = math.ceil(each), examine_bytes(shape, 0, costs) + 6 * min(count, BLOCK) * dim
+    # A shard is opened as a whole to be examined.
+    room = min(room, node_bytes - examining)
+    building = max(build_bytes(shape, 1, costs), once, examining + least)
     if room < least or node_bytes < building:
         raise SettingsError(
             f"a node of {node_bytes / 2**30:.2g} GiB holds and builds no {kind} index of {count:,} x {dim} "
@@ -225,7 +229,11 @@ def _planned(
         nodes=nodes,
         effort=effort,
         node_bytes=fixed + fullest,
-        build_bytes=max(build_bytes(shape, min(math.ceil(count / shards), builds), costs), once),
+        build_bytes=max(
+            build_bytes(shape, min(math.ceil(count / shards), builds), costs),
+            examine_bytes(shape, math.ceil(count / shards), costs),
+            once,
+        ),
         disk_bytes=math.ceil(count * ((0 if kind == "flat" else index_bytes(shape)) + 2 * dim + costs.row_bytes / 2)),
         build_seconds=build_seconds(shape, count, costs),
         query_seconds=query_seconds(shape, count, effort, costs),
@@ -235,16 +243,16 @@ def _planned(
 
 def build_bytes(shape: Shape, rows: int, costs: Costs) -> int:
     """Memory of a task that fills one part: the index as it grows, one block of vectors, its rows."""
-    block = min(rows, BLOCK) * shape.dim * 6
-    return costs.process_bytes + math.ceil(rows * _filling(shape, costs) + block + trained_bytes(shape))
+    block = _block(shape, min(rows, BLOCK))
+    return costs.builder_bytes + math.ceil(rows * _filling(shape, costs) + block + trained_bytes(shape))
 
 
 def most_rows(shape: Shape, node_bytes: int, costs: Costs | None = None) -> int:
     """Rows of the largest part that a task can fill on a node."""
     costs = costs or measured_costs()
-    rest, each = node_bytes - costs.process_bytes - trained_bytes(shape), _filling(shape, costs)
+    rest, each = node_bytes - costs.builder_bytes - trained_bytes(shape), _filling(shape, costs)
     # With a whole block of vectors beside them; or fewer than a block.
-    return int(max((rest - BLOCK * shape.dim * 6) / each, min(BLOCK, rest / (each + shape.dim * 6))))
+    return int(max((rest - _block(shape, BLOCK)) / each, min(BLOCK, rest / (each + _block(shape, 1)))))
 
 
 def _filling(shape: Shape, costs: Costs) -> float:
@@ -253,24 +261,33 @@ def _filling(shape: Shape, costs: Costs) -> float:
     return index + costs.row_bytes
 
 
+def _block(shape: Shape, rows: int) -> int:
+    """Memory of vectors that are added at once: as they are stored, as FAISS wants them, and what it makes of them."""
+    # For PQ: turned, and what is left of them when their cell is taken away.
+    each = {"flat": 2, "opq_ivf_pq": 14}.get(shape.kind, 6)
+    return each * rows * shape.dim
+
+
 def train_bytes(shape: Shape, count: int, costs: Costs) -> int:
-    """Memory of training: the sample, FAISS's copy of it, and what is learned."""
+    """Memory of training: the sample, FAISS's copies of it, and what is learned."""
     if not shape.trained:
         return 0
     sample = min(count, max(OPQ_VECTORS, shape.lists * TRAIN_PER_LIST))
-    return costs.process_bytes + 8 * sample * shape.dim + serving_bytes(shape)
+    each = 16 if shape.kind == "opq_ivf_pq" else 8
+    return costs.builder_bytes + each * sample * shape.dim + serving_bytes(shape)
 
 
 def examine_bytes(shape: Shape, rows: int, costs: Costs) -> int:
     """Memory of the task that measures the recall of one shard: all of it is searched, and scanned block by block."""
+    if shape.kind == "flat":
+        return 0  # it is exact
     each = index_bytes(shape) + costs.row_bytes
-    block = min(rows, BLOCK) * shape.dim * 6
-    return costs.process_bytes + serving_bytes(shape) + math.ceil(rows * each) + block
+    return costs.builder_bytes + serving_bytes(shape) + math.ceil(rows * each) + 6 * min(rows, BLOCK) * shape.dim
 
 
 def draw_bytes(count: int, costs: Costs) -> int:
     """Memory of the one task that draws an index up: it knows every row."""
-    return costs.process_bytes + count * costs.drawn_bytes
+    return costs.builder_bytes + count * costs.drawn_bytes
 
 
 def build_seconds(shape: Shape, count: int, costs: Costs) -> float:

@@ -1,9 +1,8 @@
-"""The parts of an index as they lie on disk: which scan each row is, and the exact fp16 vectors (DESIGN §2)."""
+"""One part of a shard as it lies on disk: which scan each row is, and the exact fp16 vectors (DESIGN §2)."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from mrcg.errors import require
 from mrcg.index import kinds
 from mrcg.index.kinds import Faiss
 from mrcg.index.layout import PartFacts, Shape, part_files
@@ -67,70 +65,3 @@ def map_vectors(path: Path, count: int, dim: int) -> npt.NDArray[np.float16]:
         return np.empty((0, dim), dtype=np.float16)
     # A plain array over the map: indexing a memmap itself costs more than what is read.
     return np.asarray(np.memmap(path, dtype=np.float16, mode="r", shape=(count, dim)))
-
-
-class _Buffers(threading.local):
-    """Memory that a thread uses again: what is allocated anew for each search costs more than what is done in it."""
-
-    def __init__(self) -> None:
-        self.halves = np.empty((0, 0), dtype=np.float16)
-        self.floats = np.empty((0, 0), dtype=np.float32)
-
-
-class Stored:
-    """The exact vectors of all parts, by place: the order of the rows that are there.
-
-    Args:
-        parts: of the index.
-        dim: of a vector.
-    """
-
-    def __init__(self, parts: Sequence[Part], dim: int) -> None:
-        self._parts = parts
-        self.dim = dim
-        rows = np.concatenate([np.empty(0, np.int64), *(part.rows for part in parts)])
-        order = np.argsort(rows, kind="stable")
-        order = order[np.searchsorted(rows[order], 0) :]
-        #: (places,) gallery rows, rising.
-        self.rows: Rows = rows[order]
-        starts = np.cumsum([0, *(len(part) for part in parts)])
-        self._owner = (np.searchsorted(starts, order, side="right") - 1).astype(np.int32)
-        self._local = order - starts[self._owner]
-        self._decoder = require("faiss").ScalarQuantizer(dim, require("faiss").ScalarQuantizer.QT_fp16)
-        self._buffers = _Buffers()
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def places_of(self, number: int) -> Rows:
-        """(n,) place of each row of a part, -1 where it is gone."""
-        places = np.full(len(self._parts[number]), -1, dtype=np.int64)
-        here = np.flatnonzero(self._owner == number)
-        places[self._local[here]] = here
-        return places
-
-    def halves(self, places: Rows, out: npt.NDArray[np.float16] | None = None) -> npt.NDArray[np.float16]:
-        """(n, d) vectors of places."""
-        if out is None:
-            out = np.empty((len(places), self.dim), dtype=np.float16)
-        owner, local = self._owner[places], self._local[places]
-        if len(self._parts) == 1:
-            np.take(self._parts[0].vectors_nd, local, axis=0, out=out, mode="clip")
-            return out
-        for number, part in enumerate(self._parts):
-            here = np.flatnonzero(owner == number)
-            if len(here):
-                out[here] = part.vectors_nd[local[here]]
-        return out
-
-    def floats(self, places: Rows) -> npt.NDArray[np.float32]:
-        """(n, d) vectors of places as float32; valid until this thread asks again."""
-        count, buffers, pointer = len(places), self._buffers, require("faiss").swig_ptr
-        if len(buffers.halves) < count:
-            buffers.halves = np.empty((count, self.dim), dtype=np.float16)
-            buffers.floats = np.empty((count, self.dim), dtype=np.float32)
-        halves, floats = buffers.halves[:count], buffers.floats[:count]
-        if count:
-            codes = self.halves(places, halves).view(np.uint8)
-            self._decoder.decode_c(pointer(codes), pointer(floats), count)
-        return floats

@@ -11,8 +11,21 @@ from mrcg.errors import IntegrityError
 from mrcg.index.engines import Candidates, assemble
 from mrcg.index.gallery import Gallery
 from mrcg.index.layout import FACTS, IndexFacts, Shape
-from mrcg.index.metric import BLOCK, SLACK, Mask, Neighbours, Rows, Vectors, exact_distances, merge, nearest, scan
-from mrcg.index.shard import Part, Stored
+from mrcg.index.metric import (
+    BLOCK,
+    SLACK,
+    Mask,
+    Neighbours,
+    Rows,
+    Vectors,
+    exact_distances,
+    merge,
+    nearest,
+    scan,
+    widen,
+)
+from mrcg.index.shard import Part
+from mrcg.index.stored import Stored
 from mrcg.store import Artefact
 
 #: With fewer rows allowed than this all of them are scanned: it is faster than a filtered search, and exact.
@@ -122,9 +135,11 @@ class ShardedIndex:
 
     def _scan(self, queries: Queries, k: int, mask: Mask | None) -> Neighbours:
         """The k nearest of all that is allowed, by brute force over the exact vectors."""
-        found = _nothing(len(queries), k)
+        found, floats = _nothing(len(queries), k), np.empty((0, self.shape.dim), dtype=np.float32)
         for places in self._blocks(mask):
-            block = self._stored.halves(places).astype(np.float32)
+            if not len(floats):  # the first block is the largest
+                floats = np.empty((len(places), self.shape.dim), dtype=np.float32)
+            block = widen(self._stored.halves(places), floats[: len(places)])
             local = scan(queries, block, k)
             distances = exact_distances(queries, block[np.maximum(local, 0)])
             found = merge([found, nearest(np.where(local >= 0, places[local], -1), distances, k)], k)

@@ -15,7 +15,8 @@ from mrcg.index import kinds
 from mrcg.index.engines import assemble
 from mrcg.index.layout import Shape
 from mrcg.index.metric import exact_distances
-from mrcg.index.shard import Part, Stored
+from mrcg.index.shard import Part
+from mrcg.index.stored import Stored
 
 DIM, COUNT = 16, 900
 SHAPES = {
@@ -161,6 +162,17 @@ def test_places_are_the_rows_that_are_there_in_order(sizes, share, seed, asked):
         places = np.array([one % len(there) for one in asked], dtype=np.int64)
         expected = VECTORS[stored.rows[places]]
         assert (stored.halves(places) == expected).all()
-        assert (stored.floats(places) == expected.astype(np.float32)).all()
-        # The memory is used again, larger or smaller.
-        assert (stored.floats(places[:3]) == expected[:3].astype(np.float32)).all()
+
+
+@given(st.integers(0, 40), st.integers(0, 300), st.integers(1, 3), st.floats(0, 1), st.integers(0, 100))
+def test_stored_vectors_are_as_far_as_they_are(queries, width, cut, share, seed):
+    rng = np.random.default_rng(seed)
+    of = rng.integers(0, cut, COUNT)
+    parts = [Part(None, VECTORS[of == n], rows_table(np.flatnonzero(of == n))) for n in range(cut)]
+    asked = rng.normal(size=(queries, DIM)).astype(np.float32)
+    places = np.where(rng.random((queries, width)) < share, rng.integers(0, COUNT, (queries, width)), -1)
+    threads = faiss.omp_get_max_threads()
+    found = Stored(parts, DIM).distances(asked, places)
+    expected = exact_distances(asked, VECTORS[np.maximum(places, 0)])
+    assert (found == np.where(places >= 0, expected, np.inf)).all()
+    assert faiss.omp_get_max_threads() == threads

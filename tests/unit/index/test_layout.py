@@ -5,9 +5,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from tests.making import strings
 
 from mrcg.hashing import digest
-from mrcg.index.layout import IndexFacts, PartFacts, Shape, allot, part_files, part_name, shard_of, shards_of
+from mrcg.index.layout import (
+    IndexFacts,
+    PartFacts,
+    Shape,
+    allot,
+    part_files,
+    part_name,
+    scans_of_sites,
+    shard_of,
+    shards_of,
+)
 
 counts_of_sites = st.dictionaries(st.text(max_size=3), st.integers(0, 5000), max_size=12)
 shards = st.integers(1, 60)
@@ -56,12 +67,17 @@ def test_shards_of_many_are_those_of_each():
     sites, images = allot({"a": 60, "b": 40}, 5), ids(50)
     of = ["a", "b", None, "new", ""] * 10
     expected = [shard_of(*one, sites, 5) for one in zip(of, images, strict=True)]
-    assert shards_of(images, of, sites, 5).tolist() == expected
-    assert shards_of([], [], sites, 5).tolist() == []
+    assert shards_of(strings(images), strings(of), sites, 5).tolist() == expected
+    assert shards_of(strings([]), strings([]), sites, 5).tolist() == []
+
+
+@given(st.lists(st.none() | st.sampled_from(["", "a", "b"]), max_size=30))
+def test_scans_of_sites_are_counted(of):
+    assert scans_of_sites(strings(of)) == Counter(site or "" for site in of)
 
 
 def test_a_site_spreads_evenly_over_its_shards():
-    found = Counter(shards_of(ids(4000), ["a"] * 4000, allot({"a": 1, "b": 1}, 8), 8))
+    found = Counter(shards_of(strings(ids(4000)), strings(["a"] * 4000), allot({"a": 1, "b": 1}, 8), 8).tolist())
     assert set(found) == {0, 1, 2, 3}
     assert all(abs(count - 1000) < 120 for count in found.values())
 

@@ -3,7 +3,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrcg.index.metric import Neighbours, exact_distances, exact_search, merge, nearest, recall_at, recall_of, scan
+from mrcg.index.metric import (
+    Neighbours,
+    exact_distances,
+    exact_search,
+    merge,
+    nearest,
+    recall_at,
+    recall_of,
+    scan,
+    widen,
+)
 
 #: Few distinct distances, so that there are many ties.
 distances = st.sampled_from([0.0, 1.0, 1.5, 2.0])
@@ -150,3 +160,35 @@ def test_recall_by_distance_counts_what_ties_with_the_last_neighbour(pairs, seen
 def test_recall_by_distance_of_no_queries_is_whole():
     nothing = Neighbours(np.empty((0, 5), np.int64), np.empty((0, 5), np.float32))
     assert recall_of(nothing, nothing) == 1.0
+
+
+def test_every_finite_half_is_widened_to_the_very_number_that_it_is():
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    halves = halves[np.isfinite(halves)]
+    assert (widen(halves).view(np.uint32) == halves.astype(np.float32).view(np.uint32)).all()
+
+
+@given(st.integers(0, 1000), st.integers(1, 300), st.booleans())
+def test_halves_of_any_shape_are_widened(count, dim, given_memory):
+    halves = np.random.default_rng(count).normal(size=(dim, count)).astype(np.float16).T
+    memory = np.full((count, dim), 7, dtype=np.float32) if given_memory else None
+    found = widen(halves, memory)
+    assert found.shape == (count, dim)
+    assert (found == halves.astype(np.float32)).all()
+    assert memory is None or found is memory
+
+
+@given(
+    st.integers(1, 6), st.integers(0, 40), st.integers(1, 20), st.integers(1, 8), st.booleans(), st.integers(0, 1000)
+)
+def test_the_nearest_are_those_of_a_full_sort(queries, count, k, levels, ordered, seed):
+    rng = np.random.default_rng(seed)
+    rows = np.stack([rng.permutation(count) for _ in range(queries)]).astype(np.int64)
+    distances = rng.integers(0, levels, (queries, count)).astype(np.float32)
+    if ordered:
+        distances = np.sort(rng.random((queries, count)).astype(np.float32), axis=1)
+    rows[rng.random(rows.shape) < 0.1 * (not ordered)] = -1
+    found = nearest(rows, distances, k)
+    for q in range(queries):
+        expected = first(zip(rows[q].tolist(), distances[q].tolist(), strict=True), k)
+        assert (found.rows_qk[q].tolist(), found.distances_qk[q].tolist()) == expected

@@ -13,6 +13,7 @@ from mrcg.index.planner import (
     Costs,
     build_bytes,
     draw_bytes,
+    examine_bytes,
     first_effort,
     index_bytes,
     measured_costs,
@@ -38,6 +39,7 @@ ROUND = Costs(
     store=1e-9,
     row=1e-6,
     process_bytes=250_000_000,
+    builder_bytes=250_000_000,
     row_bytes=180,
     drawn_bytes=500,
 )
@@ -62,6 +64,7 @@ machines = st.builds(
     store=seconds,
     row=seconds,
     process_bytes=st.integers(0, 10**9),
+    builder_bytes=st.integers(0, 10**9),
     row_bytes=st.integers(1, 1000),
     drawn_bytes=st.integers(0, 1000),
 )
@@ -86,6 +89,7 @@ def test_a_plan_never_takes_more_memory_than_a_node_has(count, dim, node_bytes, 
     # A shard that is too large to be filled at once is filled in parts.
     part = build_bytes(shape, min(rows, most_rows(shape, node_bytes, costs)), costs)
     assert plan.build_bytes >= max(part, train_bytes(shape, count, costs), draw_bytes(count, costs))
+    assert plan.build_bytes >= examine_bytes(shape, rows, costs)
     assert max(plan.node_bytes, plan.build_bytes) <= node_bytes
     assert 1 <= plan.nodes <= plan.shards <= max(1, shards or count)
     assert plan.shards == (shards or plan.shards)
@@ -145,8 +149,8 @@ def test_the_choice_is_the_best_of_what_each_kind_would_be(count, dim, node_byte
 
 
 def test_a_kind_that_does_not_fit_does_not_keep_another_from_being_chosen():
-    assert planned(10_000_000, 1000, 16 * GIB, 0.95, "flat", 2, ROUND) is None
-    assert plan_index(10_000_000, 1000, 16 * GIB, 0.95, None, 2, ROUND).shape.kind == "opq_ivf_pq"
+    assert planned(10_000_000, 800, 16 * GIB, 0.95, "flat", 2, ROUND) is None
+    assert plan_index(10_000_000, 800, 16 * GIB, 0.95, None, 2, ROUND).shape.kind == "opq_ivf_pq"
 
 
 def test_a_count_that_no_shard_size_divides_still_fits():
