@@ -8,7 +8,8 @@ A block stands between ``<!-- figures: NAME -->`` and ``<!-- /figures -->``; its
 - reports, summary: docs/reports and docs/bench/gains.json, taken from a store by docs/gather.py;
 - tried: docs/reports/tried, the same of runs with another reranker, named by what is other;
 - reproduction: docs/bench/reproduction.json, as ``mrcg reproduce --json`` prints it;
-- learning, ingest: docs/bench, as ``python -m tests.bench.learning`` and ``… .ingest`` write them with ``--out``.
+- learning, ingest: docs/bench, as ``python -m tests.bench.learning`` and ``… .ingest`` write them with ``--out``;
+- index, steps, growth: the same of ``… .index`` and ``… .growth`` (docs/index_figures.py).
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import index_figures
 
 from mrcg.evaluation.bootstrap import Gain, Interval
 from mrcg.evaluation.report import Report
@@ -141,6 +144,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "reproduction": reproduction_table,
     "learning": learning_table,
     "ingest": ingest_table,
+    "index": index_figures.index_table,
+    "steps": index_figures.steps_table,
+    "growth": index_figures.growth_table,
 }
 
 
@@ -162,6 +168,8 @@ def main() -> None:
         if "--check" in sys.argv[1:]:
             sys.exit(f"{page.name}: the figures are not those that were measured; run python docs/figures.py")
         page.write_text(wanted, encoding="utf-8")
+    if "--check" in sys.argv[1:] and index_figures.stamp() not in (DOCS / "bench" / "index.svg").read_text():
+        sys.exit("docs/bench/index.svg is not of docs/bench/index.json; run python docs/index_figures.py")
 
 
 if __name__ == "__main__":

@@ -6,14 +6,16 @@ Real embeddings of each version are enlarged by a seeded mixture (``tests.bench.
 mixture that are not in the gallery. For each kind of index:
 
 - build: seconds from a file of half-precision vectors to files on disk, each in a process of its own; the median of three
-  turns where they are short, and of two of plain FAISS where they are not very long. Ours stores the exact vectors and which scan each row is as well, hashes all that
-  it reads and writes, and measures its recall: seconds of that are in ``build_seconds``, and beside them.
+  turns where they are short, and of two of plain FAISS where they are not very long. Ours stores the exact vectors and
+  which scan each row is as well, hashes all that it reads and writes, and measures its recall: seconds of that are in
+  ``build_seconds``, and beside them.
 - recall@50 against an exact scan; effort is raised until it is 0.95, for everybody.
 - queries per second in batches of 64 and alone: the median over rounds in which all contenders of a kind take turns.
 - memory: the most that the process held for itself (without pages of files), while building and while serving, beside
   what the planner had said.
 
-Everything is measured in one run. The machine should be idle.
+All contenders of a gallery and a kind are measured in one run; ``--counts`` and ``--kinds`` cut a run into shorter ones that
+write into the same file. The machine should be idle. (OPQ of 1000 dimensions takes a quarter of an hour for each build.)
 """
 
 from __future__ import annotations
@@ -256,7 +258,8 @@ def contenders_of(kind: KindName, gallery: Gallery, autofaiss: str | None) -> li
     if kind == "hnsw":
         found += [Hnswlib(dim), Usearch(dim)]
     if kind == "ivf_flat":
-        found += [Lance(count, dim), *([Autofaiss(autofaiss)] if autofaiss else [])]
+        # On two cores autofaiss takes more than ten minutes to choose and to train for a million.
+        found += [Lance(count, dim), *([Autofaiss(autofaiss)] if autofaiss and count <= 100_000 else [])]
     return found
 
 
@@ -277,6 +280,15 @@ def show(row: Row) -> None:
     )
 
 
+def write(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows into a file; of what was measured before, other galleries and kinds stay."""
+    old = json.loads(path.read_text()) if path.exists() else []
+    new = {(row.gallery, row.kind) for row in rows}
+    kept = [row for row in old if (row["gallery"], row["kind"]) not in new]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([*kept, *map(asdict, rows)], indent=1) + "\n")
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -287,7 +299,7 @@ def main() -> None:
     parser.add_argument("--counts", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--kinds", nargs="+", default=["flat", "ivf_flat", "ivf_sq", "opq_ivf_pq", "hnsw"])
     parser.add_argument("--autofaiss", help="Python of an environment that has autofaiss; left out where none is given")
-    parser.add_argument("--out", type=Path, help="JSON file for the figures, written after each kind")
+    parser.add_argument("--out", type=Path, help="JSON file for the figures, updated after each kind")
     options = parser.parse_args()
     faiss.omp_set_num_threads(THREADS)
     rows: list[Row] = []
@@ -302,8 +314,7 @@ def main() -> None:
                         show(row)
                         rows.append(row)
                     if options.out:
-                        options.out.parent.mkdir(parents=True, exist_ok=True)
-                        options.out.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+                        write(options.out, rows)
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def confusion_figure(confusion: Confusion) -> Drawing:
         axes[0].set_ylabel("class of the query")
 
     side = 1.4 + 0.5 * min(len(classes), MOST_NAMED)
-    return _drawing(draw, (10.0, min(8.0, max(3.4, side))), "Class of each query against class of its first hit")
+    return drawing(draw, (10.0, min(8.0, max(3.4, side))), "Class of each query against class of its first hit")
 
 
 def _numbers(ax: Axes, table: npt.NDArray[np.int64], share: npt.NDArray[np.float64], theme: Theme) -> None:
@@ -125,7 +125,7 @@ def reliability_figure(calibration: Calibration) -> Drawing:
         below.set_xlabel("score")
         below.set_xlim(-0.02, 1.02)
 
-    return _drawing(draw, (6.4, 5.4), "Reliability curve: share of relevant hits against their score")
+    return drawing(draw, (6.4, 5.4), "Reliability curve: share of relevant hits against their score")
 
 
 def _counts(ax: Axes, one: Reliability, place: int, colour: str) -> None:
@@ -163,7 +163,7 @@ def nodes_figure(parts: dict[str, npt.NDArray[np.int64]], neighbours: int) -> Dr
         _log(axes[0], "{x:g}")  # few graphs are hard, and those are the ones to see
         axes[0].set_ylabel("% of the graphs (log)")
 
-    return _drawing(draw, (10.0, 3.6), "How many nodes of each query graph have the query's class")
+    return drawing(draw, (10.0, 3.6), "How many nodes of each query graph have the query's class")
 
 
 def curves_figure(trainings: dict[str, Training]) -> Drawing:
@@ -181,7 +181,7 @@ def curves_figure(trainings: dict[str, Training]) -> Drawing:
             ax.xaxis.get_major_locator().set_params(integer=True)
             _validation(ax, training, marker, theme)
 
-    return _drawing(draw, (10.0 if len(trainings) > 1 else 5.6, 3.6), "Loss and validation MAP by epoch")
+    return drawing(draw, (10.0 if len(trainings) > 1 else 5.6, 3.6), "Loss and validation MAP by epoch")
 
 
 def _validation(ax: Axes, training: Training, marker: str | None, theme: Theme) -> None:
@@ -225,7 +225,7 @@ def map_figure(points: MapPoints) -> Drawing:
         if len(classes) <= MOST_NAMED:
             ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=1.8)
 
-    return _drawing(draw, (9.0, 6.0), "Embedding map (t-SNE): scans of the gallery and test queries, coloured by class")
+    return drawing(draw, (9.0, 6.0), "Embedding map (t-SNE): scans of the gallery and test queries, coloured by class")
 
 
 def distance_figure(
@@ -252,12 +252,13 @@ def distance_figure(
         if ax.get_legend_handles_labels()[0]:
             ax.legend(loc="upper right")
 
-    return _drawing(
+    return drawing(
         draw, (6.4, 3.6), "Distance of queries to their nearest hit, with the out-of-distribution threshold"
     )
 
 
-def _drawing(draw: Draw, inches: tuple[float, float], says: str) -> Drawing:
+def drawing(draw: Draw, inches: tuple[float, float], says: str) -> Drawing:
+    """Draw a figure for both pages; ``says`` is what it shows in words."""
     return Drawing(_svg(draw, inches, LIGHT), _svg(draw, inches, DARK), says)
 
 

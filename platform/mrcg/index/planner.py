@@ -30,6 +30,8 @@ VECTORS_PER_LIST = 39
 PQ_TABLES = 2**31
 #: FAISS's inverted lists double as they grow.
 LIST_SLACK = 1.3
+#: Distances that FAISS has at once where it finds the cells of many vectors.
+_ASSIGNED = 4 * 4096 * 1024
 LINKS = 32
 KINDS: tuple[KindName, ...] = ("flat", "hnsw", "ivf_flat", "ivf_sq", "opq_ivf_pq")
 
@@ -265,7 +267,7 @@ def _block(shape: Shape, rows: int) -> int:
     """Memory of vectors that are added at once: as they are stored, as FAISS wants them, and what it makes of them."""
     # For PQ: turned, and what is left of them when their cell is taken away.
     each = {"flat": 2, "opq_ivf_pq": 14}.get(shape.kind, 6)
-    return each * rows * shape.dim
+    return each * rows * shape.dim + (_ASSIGNED * rows // BLOCK if shape.trained else 0)
 
 
 def train_bytes(shape: Shape, count: int, costs: Costs) -> int:
@@ -273,8 +275,9 @@ def train_bytes(shape: Shape, count: int, costs: Costs) -> int:
     if not shape.trained:
         return 0
     sample = min(count, max(OPQ_VECTORS, shape.lists * TRAIN_PER_LIST))
-    each = 16 if shape.kind == "opq_ivf_pq" else 8
-    return costs.builder_bytes + each * sample * shape.dim + serving_bytes(shape)
+    # Beside the sample: for codes what is left when its cell is taken away; for PQ the sample turned, too, and slices.
+    copies = {"ivf_flat": 1, "ivf_sq": 2, "opq_ivf_pq": 4}[shape.kind]
+    return costs.builder_bytes + 4 * copies * sample * shape.dim + _ASSIGNED + serving_bytes(shape)
 
 
 def examine_bytes(shape: Shape, rows: int, costs: Costs) -> int:

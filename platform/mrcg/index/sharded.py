@@ -121,8 +121,11 @@ class ShardedIndex:
         return found
 
     def _candidates(self, queries: Queries, k: int, mask: Mask | None, effort: int) -> Candidates:
+        count = wanted(self.shape, k)
+        if self.shape.kind == "hnsw":  # a search knows no more than it is wide
+            count = max(k, min(count, effort))
         # More would only be padding.
-        count = max(1, min(wanted(self.shape, k), len(self._stored)))
+        count = max(1, min(count, len(self._stored)))
         return self._engine.candidates(queries, count, mask, effort)
 
     def _completed(self, near: Neighbours, queries: Queries, want: int, mask: Mask | None) -> Neighbours:
