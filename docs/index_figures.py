@@ -74,7 +74,7 @@ def growth_table() -> str:
     """One line for each size of gallery."""
     lines = [
         "| scans | index | build, s | index alone | 1 % more, s | of a build | index alone | of its build "
-        "| search, queries/s | promote, s | erase a patient, s |",
+        "| search, queries/s | promote, ms | erase a patient, s |",
         "| " + "---: | --- | " + "---: | " * 9,
     ]
     for row in json.loads((BENCH / "growth.json").read_text()):
@@ -82,7 +82,7 @@ def growth_table() -> str:
             f"{row['count']:,}", f"`{row['kind']}`", f"{row['build']:.2f}", f"{row['build_index']:.2f}",
             f"{row['reindex']:.2f}", f"{100 * row['reindex'] / row['build']:.1f} %",
             f"{row['reindex_index']:.2f}", f"{100 * row['reindex_index'] / row['build_index']:.1f} %",
-            f"{row['search_qps']:,.0f}", f"{row['promote']:.2f}", f"{row['erase']:.1f}",
+            f"{row['search_qps']:,.0f}", f"{1000 * row['promote']:.1f}", f"{row['erase']:.1f}",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(line.rstrip() for line in lines)

@@ -252,9 +252,7 @@ def distance_figure(
         if ax.get_legend_handles_labels()[0]:
             ax.legend(loc="upper right")
 
-    return drawing(
-        draw, (6.4, 3.6), "Distance of queries to their nearest hit, with the out-of-distribution threshold"
-    )
+    return drawing(draw, (6.4, 3.6), "Distance of queries to their nearest hit, with the out-of-distribution threshold")
 
 
 def drawing(draw: Draw, inches: tuple[float, float], says: str) -> Drawing:
