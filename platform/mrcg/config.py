@@ -143,7 +143,7 @@ class IndexSettings(Settings):
     )
     effort: int = Field(0, ge=0, description="cells (IVF) or breadth (HNSW) that a search begins with")
     min_recall: Fraction = Field(0.95, description="recall@50 against exact search; effort is raised until it is there")
-    recall_sample: Count = Field(128, description="queries that recall is measured with")
+    recall_sample: Count = Field(256, description="queries that recall is measured with")
     compact_above: Fraction = Field(0.2, description="part of a part's rows that may be gone before it is filled anew")
 
 

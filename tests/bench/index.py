@@ -15,7 +15,7 @@ mixture that are not in the gallery. For each kind of index:
   what the planner had said.
 
 All contenders of a gallery and a kind are measured in one run; ``--counts`` and ``--kinds`` cut a run into shorter ones that
-write into the same file. The machine should be idle. (OPQ of 1000 dimensions takes a quarter of an hour for each build.)
+write into the same file. The machine should be idle.
 """
 
 from __future__ import annotations
@@ -304,7 +304,7 @@ def main() -> None:
     faiss.omp_set_num_threads(THREADS)
     rows: list[Row] = []
     for count in options.counts:
-        for real, most in zip(options.real, options.most, strict=False):
+        for real, most in zip(options.real, options.most[: len(options.real)], strict=True):
             if count > most:
                 continue
             with tempfile.TemporaryDirectory(prefix="bench-index-") as folder:
