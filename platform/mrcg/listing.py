@@ -77,10 +77,10 @@ def known_files(corpus: Artefact) -> Digests:
     """Digests, sorted, of the files that a corpus has read for good."""
     found = [np.empty(0, dtype=np.uint64)]
     for _, data in corpus.each(SCANS):
-        table = pq.read_table(pa.BufferReader(data), columns=["source_key", "stamp"])
+        table = schemas.from_parquet(data, ["source_key", "stamp"])
         found.append(row_digests(table.group_by(["source_key", "stamp"]).aggregate([])))
     for _, data in corpus.each(QUARANTINE):
-        table = pq.read_table(pa.BufferReader(data), columns=["source_key", "stamp", "reason"])
+        table = schemas.from_parquet(data, ["source_key", "stamp", "reason"])
         lasting = pc.invert(pc.is_in(table["reason"], pa.array(sorted(PASSING))))
         found.append(row_digests(table.filter(lasting)))
     return np.unique(np.concatenate(found))

@@ -66,7 +66,7 @@ class Contender(Protocol):
 class Ours:
     """The sharded index of this project, built by library calls, one piece after the other."""
 
-    needs: ClassVar[tuple[str, ...]] = ("pyarrow.parquet", "fsspec.implementations.local")
+    needs: ClassVar[tuple[str, ...]] = ("pyarrow.parquet", "pyarrow.dataset", "fsspec.implementations.local")
     kind: KindName
     shards: int
     store: str

@@ -18,7 +18,7 @@ from mrcg.errors import require
 from mrcg.index import kinds
 from mrcg.index.kinds import Faiss, Queries
 from mrcg.index.layout import Shape
-from mrcg.index.metric import Distances, Mask, Rows, widen
+from mrcg.index.metric import Distances, Mask, Rows, nearest, scan, widen
 from mrcg.index.shard import Part
 from mrcg.index.stored import Stored
 
@@ -43,13 +43,13 @@ class Engine(Protocol):
         ...
 
 
-def assemble(shape: Shape, parts: Sequence[Part], stored: Stored) -> Engine:
-    """What searches the parts."""
+def assemble(shape: Shape, parts: Sequence[Part], stored: Stored, mapped: bool = False) -> Engine:
+    """What searches the parts; ``mapped``: inverted lists of a single part stay on disk."""
     if not len(stored):
         return _Graphs(shape, [])
     if shape.kind == "hnsw":
         return _Graphs(shape, [(part.load(False), stored.places_of(n)) for n, part in enumerate(parts) if part.load])
-    return _Joined(shape, _flat(stored) if shape.kind == "flat" else _joined(shape, parts, stored), stored)
+    return _Joined(shape, _flat(stored) if shape.kind == "flat" else _joined(shape, parts, stored, mapped), stored)
 
 
 class _Joined:
@@ -57,6 +57,10 @@ class _Joined:
         self._shape, self._index, self._stored = shape, index, stored
 
     def candidates(self, queries_qd: Queries, count: int, allowed: Mask | None, effort: int) -> Candidates:
+        if self._shape.kind == "flat" and allowed is None:
+            places = scan(queries_qd, _vectors(self._index), count)
+            near = nearest(places, kinds.own_distances(self._index, queries_qd, places), count)
+            return Candidates(near.rows_qk, near.distances_qk, near.distances_qk)
         rough, places = kinds.candidates(self._index, self._shape, queries_qd, count, allowed, effort)
         match self._shape.kind:
             case "ivf_flat":
@@ -98,17 +102,23 @@ def _flat(stored: Stored) -> Faiss:
     count, dim, index = len(stored), stored.dim, require("faiss").IndexFlatL2(stored.dim)
     index.codes.resize(4 * count * dim)
     index.ntotal = count
-    vectors = require("faiss").rev_swig_ptr(index.get_xb(), count * dim).reshape(count, dim)
+    vectors = _vectors(index)
     for start in range(0, count, FLAT_BLOCK):
         widen(stored.halves(np.arange(start, min(count, start + FLAT_BLOCK))), vectors[start : start + FLAT_BLOCK])
     return index
 
 
-def _joined(shape: Shape, parts: Sequence[Part], stored: Stored) -> Faiss:
+def _vectors(flat: Faiss) -> Queries:
+    """(n, d) what a flat index holds, as long as it lives."""
+    vectors: Queries = require("faiss").rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(flat.ntotal, flat.d)
+    return vectors
+
+
+def _joined(shape: Shape, parts: Sequence[Part], stored: Stored, mapped: bool) -> Faiss:
     places = [stored.places_of(number) for number in range(len(parts))]
     if len(parts) == 1 and (places[0] == np.arange(len(parts[0]))).all():
         assert parts[0].load is not None
-        return kinds.make_searchable(parts[0].load(False), shape)
+        return kinds.make_searchable(parts[0].load(mapped), shape)
     faiss = require("faiss")
     held = [_ids(part, shape.lists) for part in parts]
     width, lists = held[0][1], faiss.ArrayInvertedLists(shape.lists, held[0][1])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,11 +126,13 @@ class _FillPart:
             index = kinds.new_index(shape, seed_of(work.seed, name))
         elif shape.trained:
             index = kinds.read_index(work.on_disk(TRAINED))
-        with store.writer(f"{work.output}/{files.vectors}") as sink:
+        with store.writer(f"{work.output}/{files.vectors}") as sink, ThreadPoolExecutor(1) as beside:
             for block in self.blueprint.embeddings(work).blocks(rows, BLOCK):
-                sink.write(np.ascontiguousarray(block))
+                # Hashed and written while FAISS adds it.
+                written = beside.submit(sink.write, np.ascontiguousarray(block))
                 if index is not None:
                     index.add(widen(block))
+                written.result()
         entries = [sink.entry(files.vectors)]
         if index is not None:
             with store.writer(f"{work.output}/{files.index}") as sink:

@@ -115,8 +115,54 @@ SLACK = 16
 def scan(queries_qd: npt.NDArray[np.float32], block_nd: npt.NDArray[np.float32], k: int) -> Rows:
     """(q, c) rows of a block among which the k nearest are, c <= k + slack."""
     want = min(k + SLACK, len(block_nd))
+    if len(queries_qd) < _MANY or want == len(block_nd):
+        return _one_by_one(queries_qd, block_nd, want)
+    rough_qc, rows_qc, error_q = _by_products(queries_qd, block_nd, want)
+    # What was left out is farther than the k-th whatever the rounding did, unless too many are as near.
+    unsure = np.flatnonzero(~(rough_qc[:, -1] - rough_qc[:, k - 1] > 2 * error_q))
+    if len(unsure):
+        rows_qc[unsure] = _one_by_one(queries_qd[unsure], block_nd, want)
+    return rows_qc
+
+
+#: Queries from which on products of matrices are faster, and vectors that are multiplied at once.
+_MANY, _COLUMNS = 16, 8192
+
+
+def _one_by_one(queries_qd: npt.NDArray[np.float32], block_nd: npt.NDArray[np.float32], want: int) -> Rows:
     rows: Rows = require("faiss").knn(queries_qd, block_nd, want)[1]
     return rows
+
+
+def _by_products(
+    queries_qd: npt.NDArray[np.float32], block_nd: npt.NDArray[np.float32], want: int
+) -> tuple[Distances, Rows, Distances]:
+    """(q, want) distances by |q|² + |x|² - 2qx with their rows, rising, and (q,) how far they may be off.
+
+    FAISS 1.15 does the same for more than 500 queries of 256 dimensions at once, and is four times slower for fewer.
+    """
+    faiss, queries, count = require("faiss"), np.ascontiguousarray(queries_qd), len(queries_qd)
+    dim, pointer = queries.shape[1], require("faiss").swig_ptr
+    rough, rows = np.empty((count, want), dtype=np.float32), np.empty((count, want), dtype=np.int64)
+    heaps = faiss.float_maxheap_array_t()
+    heaps.nh, heaps.k, heaps.val, heaps.ids = count, want, pointer(rough), pointer(rows)
+    heaps.heapify()
+    longest = 0.0
+    for start in range(0, len(block_nd), _COLUMNS):
+        some = np.ascontiguousarray(block_nd[start : start + _COLUMNS])
+        distances = np.empty((count, len(some)), dtype=np.float32)
+        faiss.pairwise_L2sqr(dim, count, pointer(queries), len(some), pointer(some), pointer(distances))
+        heaps.addn(len(some), pointer(distances), start)
+        longest = max(longest, float(_lengths(some).max()))
+    heaps.reorder()
+    # Each of three sums of d products is off by at most d units of rounding.
+    return rough, rows, np.float32(dim * 2.0**-23) * (_lengths(queries) + np.float32(longest))
+
+
+def _lengths(vectors_nd: npt.NDArray[np.float32]) -> Distances:
+    """(n,) squared."""
+    lengths: Distances = np.einsum("nd,nd->n", vectors_nd, vectors_nd)
+    return lengths
 
 
 def _distances_of(queries: Vectors, block: Vectors, rows_qc: Rows) -> Distances:

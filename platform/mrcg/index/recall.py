@@ -44,7 +44,7 @@ class Examine:
         shape, least = self.facts.shape, self.work.settings.min_recall
         kinds.use_threads(self.work.threads)
         parts = [Part.open(self.work.on_disk, shape, one) for one in self.facts.parts if one.shard == shard]
-        index = ShardedIndex(shape, parts, self.facts.effort)
+        index = ShardedIndex(shape, parts, self.facts.effort, mapped=True)
         exact = index.exact(self.queries_qd, DEPTH)
         tried: list[tuple[int, Candidates]] = []
         reached = 0

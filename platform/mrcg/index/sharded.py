@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
@@ -47,19 +48,24 @@ class ShardedIndex:
         shape: of the index.
         parts: of all shards, or of those that are open here.
         effort: of a search where none is given: cells (IVF) or breadth (HNSW).
+        mapped: whether what FAISS can map stays on disk: for a few searches.
     """
 
-    def __init__(self, shape: Shape, parts: Sequence[Part], effort: int) -> None:
+    def __init__(self, shape: Shape, parts: Sequence[Part], effort: int, mapped: bool = False) -> None:
         self.shape = shape
         self.effort = effort
         self.parts = tuple(parts)
-        self.gallery = Gallery([part.table for part in parts])
         self._stored = Stored(parts, shape.dim)
-        self._engine = assemble(shape, parts, self._stored)
+        self._engine = assemble(shape, parts, self._stored, mapped)
         self._buried: Mask | None = None
 
     def __len__(self) -> int:
         return len(self.gallery)
+
+    @functools.cached_property
+    def gallery(self) -> Gallery:
+        """What is known of each row; made when it is first asked for: a part that is only measured needs none."""
+        return Gallery([part.table for part in self.parts])
 
     @classmethod
     def open(cls, artefact: Artefact, shards: Collection[int] | None = None) -> ShardedIndex:

@@ -125,6 +125,17 @@ def test_an_engine_needs_no_file_of_a_part_any_more(kind, cut, tmp_path):
 
 
 @every_kind
+def test_a_part_that_stays_on_disk_answers_the_same(kind, tmp_path):
+    parts = parts_of(tmp_path, kind, [np.arange(COUNT)])
+    stored = Stored(parts, DIM)
+    loaded, mapped = (
+        assemble(SHAPES[kind], parts, stored, stays).candidates(QUERIES, 40, None, 5) for stays in (False, True)
+    )
+    for one, other in zip(vars(loaded).values(), vars(mapped).values(), strict=True):
+        assert (one == other).all()
+
+
+@every_kind
 def test_a_part_of_which_all_is_gone_and_an_empty_one_add_nothing(kind, tmp_path):
     nothing, some, rest = np.empty(0, np.int64), np.arange(50), np.arange(50, 300)
     made, stored = engine(tmp_path, kind, [some, nothing, rest], some)

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mrcg.index import metric
 from mrcg.index.metric import (
     Neighbours,
     exact_distances,
@@ -192,3 +193,28 @@ def test_the_nearest_are_those_of_a_full_sort(queries, count, k, levels, ordered
     for q in range(queries):
         expected = first(zip(rows[q].tolist(), distances[q].tolist(), strict=True), k)
         assert (found.rows_qk[q].tolist(), found.distances_qk[q].tolist()) == expected
+
+
+@given(st.integers(1, 40), st.integers(1, 60), st.integers(1, 300), st.floats(0, 1e3), st.integers(0, 1000))
+def test_a_scan_of_many_queries_misses_none_of_the_nearest(k, queries, count, away, seed):
+    rng = np.random.default_rng(seed)
+    # Far from zero and close together, copies among them: where |q|² + |x|² - 2qx says little.
+    vectors = (rng.normal(size=(count, 8)).round(1)[rng.integers(0, max(1, count // 3), count)] + away).astype(
+        np.float32
+    )
+    query = (rng.normal(size=(queries, 8)) + away).astype(np.float32)
+    rows = scan(query, vectors, k)
+    assert all(len(set(one)) == rows.shape[1] for one in rows.tolist())
+    everything = exact_distances(query, np.broadcast_to(vectors, (queries, count, 8)))
+    found = np.take_along_axis(everything, rows, 1)
+    want = min(k, count)
+    assert (np.sort(found, axis=1)[:, :want] == np.sort(everything, axis=1)[:, :want]).all()
+
+
+def test_blocks_of_a_scan_are_one(monkeypatch):
+    rng = np.random.default_rng(0)
+    vectors, query = rng.normal(size=(1000, 16)).astype(np.float32), rng.normal(size=(20, 16)).astype(np.float32)
+    whole = np.sort(scan(query, vectors, 30), axis=1)
+    monkeypatch.setattr(metric, "_COLUMNS", 37)
+    monkeypatch.setattr(metric, "_one_by_one", None)  # products alone have to do
+    assert (np.sort(scan(query, vectors, 30), axis=1) == whole).all()
