@@ -95,6 +95,7 @@ class Ours:
 class _Ours:
     def __init__(self, index: ShardedIndex) -> None:
         kinds.use_threads(THREADS)
+        assert len(index)  # who serves knows what each row is
         self.index, self.first, self.most = index, _first(index.shape), index.shape.lists or 4096
 
     def search(self, queries_qd: Queries, k: int, effort: int) -> Rows:

@@ -122,6 +122,7 @@ def rows_in_memory(count: int, dim: int) -> int:
 
 def _serve(folder: Path, shape: Shape, facts: PartFacts) -> int:
     index = ShardedIndex(shape, [Part.open(lambda name: folder / name, shape, facts)], 0)
+    assert len(index) == facts.rows  # who serves knows what each row is
     return len(index.search(np.zeros((64, shape.dim), dtype=np.float32), 50).rows_qk)
 
 
