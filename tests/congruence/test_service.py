@@ -7,6 +7,7 @@ from tests.making import mrcg
 
 from mrcg.client import Client
 from mrcg.pipeline import LocalPipeline
+from mrcg.query import Wanted
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +36,9 @@ def test_http_and_in_process_answer_alike(service, ray_run, rerank):
     with Client(service) as client:
         for scan in scans:
             image = scan.read_bytes()
-            assert_alike(client.search(image, 20, rerank), local.search(image, 20, rerank))
+            assert_alike(
+                client.search(image, Wanted(k=20, rerank=rerank)), local.search(image, Wanted(k=20, rerank=rerank))
+            )
 
 
 def test_the_command_asks_both_ways(service, ray_run, tmp_path):
