@@ -10,10 +10,12 @@ that each row needs.
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -104,8 +106,8 @@ def storing(folder: Path) -> dict[str, float]:
     return {"store": best(copy) / 2**26, "row": best(lambda: schemas.to_ipc(facts_table(scans))) / COUNT}
 
 
-def rows_in_memory(count: int, dim: int) -> int:
-    """Open a part of so many rows and search it once."""
+def rows_in_memory(count: int, dim: int, known: bool = True) -> int:
+    """Open a part of so many rows and search it once; ``known``: and know what each row is."""
     with tempfile.TemporaryDirectory() as name:
         folder, files = Path(name), part_files("p")
         for file in (files.vectors, files.rows):
@@ -117,12 +119,12 @@ def rows_in_memory(count: int, dim: int) -> int:
             sink.write_table(facts_table(scans).combine_chunks())
         del scans
         pa.default_memory_pool().release_unused()
-        return measured(_serve, folder, shape, PartFacts(shard=0, name="p", rows=count, live=count)).peak_bytes
+        return measured(_serve, folder, shape, PartFacts(shard=0, name="p", rows=count, live=count), known).peak_bytes
 
 
-def _serve(folder: Path, shape: Shape, facts: PartFacts) -> int:
+def _serve(folder: Path, shape: Shape, facts: PartFacts, known: bool) -> int:
     index = ShardedIndex(shape, [Part.open(lambda name: folder / name, shape, facts)], 0)
-    assert len(index) == facts.rows  # who serves knows what each row is
+    assert not known or len(index) == facts.rows
     return len(index.search(np.zeros((64, shape.dim), dtype=np.float32), 50).rows_qk)
 
 
@@ -137,41 +139,44 @@ def rows_drawn_up(count: int, dim: int) -> int:
 
 
 def memory() -> dict[str, int]:
-    """Bytes of a process, of each row beside its vector, and of each row while an index is drawn up."""
+    """Bytes of a process, and of each row: beside its vector in memory, and while an index is drawn up."""
     dim, few, many = 8, 1000, 1_001_000
-    process, full = rows_in_memory(few, dim), rows_in_memory(many, dim)
-    builder, drawn = rows_drawn_up(few, dim), rows_drawn_up(many, dim)
-    each = many - few
+    process, full, placed = (rows_in_memory(*one) for one in ((few, dim), (many, dim), (many, dim, False)))
+    # Between two sizes that are not small: what the first rows take is the process'.
+    some, drawn = rows_drawn_up(100_000, dim), rows_drawn_up(many, dim)
+    drawn_bytes = (drawn - some) // (many - 100_000)
     return {
         "process_bytes": process,
-        "row_bytes": (full - process) // each - 4 * dim,
-        "builder_bytes": builder,
-        "drawn_bytes": (drawn - builder) // each,
+        "row_bytes": (full - process) // (many - few) - 4 * dim,
+        "placed_bytes": (placed - process) // (many - few) - 4 * dim,
+        "builder_bytes": some - 100_000 * drawn_bytes,
+        "drawn_bytes": drawn_bytes,
     }
 
 
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--real", required=True, help="a version of embeddings: STORE/embeddings/VERSION")
+    parser.add_argument("--real", help="a version of embeddings, STORE/embeddings/VERSION; without it bytes alone")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     kinds.use_threads(1)
-    real = real_embeddings(options.real)
+    seconds = _seconds(options.real) if options.real else json.loads(options.out.read_text())
+    options.out.write_text(Costs.model_validate({**seconds, **memory()}).model_dump_json(indent=1) + "\n")
+
+
+def _seconds(place: str) -> dict[str, Any]:
+    real = real_embeddings(place)
     vectors = np.concatenate(list(enlarged(real, COUNT, 1))).astype(np.float32)
     queries = next(enlarged(real, 512, 2)).astype(np.float32)
     with tempfile.TemporaryDirectory() as folder:
-        costs = Costs.model_validate(
-            {
-                "machine": _machine(),
-                "faiss": faiss.__version__,
-                **searching(vectors, queries),
-                **graphs(vectors, queries),
-                **storing(Path(folder)),
-                **memory(),
-            }
-        )
-    options.out.write_text(costs.model_dump_json(indent=1) + "\n")
+        return {
+            "machine": _machine(),
+            "faiss": faiss.__version__,
+            **searching(vectors, queries),
+            **graphs(vectors, queries),
+            **storing(Path(folder)),
+        }
 
 
 def _machine() -> str:

@@ -11,8 +11,8 @@ mixture that are not in the gallery. For each kind of index:
   ``build_seconds``, and beside them.
 - recall@50 against an exact scan; effort is raised until it is 0.95, for everybody.
 - queries per second in batches of 64 and alone: the median over rounds in which all contenders of a kind take turns.
-- memory: the most that the process held for itself (without pages of files), while building and while serving, beside
-  what the planner had said.
+- memory: the most that the process held for itself (without pages of files), while building and while serving. What
+  the planner says of it is set beside it where the table is made (``docs/index_figures.py``).
 
 All contenders of a gallery and a kind are measured in one run; ``--counts`` and ``--kinds`` cut a run into shorter ones that
 write into the same file. The machine should be idle.
@@ -28,7 +28,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,6 @@ import numpy as np
 
 from mrcg.index.layout import KindName
 from mrcg.index.metric import exact_search, recall_at
-from mrcg.index.planner import IndexPlan, plan_index
 from mrcg.store import Store
 from tests.bench.contenders import (
     RECALL,
@@ -63,7 +62,6 @@ BATCH = 64
 ROUNDS, TURN = 5, 0.7
 #: Builds of each contender, all in turns, and until how many seconds they are repeated: a short one, plain FAISS's.
 BUILDS, SHORT, LONG = 3, 8.0, 150.0
-ROOM = 2**40
 
 
 @dataclass
@@ -76,13 +74,11 @@ class Row:
     build_seconds: float
     steps: dict[str, float]
     build_bytes: int
-    planned_build_bytes: int | None
     recall: float
     effort: int
     qps_1: float
     qps_64: float
     serve_bytes: int
-    planned_serve_bytes: int | None
     #: Effort, recall and queries per second in batches of 64, below and above the recall that all are compared at.
     curve: list[tuple[int, float, float]]
     build_ratio: float | None = None
@@ -179,13 +175,6 @@ def relative(contender: Contender, gallery: Gallery) -> Path:
     return Path(place(contender, gallery).name) if isinstance(contender, Ours) else place(contender, gallery)
 
 
-def plan_of(contender: Contender, gallery: Gallery) -> IndexPlan | None:
-    """What the planner says of ours."""
-    if not isinstance(contender, Ours):
-        return None
-    return plan_index(gallery.count, gallery.dim, ROOM, RECALL, contender.kind, contender.shards)
-
-
 def compare(kind: str, contenders: Sequence[Contender], gallery: Gallery) -> list[Row]:
     """Build all, then let them search in turns."""
     seconds: dict[str, list[float]] = {}
@@ -216,7 +205,7 @@ def compare(kind: str, contenders: Sequence[Contender], gallery: Gallery) -> lis
     del searchers
     rows = []
     for one in contenders:
-        name, plan = one.name, plan_of(one, gallery)
+        name = one.name
         serving = measured(open_and_search, one, relative(one, gallery), gallery.queries, efforts[name][0])
         rows.append(
             Row(
@@ -226,13 +215,11 @@ def compare(kind: str, contenders: Sequence[Contender], gallery: Gallery) -> lis
                 build_seconds=statistics.median(seconds[name]),
                 steps=steps[name],
                 build_bytes=peaks[name],
-                planned_build_bytes=None if plan is None else plan.build_bytes,
                 recall=efforts[name][1],
                 effort=efforts[name][0],
                 qps_1=statistics.median(rates[name, 1]),
                 qps_64=statistics.median(rates[name, BATCH]),
                 serve_bytes=serving.peak_bytes,
-                planned_serve_bytes=None if plan is None else plan.node_bytes,
                 curve=curves[name],
             )
         )
@@ -266,16 +253,10 @@ def contenders_of(kind: KindName, gallery: Gallery, autofaiss: str | None) -> li
 def show(row: Row) -> None:
     """One line of the run."""
     ratios = "" if row.build_ratio is None else f"  build x{row.build_ratio:.2f} search x{row.search_ratio:.2f}"
-    planned = ""
-    if row.planned_build_bytes and row.planned_serve_bytes:
-        planned = (
-            f"  memory / plan: build {row.build_bytes / row.planned_build_bytes:.2f}"
-            f" serve {row.serve_bytes / row.planned_serve_bytes:.2f}"
-        )
     print(
         f"{row.gallery} {row.kind:>10} {row.contender:>14}: build {row.build_seconds:7.1f} s {row.build_bytes / 1e6:6.0f} MB, "
         f"recall {row.recall:.3f} at {row.effort:4}, {row.qps_64:8.0f} q/s in 64, {row.qps_1:6.0f} alone, "
-        f"{row.serve_bytes / 1e6:6.0f} MB{ratios}{planned}",
+        f"{row.serve_bytes / 1e6:6.0f} MB{ratios}",
         flush=True,
     )
 
@@ -284,7 +265,8 @@ def write(path: Path, rows: Sequence[Row]) -> None:
     """Write rows into a file; of what was measured before, other galleries and kinds stay."""
     old = json.loads(path.read_text()) if path.exists() else []
     new = {(row.gallery, row.kind) for row in rows}
-    kept = [row for row in old if (row["gallery"], row["kind"]) not in new]
+    names = [field.name for field in fields(Row)]
+    kept = [{name: row[name] for name in names} for row in old if (row["gallery"], row["kind"]) not in new]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps([*kept, *map(asdict, rows)], indent=1) + "\n")
 

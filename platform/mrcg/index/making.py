@@ -74,8 +74,8 @@ def _measured(work: IndexWork, blueprint: Blueprint, hands: Hands, progress: Pro
     rows = np.sort(rng.permutation(live)[: work.settings.recall_sample])
     queries = blueprint.embeddings(work).floats(rows, facts.shape.dim)
     shards = sorted({part.shard for part in facts.parts})
-    largest = max(sum(part.rows for part in facts.parts if part.shard == shard) for shard in shards)
-    need = examine_bytes(facts.shape, largest, measured_costs())
+    held = [[part.rows for part in facts.parts if part.shard == shard] for shard in shards]
+    need = max(examine_bytes(facts.shape, sum(rows), measured_costs(), len(rows)) for rows in held)
     examined = list(hands.map(Examine(work, facts, queries), shards, need))
     effort, recall = settle(examined, facts.shape, work.settings.min_recall)
     if recall < work.settings.min_recall:

@@ -115,6 +115,9 @@ SLACK = 16
 def scan(queries_qd: npt.NDArray[np.float32], block_nd: npt.NDArray[np.float32], k: int) -> Rows:
     """(q, c) rows of a block among which the k nearest are, c <= k + slack."""
     want = min(k + SLACK, len(block_nd))
+    if len(queries_qd) > _AT_ONCE:
+        starts = range(0, len(queries_qd), _AT_ONCE)
+        return np.concatenate([scan(queries_qd[start : start + _AT_ONCE], block_nd, k) for start in starts])
     if len(queries_qd) < _MANY or want == len(block_nd):
         return _one_by_one(queries_qd, block_nd, want)
     rough_qc, rows_qc, error_q = _by_products(queries_qd, block_nd, want)
@@ -125,12 +128,18 @@ def scan(queries_qd: npt.NDArray[np.float32], block_nd: npt.NDArray[np.float32],
     return rows_qc
 
 
-#: Queries from which on products of matrices are faster, and vectors that are multiplied at once.
-_MANY, _COLUMNS = 16, 8192
+#: Queries from which on products of matrices are faster, and those that are searched for together without.
+_MANY, _FEW = 16, 32
+#: Queries, and vectors, that are multiplied at once.
+_AT_ONCE, _COLUMNS = 1024, 8192
 
 
 def _one_by_one(queries_qd: npt.NDArray[np.float32], block_nd: npt.NDArray[np.float32], want: int) -> Rows:
-    rows: Rows = require("faiss").knn(queries_qd, block_nd, want)[1]
+    """(q, want) nearest rows by the distances of ``exact_distances``."""
+    # Of more at once FAISS would multiply matrices itself.
+    starts = range(0, len(queries_qd), _FEW)
+    found = [require("faiss").knn(queries_qd[start : start + _FEW], block_nd, want)[1] for start in starts]
+    rows: Rows = np.concatenate(found) if found else np.empty((0, want), dtype=np.int64)
     return rows
 
 
@@ -147,10 +156,9 @@ def _by_products(
     heaps = faiss.float_maxheap_array_t()
     heaps.nh, heaps.k, heaps.val, heaps.ids = count, want, pointer(rough), pointer(rows)
     heaps.heapify()
-    longest = 0.0
+    longest, distances = 0.0, np.empty(count * min(_COLUMNS, len(block_nd)), dtype=np.float32)
     for start in range(0, len(block_nd), _COLUMNS):
         some = np.ascontiguousarray(block_nd[start : start + _COLUMNS])
-        distances = np.empty((count, len(some)), dtype=np.float32)
         faiss.pairwise_L2sqr(dim, count, pointer(queries), len(some), pointer(some), pointer(distances))
         heaps.addn(len(some), pointer(distances), start)
         longest = max(longest, float(_lengths(some).max()))

@@ -30,8 +30,12 @@ VECTORS_PER_LIST = 39
 PQ_TABLES = 2**31
 #: FAISS's inverted lists double as they grow.
 LIST_SLACK = 1.3
+#: Bytes of a row in the list that a part is filled from: as it is read, and as it is used.
+_LISTED = 16
 #: Distances that FAISS has at once where it finds the cells of many vectors.
 _ASSIGNED = 4 * 4096 * 1024
+#: Distances that an exact scan has at once: of 256 queries to 8,192 vectors.
+_SCANNED = 4 * 256 * 8192
 LINKS = 32
 KINDS: tuple[KindName, ...] = ("flat", "hnsw", "ivf_flat", "ivf_sq", "opq_ivf_pq")
 
@@ -54,7 +58,8 @@ class Costs(BaseModel):
     row: float  # one row's table and bookkeeping
     process_bytes: int  # that serves
     builder_bytes: int  # that builds
-    row_bytes: int
+    row_bytes: int  # of a row, while it is served
+    placed_bytes: int  # of a row, while recall is measured
     drawn_bytes: int  # of a row, while an index is drawn up
 
 
@@ -200,7 +205,7 @@ def _planned(
     fixed, each = costs.process_bytes + serving_bytes(shape), index_bytes(shape) + costs.row_bytes
     room, once = int(node_bytes * FILL) - fixed, max(train_bytes(shape, count, costs), draw_bytes(count, costs))
     least, examining = math.ceil(each), examine_bytes(shape, 0, costs) + 6 * min(count, BLOCK) * dim
-    # A shard is opened as a whole to be examined.
+    # A shard is opened as a whole to be examined, in memory where it has grown by parts.
     room = min(room, node_bytes - examining)
     building = max(build_bytes(shape, 1, costs), once, examining + least)
     if room < least or node_bytes < building:
@@ -215,7 +220,8 @@ def _planned(
         on_node = max(1, min(on_node, room // (2 * least)))
         rows = min(int((room // on_node) // each), builds)
         shards = max(1, math.ceil(count / rows))
-    each_shard = math.ceil(math.ceil(count / shards) * each)
+    largest = math.ceil(count / shards)
+    each_shard = math.ceil(largest * each)
     if each_shard > room:
         raise SettingsError(
             f"a shard of {each_shard / 2**30:.2g} GiB does not fit on a node of {node_bytes / 2**30:.2g} GiB: "
@@ -232,8 +238,8 @@ def _planned(
         effort=effort,
         node_bytes=fixed + fullest,
         build_bytes=max(
-            build_bytes(shape, min(math.ceil(count / shards), builds), costs),
-            examine_bytes(shape, math.ceil(count / shards), costs),
+            build_bytes(shape, min(largest, builds), costs),
+            examine_bytes(shape, largest, costs, math.ceil(largest / max(1, builds))),
             once,
         ),
         disk_bytes=math.ceil(count * ((0 if kind == "flat" else index_bytes(shape)) + 2 * dim + costs.row_bytes / 2)),
@@ -246,21 +252,21 @@ def _planned(
 def build_bytes(shape: Shape, rows: int, costs: Costs) -> int:
     """Memory of a task that fills one part: the index as it grows, one block of vectors, its rows."""
     block = _block(shape, min(rows, BLOCK))
-    return costs.builder_bytes + math.ceil(rows * _filling(shape, costs) + block + trained_bytes(shape))
+    return costs.builder_bytes + math.ceil(rows * _filling(shape) + block + trained_bytes(shape))
 
 
 def most_rows(shape: Shape, node_bytes: int, costs: Costs | None = None) -> int:
     """Rows of the largest part that a task can fill on a node."""
     costs = costs or measured_costs()
-    rest, each = node_bytes - costs.builder_bytes - trained_bytes(shape), _filling(shape, costs)
+    rest, each = node_bytes - costs.builder_bytes - trained_bytes(shape), _filling(shape)
     # With a whole block of vectors beside them; or fewer than a block.
     return int(max((rest - _block(shape, BLOCK)) / each, min(BLOCK, rest / (each + _block(shape, 1)))))
 
 
-def _filling(shape: Shape, costs: Costs) -> float:
+def _filling(shape: Shape) -> float:
     """Memory of one row while a part is filled."""
     index = 0.0 if shape.kind == "flat" else index_bytes(shape) * (LIST_SLACK if shape.trained else 1.0)
-    return index + costs.row_bytes
+    return index + _LISTED
 
 
 def _block(shape: Shape, rows: int) -> int:
@@ -280,12 +286,16 @@ def train_bytes(shape: Shape, count: int, costs: Costs) -> int:
     return costs.builder_bytes + 4 * copies * sample * shape.dim + _ASSIGNED + serving_bytes(shape)
 
 
-def examine_bytes(shape: Shape, rows: int, costs: Costs) -> int:
-    """Memory of the task that measures the recall of one shard: all of it is searched, and scanned block by block."""
+def examine_bytes(shape: Shape, rows: int, costs: Costs, parts: int = 1) -> int:
+    """Memory of the task that measures the recall of one shard: all of it is searched, and scanned block by block.
+
+    Inverted lists of a single part stay on disk; of several they are joined.
+    """
     if shape.kind == "flat":
         return 0  # it is exact
-    each = index_bytes(shape) + costs.row_bytes
-    return costs.builder_bytes + serving_bytes(shape) + math.ceil(rows * each) + 6 * min(rows, BLOCK) * shape.dim
+    each = costs.placed_bytes + (0.0 if shape.trained and parts == 1 else index_bytes(shape))
+    block = 6 * min(rows, BLOCK) * shape.dim + _SCANNED
+    return costs.builder_bytes + serving_bytes(shape) + math.ceil(rows * each) + block
 
 
 def draw_bytes(count: int, costs: Costs) -> int:

@@ -41,6 +41,7 @@ ROUND = Costs(
     process_bytes=250_000_000,
     builder_bytes=250_000_000,
     row_bytes=180,
+    placed_bytes=40,
     drawn_bytes=500,
 )
 
@@ -66,8 +67,9 @@ machines = st.builds(
     process_bytes=st.integers(0, 10**9),
     builder_bytes=st.integers(0, 10**9),
     row_bytes=st.integers(1, 1000),
+    placed_bytes=st.integers(0, 100),
     drawn_bytes=st.integers(0, 1000),
-)
+).map(lambda costs: costs.model_copy(update={"placed_bytes": min(costs.placed_bytes, costs.row_bytes)}))
 
 
 def planned(*args, **more):
@@ -89,7 +91,8 @@ def test_a_plan_never_takes_more_memory_than_a_node_has(count, dim, node_bytes, 
     # A shard that is too large to be filled at once is filled in parts.
     part = build_bytes(shape, min(rows, most_rows(shape, node_bytes, costs)), costs)
     assert plan.build_bytes >= max(part, train_bytes(shape, count, costs), draw_bytes(count, costs))
-    assert plan.build_bytes >= examine_bytes(shape, rows, costs)
+    parts = math.ceil(rows / max(1, most_rows(shape, node_bytes, costs)))
+    assert plan.build_bytes >= examine_bytes(shape, rows, costs, parts)
     assert max(plan.node_bytes, plan.build_bytes) <= node_bytes
     assert 1 <= plan.nodes <= plan.shards <= max(1, shards or count)
     assert plan.shards == (shards or plan.shards)
