@@ -69,7 +69,7 @@ class Residents(Generic[T]):
             return held.loaded
 
     def prepare(self, release: Release) -> None:
-        """Take a release on, beside the newest that is here; raises what loading raises, and nothing has changed then."""
+        """Take a release on, beside the newest that is here; what loading raises is raised, and that one stays."""
         with self._preparing:
             key = self._key(release)
             with self._lock:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
@@ -14,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from mrcg.query import ByImage, Filters, Sent, Wanted
 
+Body, Parsed = TypeVar("Body"), TypeVar("Parsed")
 FORM, JSON = "multipart/form-data", "application/json"
 #: Fields and files of a form: more are not read.
 MOST_FIELDS = 16
@@ -71,7 +73,7 @@ async def question(request: Request) -> Question:
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == JSON:
-        return _checked(lambda body: ByName.model_validate_json(body), await request.body()).question()
+        return _checked(ByName.model_validate_json, await request.body()).question()
     if kind != FORM:
         raise HTTPException(415, f"send {FORM} with an image, or {JSON}")
     async with request.form(max_files=1, max_fields=MOST_FIELDS) as form:
@@ -88,7 +90,7 @@ def _wanted(fields: dict[str, Any]) -> Wanted:
     return Wanted.model_validate(fields)
 
 
-def _checked(parse: Any, body: Any) -> Any:
+def _checked(parse: Callable[[Body], Parsed], body: Body) -> Parsed:
     try:
         return parse(body)
     except ValidationError as error:

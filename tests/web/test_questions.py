@@ -1,10 +1,11 @@
 """Bodies of a search: what they ask for, and what is wrong with them, without a service."""
 
+import asyncio
 from typing import Annotated
 
+import httpx
 import pytest
 from fastapi import Depends, FastAPI
-from fastapi.testclient import TestClient
 
 from mrcg.query import ByImage, Filters, Sent, Wanted
 from mrcg_serve.problems import install
@@ -21,10 +22,21 @@ async def take(got: Annotated[Question, Depends(question)]) -> str:
     return "ok"
 
 
-@pytest.fixture(scope="module")
+class Http:
+    """The application without a server."""
+
+    def post(self, path, **request):
+        async def ask():
+            transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+                return await client.post(path, **request)
+
+        return asyncio.run(ask())
+
+
+@pytest.fixture
 def http():
-    with TestClient(app, raise_server_exceptions=False) as client:
-        yield client
+    return Http()
 
 
 def form(http, image=b"scan", **fields):

@@ -80,7 +80,7 @@ def test_a_filter_leaves_the_nearest_that_pass(searcher):
 def test_policy_and_filter_go_together(searcher):
     allowed = np.arange(COUNT) < 20
     found = ask(searcher, Scope(Where(label=("a",))), allowed, n=COUNT)
-    assert rows(found) == by_distance([row for row in range(0, 20, 2)])
+    assert rows(found) == by_distance(list(range(0, 20, 2)))
     assert (found.allowed, found.passing) == (20, 10)
 
 
