@@ -15,7 +15,8 @@ from starlette.exceptions import HTTPException
 
 from mrcg.query import ByImage, Filters, Sent, Wanted
 
-Body, Parsed = TypeVar("Body"), TypeVar("Parsed")
+Body = TypeVar("Body")
+Parsed = TypeVar("Parsed")
 FORM, JSON = "multipart/form-data", "application/json"
 #: Fields and files of a form: more are not read.
 MOST_FIELDS = 16
