@@ -108,16 +108,20 @@ def _first(shape: Shape) -> int:
 
 @dataclass(frozen=True)
 class Plain:
-    """FAISS alone: the same index trained on the same number of vectors; where ours refines, so does this one."""
+    """FAISS alone: the same index trained on the same number of vectors; where ours refines, so does this one.
+
+    ``exact``: its answers are ordered by exact distances even where the index alone would do, as ours always are.
+    """
 
     needs: ClassVar[tuple[str, ...]] = ()
     kind: KindName
     count: int
     dim: int
+    exact: bool = False
 
     @property
     def name(self) -> str:
-        return "plain FAISS"
+        return "plain FAISS, exact" if self.exact else "plain FAISS"
 
     @property
     def shape(self) -> Shape:
@@ -131,7 +135,7 @@ class Plain:
             count = min(len(data), max(kinds.OPQ_VECTORS, shape.lists * kinds.TRAIN_PER_LIST))
             rows = np.sort(np.random.default_rng(SEED).permutation(len(data))[:count])
             index.train(data[rows].astype(np.float32))
-        if shape.refine > 1:
+        if shape.refine > 1 or self.exact:
             # Exact distances from half-precision vectors, as ours.
             exact = faiss.IndexScalarQuantizer(self.dim, faiss.ScalarQuantizer.QT_fp16)
             index = faiss.IndexRefine(index, exact)
@@ -143,13 +147,14 @@ class Plain:
         return {}
 
     def open(self, folder: Path) -> Searcher:
-        return _Plain(faiss.read_index(str(folder / "index.faiss")), self.shape)
+        return _Plain(faiss.read_index(str(folder / "index.faiss")), self.shape, self.exact)
 
 
 class _Plain:
-    def __init__(self, index: Any, shape: Shape) -> None:
+    def __init__(self, index: Any, shape: Shape, exact: bool) -> None:
         faiss.omp_set_num_threads(THREADS)
         self.index, self.shape, self.first, self.most = index, shape, _first(shape), shape.lists or 4096
+        self.refined = exact or shape.refine > 1
 
     def search(self, queries_qd: Queries, k: int, effort: int) -> Rows:
         shape, parameters = self.shape, None
@@ -159,7 +164,7 @@ class _Plain:
                 parameters = faiss.SearchParametersPreTransform(index_params=parameters)
         elif shape.kind == "hnsw":
             parameters = faiss.SearchParametersHNSW(efSearch=max(effort, k))
-        if shape.refine > 1:
+        if self.refined:
             parameters = faiss.IndexRefineSearchParameters(k_factor=shape.refine, base_index_params=parameters)
         rows: Rows = self.index.search(queries_qd, k, params=parameters)[1]
         return rows

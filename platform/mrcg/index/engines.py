@@ -76,7 +76,7 @@ class _Joined:
 class _Graphs:
     def __init__(self, shape: Shape, graphs: Sequence[tuple[Faiss, Rows]]) -> None:
         self._shape = shape
-        self._graphs = [(index, places, (places >= 0)) for index, places in graphs if len(places)]
+        self._graphs = [(index, places, (places >= 0), _in_order(places)) for index, places in graphs if len(places)]
 
     def candidates(self, queries_qd: Queries, count: int, allowed: Mask | None, effort: int) -> Candidates:
         found = [self._of_graph(number, queries_qd, count, allowed, effort) for number in range(len(self._graphs))]
@@ -90,11 +90,11 @@ class _Graphs:
         )
 
     def _of_graph(self, number: int, queries_qd: Queries, count: int, allowed: Mask | None, effort: int) -> Candidates:
-        index, places, live = self._graphs[number]
+        index, places, live, in_order = self._graphs[number]
         mask = None if allowed is None and live.all() else live if allowed is None else live & allowed[places]
         rough, local = kinds.candidates(index, self._shape, queries_qd, count, mask, effort)
         exact = kinds.own_distances(index.storage, queries_qd, local)
-        return Candidates(np.where(local >= 0, places[local], -1), rough, exact)
+        return Candidates(local if in_order else np.where(local >= 0, places[local], -1), rough, exact)
 
 
 def _flat(stored: Stored) -> Faiss:
@@ -116,7 +116,7 @@ def _vectors(flat: Faiss) -> Queries:
 
 def _joined(shape: Shape, parts: Sequence[Part], stored: Stored, mapped: bool) -> Faiss:
     places = [stored.places_of(number) for number in range(len(parts))]
-    if len(parts) == 1 and (places[0] == np.arange(len(parts[0]))).all():
+    if len(parts) == 1 and _in_order(places[0]):
         assert parts[0].load is not None
         return kinds.make_searchable(parts[0].load(mapped), shape)
     faiss = require("faiss")
@@ -139,6 +139,11 @@ def _joined(shape: Shape, parts: Sequence[Part], stored: Stored, mapped: bool) -
     lists.this.disown()
     index.ntotal = faiss.extract_index_ivf(index).ntotal = len(stored)
     return kinds.make_searchable(index, shape)
+
+
+def _in_order(places: Rows) -> bool:
+    """Whether a part's rows are the places themselves: nothing has to be looked up then."""
+    return bool((places == np.arange(len(places))).all())
 
 
 def _ids(part: Part, count: int) -> tuple[list[Rows], int]:

@@ -174,7 +174,7 @@ class ShardedIndex:
         return out.reshape(*rows.shape, self.shape.dim)
 
     def _rows(self, places: Rows) -> Rows:
-        return np.where(places >= 0, self._stored.rows[places], -1) if len(self._stored) else places
+        return places if self._stored.in_order else np.where(places >= 0, self._stored.rows[places], -1)
 
     def _in_rows(self, found: Sequence[Neighbours], k: int) -> Neighbours:
         together = found or [_nothing(0, k)]

@@ -43,6 +43,8 @@ class Stored:
         order = order[np.searchsorted(rows[order], 0) :]
         #: (places,) gallery rows, rising.
         self.rows: Rows = rows[order]
+        #: Whether places and rows are the same: nothing is gone, and all shards are open.
+        self.in_order = not len(order) or int(self.rows[-1]) == len(order) - 1
         starts = np.cumsum([0, *(len(part) for part in parts)])
         self._owner = (np.searchsorted(starts, order, side="right") - 1).astype(np.int32)
         self._local = order - starts[self._owner]
