@@ -19,7 +19,7 @@ from mrcg.index.metric import (
     Neighbours,
     Rows,
     Vectors,
-    exact_distances,
+    distances_to,
     merge,
     nearest,
     scan,
@@ -152,7 +152,7 @@ class ShardedIndex:
                 floats = np.empty((len(places), self.shape.dim), dtype=np.float32)
             block = widen(self._stored.halves(places), floats[: len(places)])
             local = scan(queries, block, k)
-            distances = exact_distances(queries, block[np.maximum(local, 0)])
+            distances = distances_to(queries, block, local)
             found = merge([found, nearest(np.where(local >= 0, places[local], -1), distances, k)], k)
         return found
 
