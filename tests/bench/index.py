@@ -240,8 +240,7 @@ def _with_ratios(rows: list[Row], rates: dict[tuple[str, int], list[float]]) -> 
 def contenders_of(kind: KindName, gallery: Gallery, autofaiss: str | None) -> list[Contender]:
     """Who is compared: at one gallery's size and with one kind of index."""
     count, dim, place = gallery.count, gallery.dim, (gallery.store, gallery.versions)
-    long = (kind == "hnsw" and count > 100_000) or (kind == "opq_ivf_pq" and dim > 256)
-    many = (1,) if long else (1, 4, 8)  # a build of these takes many minutes
+    many = (1,) if kind == "hnsw" and count > 100_000 else (1, 4, 8)
     found: list[Contender] = [Plain(kind, count, dim), *(Ours(kind, shards, *place) for shards in many)]
     if kind == "ivf_sq":
         found.append(Plain(kind, count, dim, exact=True))
