@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from types import TracebackType
+from typing import Any
 
 import httpx
 from pydantic import ValidationError
 
+from mrcg.answers import Answer
 from mrcg.errors import ServiceError
-from mrcg.search import Answer
+from mrcg.query import ByImage, Sent, Wanted
 
 
 class Client:
@@ -34,10 +37,23 @@ class Client:
     ) -> None:
         self._http.close()
 
-    def search(self, image: bytes, k: int = 10, rerank: bool = True) -> Answer:
-        """The k most similar images of the gallery, best first."""
-        files = {"image": ("query", image, "application/octet-stream")}
-        response = self._call("POST", "/v1/search", files=files, data={"k": str(k), "rerank": str(rerank).lower()})
+    def search(self, subject: bytes | ByImage | Sent, wanted: Wanted = Wanted()) -> Answer:
+        """The k most similar images of the gallery, best first.
+
+        Args:
+            subject: content of an image file, an image of the gallery, or an embedding of the release's encoder.
+            wanted: what is asked of it.
+        """
+        fields = wanted.model_dump(mode="json", exclude_defaults=True)
+        match subject:
+            case ByImage(image_id):
+                response = self._call("POST", "/v1/search", body={"image_id": image_id, **fields})
+            case Sent():
+                response = self._call("POST", "/v1/search", body={**subject.model_dump(mode="json"), **fields})
+            case _:
+                form = {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
+                files = {"image": ("query", subject, "application/octet-stream")}
+                response = self._call("POST", "/v1/search", files=files, data=form)
         try:
             return Answer.model_validate_json(response.content)
         except ValidationError as error:
@@ -55,9 +71,10 @@ class Client:
         path: str,
         files: dict[str, tuple[str, bytes, str]] | None = None,
         data: dict[str, str] | None = None,
+        body: dict[str, Any] | None = None,
     ) -> httpx.Response:
         try:
-            response = self._http.request(method, path, files=files, data=data)
+            response = self._http.request(method, path, files=files, data=data, json=body)
         except httpx.HTTPError as error:
             raise ServiceError(
                 f"{self.url} cannot be reached ({type(error).__name__}): is `mrcg serve` running there?"

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, File, Form, Request, UploadFile
+from fastapi import Depends, FastAPI, Request
+from fastapi.openapi.utils import get_openapi
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from ray import serve
 from starlette.responses import Response
 
 from mrcg import __version__
-from mrcg.search import Answer
+from mrcg.answers import Answer
 from mrcg_serve.gateway import Gateway
 from mrcg_serve.problems import BodyLimit, Problem, install
+from mrcg_serve.questions import Question, body_of_search, question, schemas_of_search
 
 api = FastAPI(
     title="MRCG",
@@ -42,6 +44,13 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
+SEARCH_ERRORS = ERRORS | {
+    404: {"model": Problem, "description": "no such image"},
+    409: {"model": Problem, "description": "the embedding is of another encoder"},
+    415: {"model": Problem, "description": "neither a form nor JSON"},
+}
+
+
 def current_gateway() -> Gateway:
     """The gateway of this replica."""
     gateway = serve.get_replica_context().servable_object
@@ -61,16 +70,20 @@ ThisGateway = Annotated[Gateway, Depends(current_gateway)]
 Caller = Annotated[str, Depends(caller)]
 
 
-@api.post("/v1/search", summary="Search by image", responses=ERRORS, tags=["search"])
-async def search(
-    gateway: ThisGateway,
-    principal: Caller,
-    image: Annotated[UploadFile, File(description="PNG, JPEG, TIFF, WebP or BMP of one slice.")],
-    k: Annotated[int, Form(description="Hits wanted: 1 to the release's N, 50 by default.")] = 10,
-    rerank: Annotated[bool, Form(description="False answers in the index's order.")] = True,
-) -> Answer:
-    """The k most similar images of the gallery, best first, with the release that answered."""
-    return await gateway.search(principal, await image.read(), k, rerank)
+@api.post(
+    "/v1/search",
+    summary="Search by image",
+    responses=SEARCH_ERRORS,
+    openapi_extra={"requestBody": body_of_search()},
+    tags=["search"],
+)
+async def search(gateway: ThisGateway, principal: Caller, asked: Annotated[Question, Depends(question)]) -> Answer:
+    """The k most similar images of the gallery, best first, with the release that answered.
+
+    A form brings a scan; JSON names an image of the gallery, or brings an embedding that the caller's own encoder made,
+    which has to be the release's.
+    """
+    return await gateway.search(principal, asked.subject, asked.wanted)
 
 
 @api.get(
@@ -106,3 +119,20 @@ async def readyz(gateway: ThisGateway) -> Health:
 async def metrics(gateway: ThisGateway) -> Response:
     """Counters of this gateway in Prometheus' text format."""
     return Response(gateway.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _document() -> dict[str, Any]:
+    if api.openapi_schema is None:
+        document = get_openapi(
+            title=api.title,
+            version=api.version,
+            summary=api.summary,
+            description=api.description,
+            routes=api.routes,
+        )
+        document["components"]["schemas"] |= schemas_of_search()
+        api.openapi_schema = document
+    return api.openapi_schema
+
+
+api.openapi = _document  # type: ignore[method-assign]

@@ -13,12 +13,14 @@ from PIL import Image
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from ray.serve.handle import DeploymentHandle
 
+from mrcg.answers import Answer
 from mrcg.config import ServeSettings
 from mrcg.corpus import Corpus
 from mrcg.errors import MrcgError
 from mrcg.index.metric import Mask
+from mrcg.query import ByImage, ByPixels, Query, Sent, Subject, Wanted
 from mrcg.release import read_release
-from mrcg.search import AllowAll, Answer, Policy, answer
+from mrcg.search import AllowAll, Policy, answer
 from mrcg.serving import QueryRules
 from mrcg.store import Store
 from mrcg.tombstones import Tombstones
@@ -80,31 +82,49 @@ class Gateway:
         self.metrics = Metrics()
         self.max_upload_bytes = settings.max_upload_bytes
 
-    async def search(self, principal: str, image: bytes, k: int, rerank: bool) -> Answer:
+    async def search(self, principal: str, subject: bytes | ByImage | Sent, wanted: Wanted) -> Answer:
         """The k most similar images of the gallery, best first.
 
+        Args:
+            principal: who asks.
+            subject: content of an image file, an image of the gallery, or an embedding.
+            wanted: what is asked of it.
+
         Raises:
-            UsageError: k is out of range.
+            UsageError: k is out of range, or the embedding has another width.
+            FingerprintError: the embedding is of another encoder.
             ImageError: the image cannot be used.
+            NotFoundError: the gallery has no such image, or not for this caller.
             StageUnavailableError: the embedder or the searcher cannot answer.
         """
         try:
-            return await self._search(principal, image, k, rerank)
+            return await self._search(principal, subject, wanted)
         except MrcgError as error:
             self.metrics.refused(problem_of(error).code)
             raise
 
-    async def _search(self, principal: str, image: bytes, k: int, rerank: bool) -> Answer:
+    async def _search(self, principal: str, subject: bytes | ByImage | Sent, wanted: Wanted) -> Answer:
         start = time.perf_counter()
-        self.rules.check_k(k)
-        pixels = await asyncio.get_running_loop().run_in_executor(self._pool, self.rules.prepare, image)
+        self.rules.check_k(wanted.k)
+        # The deadline counts from here: decoding is a part of what the caller waits for.
+        context = self.rules.context(principal, self._policy, wanted.deadline_ms)
+        query = Query.of(await self._subject(subject), wanted)
         decode = _milliseconds_since(start)
-        context = self.rules.context(principal, self._policy)
-        result = await answer(self._stages, self.rules.search, context, pixels, k, rerank)
+        result = await answer(self._stages, self.rules.search, context, query)
         laps = {"decode": decode, **result.milliseconds, "total": _milliseconds_since(start)}
         result = result.model_copy(update={"milliseconds": laps})
         self.metrics.count(result)
         return result
+
+    async def _subject(self, subject: bytes | ByImage | Sent) -> Subject:
+        match subject:
+            case ByImage():
+                return subject
+            case Sent():
+                return self.rules.by_embedding(subject)
+            case _:
+                loop = asyncio.get_running_loop()
+                return ByPixels(await loop.run_in_executor(self._pool, self.rules.prepare, subject))
 
     async def preview(self, principal: str, image_id: str) -> bytes:
         """PNG of a gallery image that the caller may find, at most 256 pixels on the longer side.
@@ -134,7 +154,7 @@ class Gateway:
         """
         context = replace(self.rules.context("readiness", self._policy), deadline=time.time() + CHECK_SECONDS)
         blank = np.zeros((self.rules.input_size, self.rules.input_size), dtype=np.uint8)
-        await answer(self._stages, self.rules.search, context, blank, 1, rerank=False)
+        await answer(self._stages, self.rules.search, context, Query(ByPixels(blank), 1, rerank=False))
 
 
 def _milliseconds_since(start: float) -> float:

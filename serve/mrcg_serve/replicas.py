@@ -18,13 +18,12 @@ from mrcg.config import Autoscale
 from mrcg.encoder.spec import read_spec
 from mrcg.errors import require
 from mrcg.imaging.slices import Grey
+from mrcg.query import Embedding, Scope
 from mrcg.release import read_release
-from mrcg.search import Found, RequestContext
+from mrcg.search import Found, Influences, RequestContext
 from mrcg.store import Store
-from mrcg.tombstones import Tombstones
 
 T = TypeVar("T")
-Embedding = npt.NDArray[np.float32]
 Vectors = npt.NDArray[np.float16]
 
 
@@ -68,24 +67,28 @@ class SearcherReplica:
 
     def __init__(self, store: str, release: int, settings: Autoscale) -> None:
         from mrcg.index.searcher import Searcher
-        from mrcg.index.sharded import ShardedIndex
 
         require("faiss").omp_set_num_threads(settings.threads)
         opened = Store(store)
-        artefact = opened.artefact("indexes", read_release(opened, release).index)
-        self._searcher = Searcher(ShardedIndex.open(artefact), Tombstones(opened))
+        self._searcher = Searcher.open(opened, read_release(opened, release).index)
         self._worker = _Worker()
         _set_batching(self._batch, settings)
 
-    async def search(self, context: RequestContext, embedding_d: Embedding, n: int) -> Found:
-        """The n nearest that the context allows."""
-        found: Found = await self._batch(context, embedding_d, n)
+    async def look_up(self, context: RequestContext, image_id: str) -> Embedding:
+        """(d,) stored embedding of an image that the context allows."""
+        return await self._worker.run(lambda: self._searcher.look_up(context, image_id))
+
+    async def search(self, context: RequestContext, embedding_d: Embedding, n: int, scope: Scope) -> Found:
+        """The n nearest that the context allows and the scope asks for."""
+        found: Found = await self._batch(context, embedding_d, n, scope)
         return found
 
     @serve.batch
-    async def _batch(self, contexts: list[RequestContext], embeddings: list[Embedding], n: list[int]) -> list[Found]:
+    async def _batch(
+        self, contexts: list[RequestContext], embeddings: list[Embedding], n: list[int], scopes: list[Scope]
+    ) -> list[Found]:
         assert len(set(n)) == 1, "one release has one N"
-        return await self._worker.run(lambda: self._searcher.search(np.stack(embeddings), contexts, n[0]))
+        return await self._worker.run(lambda: self._searcher.search(np.stack(embeddings), contexts, n[0], scopes))
 
 
 class RerankerReplica:
@@ -109,6 +112,12 @@ class RerankerReplica:
         """(n,) scores of the neighbours."""
         scores: Embedding = await self._batch(embedding_d, vectors_nd)
         return scores
+
+    async def explain(
+        self, context: RequestContext, embedding_d: Embedding, vectors_nd: Vectors, nodes: list[int]
+    ) -> Influences:
+        """What moved the scores of some of the neighbours."""
+        return await self._worker.run(lambda: self._reranking.explain(embedding_d, vectors_nd, nodes))
 
     @serve.batch
     async def _batch(self, embeddings: list[Embedding], vectors: list[Vectors]) -> list[Embedding]:

@@ -248,11 +248,11 @@ def test_all_others_are_there_and_are_found(ground, story):
         theirs = ground.person(raw).words["image_id"]
         assert len(theirs) == 4
         for path in ground.scans(raw):
-            answer = pipeline.search(path.read_bytes(), 20, rerank=False)
+            answer = pipeline.search(path.read_bytes(), Wanted(k=20, rerank=False))
             assert answer.hits[0].distance < 1e-3
             assert answer.hits[0].image_id in theirs
     for path in ground.scans(ground.trained):
-        assert not {hit.image_id for hit in pipeline.search(path.read_bytes(), 20).hits} & gone
+        assert not {hit.image_id for hit in pipeline.search(path.read_bytes(), Wanted(k=20)).hits} & gone
 
 
 def test_the_models_stay_and_the_new_release_is_measured_with_them(ground, story):
