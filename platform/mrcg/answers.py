@@ -74,3 +74,33 @@ class Answer(_Frozen):
     out_of_distribution: bool
     milliseconds: dict[str, float]
     explanation: Explanation | None = None
+
+
+class BatchLine(_Frozen):
+    """The answer to one scan of many, or why there is none."""
+
+    index: int = Field(description="of the scan, from 0 on, in the order in which they were sent")
+    answer: Answer | None = None
+    code: str | None = Field(None, description="stable code of the problem")
+    detail: str | None = None
+
+
+class ImageFacts(_Frozen):
+    """What is known of an image of the gallery."""
+
+    image_id: str
+    label: str | None
+    plane: str | None
+    sequence: str | None
+    site: str | None
+    year: int | None
+    group: str
+    preview: str
+
+
+class Refused(_Frozen):
+    """A file of the source that was not taken in."""
+
+    file: str = Field(description="its key in the source; a hash of it where the corpus is de-identified")
+    reason: str = Field(description="stable code")
+    detail: str

@@ -218,10 +218,13 @@ class ServeSettings(Settings):
     gateway: Autoscale = Autoscale(max_ongoing_requests=64, target_ongoing_requests=32.0, max_replicas=1)
     embedder: Autoscale = Autoscale()
     searcher: Autoscale = Autoscale(threads=1)
+    searcher_parts: Count = Field(1, description="deployments of searchers, each with a part of the shards")
     reranker: Autoscale = Autoscale(threads=1)
     max_upload_bytes: Count = 50 * 2**20
     deadline_ms: Count = Field(30_000, description="time a request may take before it is given up")
     rerank_reserve_ms: int = Field(50, ge=0, description="with less than this left the ANN order is returned")
+    follow_s: Positive = Field(2.0, description="how often replicas and gateways look for a new release")
+    grace_s: Positive = Field(60.0, description="how long a release stays after it was asked for last; above deadline_ms")
 
 
 class CheckSettings(Settings):

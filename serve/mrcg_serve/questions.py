@@ -1,4 +1,4 @@
-"""Searches as they come over HTTP: a form with a scan, or JSON that names an image or brings an embedding."""
+"""Searches as they come over HTTP: a form with scans, or JSON that names an image or brings an embedding."""
 
 from __future__ import annotations
 
@@ -22,11 +22,23 @@ FORM, JSON = "multipart/form-data", "application/json"
 MOST_FIELDS = 16
 
 
+#: Scans of one batch.
+MOST_SCANS = 1024
+
+
 @dataclass(frozen=True)
 class Question:
     """Of what, and what is wanted."""
 
     subject: bytes | ByImage | Sent
+    wanted: Wanted
+
+
+@dataclass(frozen=True)
+class Questions:
+    """The same of many scans."""
+
+    scans: tuple[bytes, ...]
     wanted: Wanted
 
 
@@ -72,7 +84,7 @@ async def question(request: Request) -> Question:
         RequestValidationError: a field is missing, unknown or wrong.
         HTTPException: 415, neither a form nor JSON.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = _kind(request)
     if kind == JSON:
         return _checked(ByName.model_validate_json, await request.body()).question()
     if kind != FORM:
@@ -83,6 +95,30 @@ async def question(request: Request) -> Question:
             raise _invalid("image", "Field required" if image is None else "has to be a file")
         fields = {name: value for name, value in form.multi_items() if name != "image"}
         return Question(await image.read(), _checked(_wanted, fields))
+
+
+async def questions(request: Request) -> Questions:
+    """The searches of a request that brings many scans.
+
+    Raises:
+        RequestValidationError: a field is missing, unknown or wrong.
+        HTTPException: 415, not a form.
+    """
+    if _kind(request) != FORM:
+        raise HTTPException(415, f"send {FORM} with images")
+    async with request.form(max_files=MOST_SCANS, max_fields=MOST_FIELDS) as form:
+        images = form.getlist("image")
+        if not images:
+            raise _invalid("image", "Field required")
+        scans = [await one.read() if isinstance(one, UploadFile) else None for one in images]
+        if any(one is None for one in scans):
+            raise _invalid("image", "has to be a file")
+        fields = {name: value for name, value in form.multi_items() if name != "image"}
+        return Questions(tuple(one for one in scans if one is not None), _checked(_wanted, fields))
+
+
+def _kind(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def _wanted(fields: dict[str, Any]) -> Wanted:
@@ -118,6 +154,18 @@ def body_of_search() -> dict[str, Any]:
     }
     form["required"] = ["image"]
     return {"required": True, "content": {FORM: {"schema": form}, JSON: {"schema": _schema(ByName)}}}
+
+
+def body_of_batch() -> dict[str, Any]:
+    """The same for the search by many scans."""
+    form = _schema(Wanted)
+    scan = {"type": "string", "format": "binary"}
+    form["properties"] = {
+        "image": {"type": "array", "items": scan, "minItems": 1, "maxItems": MOST_SCANS, "description": "scans"},
+        **form["properties"],
+    }
+    form["required"] = ["image"]
+    return {"required": True, "content": {FORM: {"schema": form}}}
 
 
 def schemas_of_search() -> dict[str, Any]:

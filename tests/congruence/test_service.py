@@ -4,30 +4,13 @@ import json
 
 import pytest
 from tests.making import mrcg
+from tests.serving import assert_alike
 
 from mrcg.client import Client
 from mrcg.pipeline import LocalPipeline
 from mrcg.query import ByImage, Filters, Wanted
 
 pytestmark = pytest.mark.slow
-
-TOLERANCE = 1e-4
-
-
-def assert_alike(remote, local):
-    """Same hits; order may differ only where scores differ by less than the tolerance (DESIGN §4)."""
-    assert remote.release == local.release
-    assert remote.reranked == local.reranked
-    by_id = {hit.image_id: hit for hit in local.hits}
-    assert {hit.image_id for hit in remote.hits} == set(by_id)
-    for hit, twin in zip(remote.hits, local.hits, strict=True):
-        same = by_id[hit.image_id]
-        assert (hit.label, hit.ann_rank) == (same.label, same.ann_rank)
-        assert hit.distance == pytest.approx(same.distance, rel=1e-3, abs=1e-3)
-        if hit.score is not None:
-            assert hit.score == pytest.approx(same.score, abs=TOLERANCE)
-            assert hit.score == pytest.approx(twin.score, abs=TOLERANCE)
-
 
 @pytest.mark.parametrize("rerank", [True, False])
 def test_http_and_in_process_answer_alike(service, ray_run, rerank):

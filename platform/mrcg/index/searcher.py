@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import starmap
 
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mrcg.errors import NotFoundError
+from mrcg.gathering import Fetched, Near, whole
 from mrcg.index.gallery import Where
 from mrcg.index.groups import Groups, numbered, search_groups
 from mrcg.index.metric import Mask, Neighbours
@@ -48,28 +49,45 @@ class Searcher:
         once.shutdown(wait=False)
 
     @classmethod
-    def open(cls, store: Store, version: str, shards: Collection[int] | None = None) -> Searcher:
-        """Load an index, or some of its shards; every file is hashed before it is used.
+    def open(cls, store: Store, version: str, part: int = 0, parts: int = 1) -> Searcher:
+        """Load an index, or one of several parts of its shards; every file is hashed before it is used.
 
         Raises:
             IntegrityError: a file is not the one that was published.
         """
         artefact = store.artefact("indexes", version)
         of = read_facts(artefact).shards
-        opened = of if shards is None else len(shards)
-        return cls(ShardedIndex.open(artefact, shards), Tombstones(store), opened, of)
+        shards = range(part, of, parts)
+        return cls(ShardedIndex.open(artefact, None if parts == 1 else shards), Tombstones(store), len(shards), of)
 
     def search(
         self, embeddings_bd: npt.NDArray[np.float32], contexts: list[RequestContext], n: int, scopes: list[Scope]
     ) -> list[Found]:
-        """The n nearest that each context allows and each scope asks for; what is asked alike is searched together."""
+        """The n nearest that each context allows and each scope asks for, with all that an answer needs of them."""
+        return [whole(near, self.fetch(near.rows)) for near in self.near(embeddings_bd, contexts, n, scopes)]
+
+    def near(
+        self, embeddings_bd: npt.NDArray[np.float32], contexts: list[RequestContext], n: int, scopes: list[Scope]
+    ) -> list[Near]:
+        """The same as rows and distances; what is asked alike is searched together."""
         self._obey()
-        found: list[Found | None] = [None] * len(contexts)
+        found: list[Near | None] = [None] * len(contexts)
         for which in _alike(contexts, scopes):
-            allowed, scope = contexts[which[0]].allowed, scopes[which[0]]
+            allowed, scope = self._here(contexts[which[0]].allowed), scopes[which[0]]
             for place, one in zip(which, self._alike(embeddings_bd[which], allowed, n, scope), strict=True):
                 found[place] = one
         return [one for one in found if one is not None]
+
+    def fetch(self, rows: Sequence[int]) -> Fetched:
+        """All that an answer needs of rows that ``near`` found."""
+        gallery, taken = self.index.gallery, np.array(rows, dtype=np.int64)
+        columns = [gallery.values(name, taken) for name in FACTS]
+        facts = list(starmap(Facts, zip(*columns, strict=True)))
+        return Fetched(gallery.ids(taken), facts, self.index.vectors(taken))
+
+    def _here(self, allowed: Mask | None) -> Mask | None:
+        # The rows behind are of shards that are not open here.
+        return None if allowed is None else allowed[: len(self.index)]
 
     def look_up(self, context: RequestContext, image_id: str) -> Embedding:
         """(d,) stored embedding of an image that the context allows.
@@ -79,7 +97,7 @@ class Searcher:
         """
         self._obey()
         rows = self.index.gallery.rows_of([image_id])
-        if not len(rows) or not self.index.count(_only(len(self.index), rows, context.allowed)):
+        if not len(rows) or not self.index.count(_only(len(self.index), rows, self._here(context.allowed))):
             raise NotFoundError(f"no image {image_id}: ask with an image_id that a search answered")
         vector: Embedding = self.index.vectors(rows)[0].astype(np.float32)
         return vector
@@ -89,14 +107,23 @@ class Searcher:
         if new := self._tombstones.look():
             self.index.bury(self._entries.result().images_of(new))
 
-    def _alike(self, queries_qd: Embedding, allowed: Mask | None, n: int, scope: Scope) -> list[Found]:
+    def _alike(self, queries_qd: Embedding, allowed: Mask | None, n: int, scope: Scope) -> list[Near]:
         index, passing = self.index, self._within(allowed, scope)
         near = self._nearest(queries_qd, n, passing, scope.group_by)
         # Whether a query is strange does not depend on its filter.
         first = near if passing is allowed else index.search(queries_qd, 1, allowed)
         counts = index.count(allowed), index.count(passing)
         return [
-            self._found(rows[rows >= 0], distances, nearest, *counts)
+            Near(
+                rows=rows[rows >= 0].tolist(),
+                distances=distances[rows >= 0].tolist(),
+                groups=self._groups_of(rows[rows >= 0], scope.group_by),
+                nearest=float(nearest) if np.isfinite(nearest) else None,
+                allowed=counts[0],
+                passing=counts[1],
+                shards=self._shards,
+                of=self._of,
+            )
             for rows, distances, nearest in zip(near.rows_qk, near.distances_qk, first.distances_qk[:, 0], strict=True)
         ]
 
@@ -105,22 +132,8 @@ class Searcher:
             return self.index.search(queries_qd, n, passing)
         return search_groups(self.index, queries_qd, n, self._groups(group_by), passing)
 
-    def _found(
-        self, rows: npt.NDArray[np.int64], distances: Embedding, nearest: np.float32, allowed: int, passing: int
-    ) -> Found:
-        gallery = self.index.gallery
-        columns = [gallery.values(name, rows) for name in FACTS]
-        return Found(
-            image_ids=gallery.ids(rows),
-            facts=list(starmap(Facts, zip(*columns, strict=True))),
-            distances=distances[: len(rows)].tolist(),
-            vectors_nd=self.index.vectors(rows),
-            nearest=float(nearest) if np.isfinite(nearest) else None,
-            allowed=allowed,
-            passing=passing,
-            shards=self._shards,
-            of=self._of,
-        )
+    def _groups_of(self, rows: npt.NDArray[np.int64], group_by: GroupBy) -> list[str | None] | None:
+        return None if group_by == "none" else self.index.gallery.values(GROUPED[group_by], rows)
 
     def _within(self, allowed: Mask | None, scope: Scope) -> Mask | None:
         """What is allowed and within a scope; the very same object where the scope takes nothing away."""
