@@ -13,9 +13,10 @@ from mrcg.config import ServeSettings
 from mrcg.encoder.embedder import Embedder
 from mrcg.imaging.slices import Grey
 from mrcg.index.searcher import Searcher
+from mrcg.loading import LoadEmbedder, LoadReranker, LoadSearcher
 from mrcg.query import ByImage, ByPixels, Embedding, Query, Scope, Sent, Subject, Wanted
 from mrcg.release import Release, read_release
-from mrcg.reranker.scorer import Reranking, Scorer
+from mrcg.reranker.scorer import Reranking
 from mrcg.search import AllowAll, Found, Influences, Policy, RequestContext, answer
 from mrcg.serving import QueryRules
 from mrcg.store import Store
@@ -63,12 +64,8 @@ class LocalPipeline:
         self.release = release
         self._policy = policy
         self._rules = QueryRules.of(store, release, serve)
-        embedder = Embedder.open(store.artefact("encoders", release.encoder))
-        reranker = store.artefact("rerankers", release.reranker)
         self._stages = _LocalStages(
-            embedder,
-            Searcher.open(store, release.index),
-            Reranking(Scorer.open(reranker, encoder_fingerprint=embedder.fingerprint)),
+            LoadEmbedder(store).load(release), LoadSearcher(store).load(release), LoadReranker(store).load(release)
         )
 
     @classmethod

@@ -14,6 +14,7 @@ from mrcg import __version__
 from mrcg.answers import BatchLine
 from mrcg_serve import releasing, searching, showing
 from mrcg_serve.asking import ThisGateway, current_gateway, errors
+from mrcg_serve.metrics import exposition
 from mrcg_serve.problems import BodyLimit, install
 from mrcg_serve.questions import schemas_of_search
 
@@ -50,9 +51,9 @@ async def readyz(gateway: ThisGateway) -> Health:
 
 
 @operation.get("/metrics", summary="Prometheus metrics", response_class=Response)
-async def metrics(gateway: ThisGateway) -> Response:
-    """Counters of this gateway in Prometheus' text format."""
-    return Response(gateway.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+async def metrics() -> Response:
+    """What all replicas of all stages count, in Prometheus' text format; up to some seconds old."""
+    return Response(await exposition(), media_type=CONTENT_TYPE_LATEST)
 
 
 for router in (searching.router, showing.router, releasing.router, operation):

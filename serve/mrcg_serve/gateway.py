@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from ray.serve.handle import DeploymentHandle
 
 from mrcg.answers import Answer, BatchLine, ImageFacts, Refused
@@ -29,6 +28,7 @@ from mrcg.serving import QueryRules
 from mrcg.store import Store
 from mrcg.tombstones import Tombstones
 from mrcg_serve.access import Authenticator, LoopbackOnly
+from mrcg_serve.metrics import SearchMeters
 from mrcg_serve.pinning import Desk, Pinned
 from mrcg_serve.problems import problem_of
 from mrcg_serve.replicas import Pin
@@ -39,32 +39,6 @@ PREVIEW_SIDE, QUALITY = 256, 90
 AT_ONCE = 8
 FACTS = ["label", "plane", "sequence", "site", "year", "group_id"]
 CHECK_SECONDS = 5.0
-
-
-class Metrics:
-    """Counters of one gateway replica."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.requests = Counter("mrcg_requests", "Searches by outcome.", ["outcome"], registry=self.registry)
-        self.seconds = Histogram(
-            "mrcg_stage_seconds", "Time of each stage of a search.", ["stage"], registry=self.registry,
-            buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
-        )  # fmt: skip
-
-    def text(self) -> bytes:
-        """All of them in Prometheus' text format."""
-        return generate_latest(self.registry)
-
-    def refused(self, code: str) -> None:
-        """Count a search that was refused, by the code of its problem."""
-        self.requests.labels(code).inc()
-
-    def count(self, result: Answer) -> None:
-        """Count an answered search."""
-        self.requests.labels("reranked" if result.reranked else "ann_order").inc()
-        for stage, milliseconds in result.milliseconds.items():
-            self.seconds.labels(stage).observe(milliseconds / 1000)
 
 
 class Gateway:
@@ -82,11 +56,11 @@ class Gateway:
         self.store = opened
         self._tombstones = Tombstones(opened)
         self._stages = RemoteStages(*stages)
-        self._pinned = Pinned(opened, settings, self._stages, self._rehearse)
         self._policy = policy
         self.authenticator = authenticator
         self._pool = ThreadPoolExecutor(settings.gateway.threads)
-        self.metrics = Metrics()
+        self._meters = SearchMeters()
+        self._pinned = Pinned(opened, settings, self._stages, self._rehearse, self._meters.release)
         self.max_upload_bytes = settings.max_upload_bytes
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
@@ -116,10 +90,10 @@ class Gateway:
         try:
             return await self._search(principal, subject, wanted)
         except NotResidentError as error:
-            self.metrics.refused("unavailable")
+            self._meters.refused("unavailable")
             raise StageUnavailableError(f"{error}: it is just changing") from error
         except MrcgError as error:
-            self.metrics.refused(problem_of(error).code)
+            self._meters.refused(problem_of(error).code)
             raise
 
     async def _search(self, principal: str, subject: bytes | ByImage | Sent, wanted: Wanted) -> Answer:
@@ -145,7 +119,7 @@ class Gateway:
         result = await answer(self._stages, rules.search, context, query)
         laps = {"decode": decode, **result.milliseconds, "total": _milliseconds_since(start)}
         result = result.model_copy(update={"milliseconds": laps})
-        self.metrics.count(result)
+        self._meters.answered(result, wanted.rerank)
         return result
 
     async def _subject(self, rules: QueryRules, subject: bytes | ByImage | Sent) -> Subject:

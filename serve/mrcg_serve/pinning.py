@@ -7,6 +7,7 @@ requests are answered under it; those that are under way end as they began. Noth
 from __future__ import annotations
 
 import asyncio
+import datetime
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ class Desk:
 
     rules: QueryRules
     corpus: Corpus
+    made: float
 
 
 class Pinned:
@@ -39,12 +41,19 @@ class Pinned:
         settings: of the service.
         stages: whose replicas have to have a release before it is pinned.
         rehearse: searches once under a release; what it raises keeps the release out.
+        note: is told now and then which release is pinned and when it was made.
     """
 
     def __init__(
-        self, store: Store, settings: ServeSettings, stages: RemoteStages, rehearse: Callable[[Desk], Awaitable[None]]
+        self,
+        store: Store,
+        settings: ServeSettings,
+        stages: RemoteStages,
+        rehearse: Callable[[Desk], Awaitable[None]],
+        note: Callable[[int, float], None],
     ) -> None:
-        self._store, self._settings, self._stages, self._rehearse = store, settings, stages, rehearse
+        self._store, self._settings, self._stages = store, settings, stages
+        self._rehearse, self._note = rehearse, note
         self._desks = Residents(lambda release: str(release.number), self._desk, settings.grace_s)
         self._following = Following(store, self._desks)
         self._missed = False
@@ -53,7 +62,8 @@ class Pinned:
 
     def _desk(self, release: Release) -> Desk:
         corpus = Corpus(self._store.artefact("corpus", release.corpus))
-        return Desk(QueryRules.of(self._store, release, self._settings), corpus)
+        made = datetime.datetime.fromisoformat(release.created).timestamp()
+        return Desk(QueryRules.of(self._store, release, self._settings), corpus, made)
 
     async def follow(self, named: int | None) -> None:
         """Answer under the named release from now on, or under the newest where none is named."""
@@ -74,6 +84,7 @@ class Pinned:
 
     async def step(self) -> None:
         """Look once; pin what is wanted and everywhere, or what is everywhere where the pinned one is missed."""
+        self._note(self.number, self.desk.made)
         await asyncio.to_thread(self._following.step)
         wanted = await asyncio.to_thread(lambda: self._following.wanted)
         if wanted in self._following.refused or (wanted == self.number and not self._missed):

@@ -26,6 +26,7 @@ from mrcg.query import Embedding, Scope
 from mrcg.resident import Following, Residents
 from mrcg.search import Found, Influences, RequestContext
 from mrcg.store import Store
+from mrcg_serve.metrics import BatchMeter
 
 if TYPE_CHECKING:
     from mrcg.encoder.embedder import Embedder
@@ -68,6 +69,7 @@ class _Replica(Generic[T]):
         self._following = Following(store, Residents(loading.key, loading.load, settings.grace_s))
         self._every, self._started = settings.follow_s, False
         self._worker = Worker(use_threads)
+        self._meter = BatchMeter()
 
     def reconfigure(self, config: dict[str, Any]) -> None:
         """Take another release on; the first time, before the replica is ready, load it. Serve calls this."""
@@ -92,6 +94,12 @@ class _Replica(Generic[T]):
 
     def _of(self, context: RequestContext) -> T:
         return self._following.residents.of(context.release)
+
+    async def _together(
+        self, loaded: list[T], items: list[Item], work: Callable[[T, list[Item]], Sequence[Result]]
+    ) -> list[Result]:
+        self._meter.worked(len(items))
+        return await self._worker.run(lambda: together(loaded, items, work))
 
 
 def together(
@@ -122,7 +130,7 @@ class EmbedderReplica(_Replica["Embedder"]):
 
     @serve.batch
     async def _batch(self, embedders: list[Embedder], pixels: list[Grey]) -> list[Embedding]:
-        return await self._worker.run(lambda: together(embedders, pixels, _embed))
+        return await self._together(embedders, pixels, _embed)
 
 
 def _embed(embedder: Embedder, pixels: list[Grey]) -> list[Embedding]:
@@ -162,11 +170,11 @@ class SearcherReplica(_Replica["Searcher"]):
 
     @serve.batch
     async def _batch(self, searchers: list[Searcher], asked: list[Asked]) -> list[Found]:
-        return await self._worker.run(lambda: together(searchers, asked, _search))
+        return await self._together(searchers, asked, _search)
 
     @serve.batch
     async def _near_batch(self, searchers: list[Searcher], asked: list[Asked]) -> list[Near]:
-        return await self._worker.run(lambda: together(searchers, asked, _near))
+        return await self._together(searchers, asked, _near)
 
 
 def _search(searcher: Searcher, asked: list[Asked]) -> list[Found]:
@@ -205,7 +213,7 @@ class RerankerReplica(_Replica["Reranking"]):
 
     @serve.batch
     async def _batch(self, rerankings: list[Reranking], asked: list[tuple[Embedding, Vectors]]) -> list[Embedding]:
-        return await self._worker.run(lambda: together(rerankings, asked, _rerank))
+        return await self._together(rerankings, asked, _rerank)
 
 
 def _rerank(reranking: Reranking, asked: list[tuple[Embedding, Vectors]]) -> list[Embedding]:

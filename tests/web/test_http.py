@@ -1,10 +1,12 @@
 """What the service says over HTTP, to good and to bad requests."""
 
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from tests.making import bomb, mrcg
 
 from mrcg.answers import Hit
@@ -125,7 +127,7 @@ def test_many_at_once_are_all_answered(http, scan):
 def test_previews(http, scan):
     hit = search(http, scan).json()["hits"][0]["image_id"]
     response = http.get(f"/v1/images/{hit}/preview")
-    assert (response.status_code, response.headers["content-type"]) == (200, "image/png")
+    assert (response.status_code, response.headers["content-type"]) == (200, "image/webp")
     missing = http.get("/v1/images/nobody/preview")
     assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
 
@@ -135,10 +137,33 @@ def test_health_readiness_and_metrics(http, scan):
     search(http, b"no image")
     assert http.get("/healthz").json() == {"status": "ok", "release": 1}
     assert http.get("/readyz").json() == {"status": "ready", "release": 1}
-    text = http.get("/metrics").text
-    assert 'mrcg_requests_total{outcome="reranked"}' in text
-    assert 'mrcg_requests_total{outcome="image_not_an_image"}' in text
-    assert 'mrcg_stage_seconds_bucket{le="0.1",stage="embed"}' in text
+
+
+def test_metrics_are_of_all_replicas(http, scan):
+    search(http, scan)
+    search(http, b"no image")
+    wanted = [
+        ("ray_mrcg_requests_total", {"outcome": "reranked", "deployment": "Gateway"}),
+        ("ray_mrcg_requests_total", {"outcome": "image_not_an_image"}),
+        ("ray_mrcg_stage_seconds_bucket", {"stage": "embed", "le": "0.1"}),
+        ("ray_mrcg_batch_size_count", {"deployment": "Embedder"}),
+        ("ray_mrcg_batch_size_count", {"deployment": "Reranker"}),
+        ("ray_mrcg_release", {}),
+    ]
+    deadline = time.monotonic() + 60  # Ray carries them every few seconds
+    while time.monotonic() < deadline:
+        samples = [
+            one for family in text_string_to_metric_families(http.get("/metrics").text) for one in family.samples
+        ]
+        missing = [
+            (name, tags)
+            for name, tags in wanted
+            if not any(one.name == name and tags.items() <= one.labels.items() for one in samples)
+        ]
+        if not missing:
+            return
+        time.sleep(1)
+    raise AssertionError(f"not counted: {missing}")
 
 
 def test_openapi_describes_the_search(http):
