@@ -212,11 +212,15 @@ class Autoscale(Settings):
     batch_wait_s: float = Field(0.0, ge=0.0, description="how long a batch waits to fill; 0 is right when idle")
 
 
+EngineName = Literal["torch", "openvino", "openvino-int8"]
+
+
 class ServeSettings(Settings):
     """The online chain (DESIGN §4)."""
 
     gateway: Autoscale = Autoscale(max_ongoing_requests=64, target_ongoing_requests=32.0, max_replicas=1)
     embedder: Autoscale = Autoscale()
+    engine: EngineName = Field("torch", description="what computes the encoder; OpenVINO is for CPUs")
     searcher: Autoscale = Autoscale(threads=1)
     searcher_parts: Count = Field(1, description="deployments of searchers, each with a part of the shards")
     reranker: Autoscale = Autoscale(threads=1)

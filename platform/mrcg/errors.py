@@ -114,6 +114,8 @@ EXTRAS = {
     "torch": "embed",
     "torchvision": "embed",
     "safetensors": "embed",
+    "openvino": "openvino",
+    "nncf": "openvino",
     "faiss": "index",
     "torch_geometric": "train",
     "matplotlib": "train",

@@ -9,15 +9,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
+from mrcg.config import EngineName
+from mrcg.corpus import Corpus
 from mrcg.encoder.spec import read_spec
 from mrcg.errors import ReleaseError
+from mrcg.imaging.slices import Grey
 from mrcg.release import Release
 from mrcg.store import Store
 
 # What one stage needs is not imported into the processes of the others.
 if TYPE_CHECKING:
-    from mrcg.encoder.embedder import Embedder
     from mrcg.index.searcher import Searcher
     from mrcg.reranker.scorer import Reranking
 
@@ -52,26 +55,54 @@ class Loading(Protocol[T]):
         ...
 
 
+class Embeds(Protocol):
+    """An encoder, whatever computes it."""
+
+    fingerprint: str
+
+    @property
+    def input_size(self) -> int:
+        """Side of the images it takes, pixels."""
+        ...
+
+    def embed(self, pixels_nss: Grey) -> npt.NDArray[np.float32]:
+        """(n, s, s) grey levels -> (n, d) embeddings."""
+        ...
+
+
 @dataclass(frozen=True)
 class LoadEmbedder:
-    """The encoder."""
+    """The encoder, and what computes it."""
 
     store: Store
     device: str = "cpu"
+    engine: EngineName = "torch"
+    threads: int = 1
 
     def key(self, release: Release) -> str:
-        """The encoder's version."""
-        return release.encoder
+        """The encoder's version; int8 rounds as the scans of the corpus ask for."""
+        return f"{release.encoder} {release.corpus}" if self.engine == "openvino-int8" else release.encoder
 
-    def load(self, release: Release) -> Embedder:
+    def load(self, release: Release) -> Embeds:
         """As of ``Loading``."""
         from mrcg.encoder.embedder import Embedder
 
-        loaded = Embedder.open(self.store.artefact("encoders", release.encoder), self.device)
+        loaded: Embeds = Embedder.open(self.store.artefact("encoders", release.encoder), self.device)
+        if self.engine != "torch":
+            from mrcg.encoder.openvino import SAMPLE, OpenVinoEmbedder
+
+            assert isinstance(loaded, Embedder)
+            sample = self._sample(release, SAMPLE, loaded.input_size) if self.engine == "openvino-int8" else None
+            loaded = OpenVinoEmbedder(loaded, self.threads, sample)
         self.check(loaded)
         return loaded
 
-    def check(self, loaded: Embedder) -> None:
+    def _sample(self, release: Release, count: int, side: int) -> Grey:
+        corpus = Corpus(self.store.artefact("corpus", release.corpus))
+        rows = np.random.default_rng(0).permutation(len(corpus))[:count]
+        return corpus.pixels(np.sort(rows).tolist(), side)
+
+    def check(self, loaded: Embeds) -> None:
         """Embed one image."""
         grey = np.full((1, loaded.input_size, loaded.input_size), 128, dtype=np.uint8)
         if not np.isfinite(loaded.embed(grey)).all():

@@ -10,10 +10,9 @@ import numpy.typing as npt
 
 from mrcg.answers import Answer
 from mrcg.config import ServeSettings
-from mrcg.encoder.embedder import Embedder
 from mrcg.imaging.slices import Grey
 from mrcg.index.searcher import Searcher
-from mrcg.loading import LoadEmbedder, LoadReranker, LoadSearcher
+from mrcg.loading import Embeds, LoadEmbedder, LoadReranker, LoadSearcher
 from mrcg.query import ByImage, ByPixels, Embedding, Query, Scope, Sent, Subject, Wanted
 from mrcg.release import Release, read_release
 from mrcg.reranker.scorer import Reranking
@@ -25,7 +24,7 @@ from mrcg.store import Store
 class _LocalStages:
     """The stages as plain calls."""
 
-    def __init__(self, embedder: Embedder, searcher: Searcher, reranking: Reranking) -> None:
+    def __init__(self, embedder: Embeds, searcher: Searcher, reranking: Reranking) -> None:
         self.embedder = embedder
         self.searcher = searcher
         self.reranking = reranking
@@ -65,7 +64,9 @@ class LocalPipeline:
         self._policy = policy
         self._rules = QueryRules.of(store, release, serve)
         self._stages = _LocalStages(
-            LoadEmbedder(store).load(release), LoadSearcher(store).load(release), LoadReranker(store).load(release)
+            LoadEmbedder(store, engine=serve.engine, threads=serve.embedder.threads).load(release),
+            LoadSearcher(store).load(release),
+            LoadReranker(store).load(release),
         )
 
     @classmethod

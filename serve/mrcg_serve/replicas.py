@@ -21,7 +21,7 @@ from mrcg.config import Autoscale, ServeSettings
 from mrcg.errors import require
 from mrcg.gathering import Fetched, Near
 from mrcg.imaging.slices import Grey
-from mrcg.loading import LoadEmbedder, Loading, LoadReranker, LoadSearcher
+from mrcg.loading import Embeds, LoadEmbedder, Loading, LoadReranker, LoadSearcher
 from mrcg.query import Embedding, Scope
 from mrcg.resident import Following, Residents
 from mrcg.search import Found, Influences, RequestContext
@@ -29,7 +29,6 @@ from mrcg.store import Store
 from mrcg_serve.metrics import BatchMeter
 
 if TYPE_CHECKING:
-    from mrcg.encoder.embedder import Embedder
     from mrcg.index.searcher import Searcher
     from mrcg.reranker.scorer import Reranking
 
@@ -115,12 +114,13 @@ def together(
     return [results[place] for place in range(len(items))]
 
 
-class EmbedderReplica(_Replica["Embedder"]):
+class EmbedderReplica(_Replica[Embeds]):
     """Embeds queries in dynamic batches."""
 
     def __init__(self, store: str, settings: ServeSettings) -> None:
         opened, own = Store(store), settings.embedder
-        super().__init__(opened, LoadEmbedder(opened, _device(own)), settings, _torch_threads(own))
+        loading = LoadEmbedder(opened, _device(own), settings.engine, own.threads)
+        super().__init__(opened, loading, settings, _torch_threads(own))
         _set_batching(self._batch, own)
 
     async def embed(self, context: RequestContext, pixels_ss: Grey) -> Embedding:
@@ -129,11 +129,11 @@ class EmbedderReplica(_Replica["Embedder"]):
         return vector
 
     @serve.batch
-    async def _batch(self, embedders: list[Embedder], pixels: list[Grey]) -> list[Embedding]:
+    async def _batch(self, embedders: list[Embeds], pixels: list[Grey]) -> list[Embedding]:
         return await self._together(embedders, pixels, _embed)
 
 
-def _embed(embedder: Embedder, pixels: list[Grey]) -> list[Embedding]:
+def _embed(embedder: Embeds, pixels: list[Grey]) -> list[Embedding]:
     return list(embedder.embed(np.stack(pixels)))
 
 
