@@ -148,21 +148,22 @@ def _panel(place: Axes, gallery: str, rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         if row["contender"].startswith("ours") and row["contender"] != "ours, 1 shard":
             continue
-        own, plain = row["contender"].startswith("ours"), row["contender"] == "plain FAISS"
+        own, plain = row["contender"].startswith("ours"), row["contender"].startswith("plain FAISS")
+        exact = row["contender"].endswith("exact")
         place.plot(
             [max(1 - point[1], ALL) for point in row["curve"]],
             [point[2] for point in row["curve"]],
             color=CLASS_COLOURS[KINDS.index(row["kind"])] if own or plain else "#808a93",
-            linestyle="-" if own else "--" if plain else ":",
-            marker="o" if own else "x" if plain else MARKERS[1 + others.index(row["contender"])],
+            linestyle="-" if own else "-." if exact else "--" if plain else ":",
+            marker="o" if own else "+" if exact else "x" if plain else MARKERS[1 + others.index(row["contender"])],
             markersize=4,
-            label=f"{row['kind']}, {'ours' if own else 'plain FAISS'}" if own or plain else row["contender"],
+            label=f"{row['kind']}, {'ours' if own else row['contender']}" if own or plain else row["contender"],
         )
     place.set_title(gallery)
     place.set_yscale("log")
     place.set_xscale("log")
     place.set_xlim(0.3, ALL / 1.5)
-    missed = [0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001]
+    missed = [0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.001]
     place.set_xticks([*missed, ALL], [*(f"{1 - one:g}" for one in missed), "1"], fontsize=8)
     place.set_xticks([], minor=True)
     place.set_xlabel("recall@50")

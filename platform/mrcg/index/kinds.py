@@ -52,8 +52,7 @@ def factory(shape: Shape) -> str:
         case "ivf_sq":
             return f"IVF{shape.lists},SQ8"
         case "opq_ivf_pq":
-            out = min(shape.dim // shape.pq_bytes, 4) * shape.pq_bytes
-            return f"OPQ{shape.pq_bytes}_{out},IVF{shape.lists},PQ{shape.pq_bytes}"
+            return f"OPQ{shape.pq_bytes}_{shape.inner_dim},IVF{shape.lists},PQ{shape.pq_bytes}"
 
 
 def new_index(shape: Shape, seed: int) -> Faiss:

@@ -58,6 +58,11 @@ class Shape(_Frozen):
         """Whether it learns from vectors before it takes any."""
         return self.lists > 0
 
+    @property
+    def inner_dim(self) -> int:
+        """Of the vectors that cells and codes are made of: OPQ turns wide ones into narrower ones."""
+        return min(self.dim // self.pq_bytes, 4) * self.pq_bytes if self.kind == "opq_ivf_pq" else self.dim
+
 
 class PartFacts(_Frozen):
     """One part: its shard, its name, rows on disk and how many of them are still there."""

@@ -53,15 +53,19 @@ def exact_distances(queries_qd: Vectors, vectors_qcd: Vectors) -> Distances:
 
     A distance depends on its two vectors alone, not on what else is in the batch: ties are real.
     """
-    faiss = require("faiss")
-    queries = np.ascontiguousarray(queries_qd, dtype=np.float32)
     count, candidates, dim = vectors_qcd.shape
-    flat = np.ascontiguousarray(vectors_qcd, dtype=np.float32)
-    places = np.arange(count * candidates, dtype=np.int64)
-    out = np.empty((count, candidates), dtype=np.float32)
+    places = np.arange(count * candidates, dtype=np.int64).reshape(count, candidates)
+    return distances_to(queries_qd, vectors_qcd.reshape(-1, dim), places)
+
+
+def distances_to(queries_qd: Vectors, vectors_nd: Vectors, rows_qc: Rows) -> Distances:
+    """(q, c) the same to rows of some vectors, of which none is copied; -1 is inf."""
+    faiss, (count, candidates) = require("faiss"), rows_qc.shape
+    queries, vectors = (np.ascontiguousarray(one, dtype=np.float32) for one in (queries_qd, vectors_nd))
+    rows, out = np.ascontiguousarray(rows_qc), np.empty((count, candidates), dtype=np.float32)
     if out.size:
-        pointer = faiss.swig_ptr
-        faiss.fvec_L2sqr_by_idx(pointer(out), pointer(queries), pointer(flat), pointer(places), dim, count, candidates)
+        to, of, these, into = (faiss.swig_ptr(one) for one in (vectors, queries, rows, out))
+        faiss.fvec_L2sqr_by_idx(into, of, to, these, vectors.shape[1], count, candidates)
     return out
 
 
@@ -103,7 +107,7 @@ def exact_search(queries_qd: Vectors, vectors_nd: Vectors, k: int) -> Rows:
     for start in range(0, len(vectors_nd), BLOCK):
         block = np.ascontiguousarray(vectors_nd[start : start + BLOCK], dtype=np.float32)
         rows = scan(queries, block, k)
-        found.append(nearest(np.where(rows >= 0, rows + start, -1), _distances_of(queries, block, rows), k))
+        found.append(nearest(np.where(rows >= 0, rows + start, -1), distances_to(queries, block, rows), k))
         found = [merge(found, k)]
     return found[0].rows_qk if found else np.full((len(queries), k), -1, dtype=np.int64)
 
@@ -171,10 +175,6 @@ def _lengths(vectors_nd: npt.NDArray[np.float32]) -> Distances:
     """(n,) squared."""
     lengths: Distances = np.einsum("nd,nd->n", vectors_nd, vectors_nd)
     return lengths
-
-
-def _distances_of(queries: Vectors, block: Vectors, rows_qc: Rows) -> Distances:
-    return exact_distances(queries, block[np.maximum(rows_qc, 0)])
 
 
 def recall_of(found: Neighbours, exact: Neighbours) -> float:

@@ -163,8 +163,8 @@ def trained_bytes(shape: Shape) -> int:
     """Memory of what is the same in every part: cells, codebooks, rotation."""
     if not shape.trained:
         return 0
-    codes = 4 * shape.dim * (shape.dim + 256) if shape.kind == "opq_ivf_pq" else 0
-    return 4 * shape.lists * shape.dim + codes
+    codes = 4 * shape.inner_dim * (shape.dim + 256) if shape.kind == "opq_ivf_pq" else 0
+    return 4 * shape.lists * shape.inner_dim + codes
 
 
 def serving_bytes(shape: Shape) -> int:
@@ -272,8 +272,9 @@ def _filling(shape: Shape) -> float:
 def _block(shape: Shape, rows: int) -> int:
     """Memory of vectors that are added at once: as they are stored, as FAISS wants them, and what it makes of them."""
     # For PQ: turned, and what is left of them when their cell is taken away.
-    each = {"flat": 2, "opq_ivf_pq": 14}.get(shape.kind, 6)
-    return each * rows * shape.dim + (_ASSIGNED * rows // BLOCK if shape.trained else 0)
+    each = 2 * shape.dim if shape.kind == "flat" else 6 * shape.dim
+    each += 8 * shape.inner_dim if shape.kind == "opq_ivf_pq" else 0
+    return each * rows + (_ASSIGNED * rows // BLOCK if shape.trained else 0)
 
 
 def train_bytes(shape: Shape, count: int, costs: Costs) -> int:
@@ -282,8 +283,8 @@ def train_bytes(shape: Shape, count: int, costs: Costs) -> int:
         return 0
     sample = min(count, max(OPQ_VECTORS, shape.lists * TRAIN_PER_LIST))
     # Beside the sample: for codes what is left when its cell is taken away; for PQ the sample turned, too, and slices.
-    copies = {"ivf_flat": 1, "ivf_sq": 2, "opq_ivf_pq": 4}[shape.kind]
-    return costs.builder_bytes + 4 * copies * sample * shape.dim + _ASSIGNED + serving_bytes(shape)
+    copies = {"ivf_flat": 0, "ivf_sq": 1, "opq_ivf_pq": 3}[shape.kind] * shape.inner_dim
+    return costs.builder_bytes + 4 * sample * (shape.dim + copies) + _ASSIGNED + serving_bytes(shape)
 
 
 def examine_bytes(shape: Shape, rows: int, costs: Costs, parts: int = 1) -> int:
@@ -312,7 +313,7 @@ def build_seconds(shape: Shape, count: int, costs: Costs) -> float:
         return seconds + count * shape.dim * costs.hnsw_add * depth
     if shape.trained:
         sample = min(count, shape.lists * TRAIN_PER_LIST)
-        seconds += (10 * sample + count) * shape.lists * shape.dim * costs.coarse
+        seconds += (10 * sample + count) * shape.lists * shape.inner_dim * costs.coarse
         seconds += count * shape.dim * costs.encode.get(shape.kind, 0.0)
         seconds += shape.dim**2 * costs.rotation if shape.kind == "opq_ivf_pq" else 0.0
     return seconds
@@ -326,7 +327,7 @@ def query_seconds(shape: Shape, count: int, effort: int, costs: Costs) -> float:
         return effort * shape.dim * costs.hnsw_step * math.log2(max(count, 2)) / math.log2(100_000)
     width = shape.pq_bytes if shape.kind == "opq_ivf_pq" else shape.dim
     scanned = count * effort / shape.lists
-    return shape.lists * shape.dim * costs.coarse + scanned * width * costs.list_scan[shape.kind]
+    return shape.lists * shape.inner_dim * costs.coarse + scanned * width * costs.list_scan[shape.kind]
 
 
 def _explained(plan: IndexPlan, choice: str, costs: Costs) -> IndexPlan:

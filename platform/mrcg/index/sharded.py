@@ -19,7 +19,7 @@ from mrcg.index.metric import (
     Neighbours,
     Rows,
     Vectors,
-    exact_distances,
+    distances_to,
     merge,
     nearest,
     scan,
@@ -31,6 +31,8 @@ from mrcg.store import Artefact
 
 #: With fewer rows allowed than this all of them are scanned: it is faster than a filtered search, and exact.
 SCAN_BELOW = 20_000
+#: Candidates of a graph beyond k: its own distances differ from the exact ones in their last bits alone.
+HNSW_SLACK = 4
 #: A filtered search looks as much further as the filter is narrow, up to so many times.
 WIDEN = 16
 #: Queries that are searched for together.
@@ -134,8 +136,8 @@ class ShardedIndex:
 
     def _candidates(self, queries: Queries, k: int, mask: Mask | None, effort: int) -> Candidates:
         count = wanted(self.shape, k)
-        if self.shape.kind == "hnsw":  # a search knows no more than it is wide
-            count = max(k, min(count, effort))
+        if self.shape.kind == "hnsw":  # a search knows no more than it is wide, and takes longer the more it keeps
+            count = min(k + HNSW_SLACK, max(k, effort))
         # More would only be padding.
         count = max(1, min(count, len(self._stored)))
         return self._engine.candidates(queries, count, mask, effort)
@@ -156,7 +158,7 @@ class ShardedIndex:
                 floats = np.empty((len(places), self.shape.dim), dtype=np.float32)
             block = widen(self._stored.halves(places), floats[: len(places)])
             local = scan(queries, block, k)
-            distances = exact_distances(queries, block[np.maximum(local, 0)])
+            distances = distances_to(queries, block, local)
             found = merge([found, nearest(np.where(local >= 0, places[local], -1), distances, k)], k)
         return found
 

@@ -44,6 +44,13 @@ def made():
     return {kind: filled(kind, VECTORS) for kind in KINDS}
 
 
+@pytest.mark.parametrize("dim", [8, 24, 256, 1000])
+@pytest.mark.parametrize("kind", TRAINED)
+def test_the_inner_dimension_is_that_of_the_cells(kind, dim):
+    shape = shape_of(kind, 1_000_000, dim, 0.95)
+    assert faiss.extract_index_ivf(kinds.new_index(shape, 1)).d == shape.inner_dim
+
+
 def search(index, shape, count, allowed=None, effort=8, queries=QUERIES):
     return kinds.candidates(index, shape, queries, count, allowed, effort)
 
