@@ -228,7 +228,9 @@ class ServeSettings(Settings):
     deadline_ms: Count = Field(30_000, description="time a request may take before it is given up")
     rerank_reserve_ms: int = Field(50, ge=0, description="with less than this left the ANN order is returned")
     follow_s: Positive = Field(2.0, description="how often replicas and gateways look for a new release")
-    grace_s: Positive = Field(60.0, description="how long a release stays after it was asked for last; above deadline_ms")
+    grace_s: Positive = Field(
+        60.0, description="how long a release stays after it was asked for last; above deadline_ms"
+    )
 
 
 class CheckSettings(Settings):

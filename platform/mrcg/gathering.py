@@ -1,4 +1,4 @@
-"""Neighbours of several shard groups put together: ids and distances first, then the vectors of the N nearest (DESIGN §4)."""
+"""Neighbours of several parts of an index put together: ids and distances first, then vectors of the N nearest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each stage of a search needs of a release: loaded, hashed while it is read, and tried before it answers (DESIGN §4).
+"""What each stage of a search needs of a release: loaded, hashed while it is read, tried before it answers (DESIGN §4).
 
 ``check`` is tried when a release is taken on, and again and again while it answers: it really works on something.
 """

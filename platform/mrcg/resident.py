@@ -80,7 +80,7 @@ class Residents(Generic[T]):
             return None if held is None else held.loaded
 
     def prepare(self, release: Release) -> None:
-        """Take a release on beside the one that was asked for last; what loading raises is raised, and that one stays."""
+        """Take a release on beside the one that was asked for last; what loading raises is raised, that one stays."""
         with self._preparing:
             key = self._key(release)
             with self._lock:

@@ -13,7 +13,7 @@ from mrcg.release import read_release
 from mrcg.store import Store
 from mrcg_serve.api import api
 from mrcg_serve.gateway import Gateway
-from mrcg_serve.replicas import Pin, EmbedderReplica, RerankerReplica, SearcherReplica
+from mrcg_serve.replicas import EmbedderReplica, Pin, RerankerReplica, SearcherReplica
 
 APP_NAME = "mrcg"
 

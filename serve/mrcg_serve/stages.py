@@ -128,7 +128,7 @@ async def _those_that_answer(asked: Sequence[Awaitable[T]]) -> list[T | None]:
     return answers
 
 
-async def _nothing() -> None:
+async def _nothing() -> Any:
     return None
 
 

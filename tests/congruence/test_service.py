@@ -12,6 +12,7 @@ from mrcg.query import ByImage, Filters, Wanted
 
 pytestmark = pytest.mark.slow
 
+
 @pytest.mark.parametrize("rerank", [True, False])
 def test_http_and_in_process_answer_alike(service, ray_run, rerank):
     local = LocalPipeline.open(ray_run.store)

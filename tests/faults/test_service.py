@@ -53,7 +53,7 @@ class Load:
             while not self._stop.is_set():
                 try:
                     self.answers.append(client.search(image, WANTED))
-                except Exception as error:  # noqa: BLE001 - the test says which there may be: none
+                except Exception as error:
                     self.errors.append(error)
 
     def __enter__(self):
