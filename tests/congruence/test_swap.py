@@ -1,7 +1,5 @@
 """Releases change while requests come in: none fails, and each is answered as its release says."""
 
-import itertools
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -58,19 +56,15 @@ def change(url, store, first, second, done):
 def test_no_request_fails_while_releases_change(two_lines, scans):
     store, first, second = two_lines
     images = [path.read_bytes() for path in sorted(scans.rglob("*.png"))[:SCANS]]
-    counter = itertools.count()
     answered = []
     with serving(store.url, "--set", "serve.follow_s=0.2", "--set", "serve.grace_s=5") as url:
         changes = ThreadPoolExecutor(1).submit(change, url, store, first, second, lambda: len(answered))
-        local = threading.local()
+        with Client(url, retries=0) as client, ThreadPoolExecutor(CLIENTS) as pool:
 
-        def ask(number):
-            if not hasattr(local, "client"):
-                local.client = Client(url, retries=0)
-            answered.append((number % SCANS, local.client.search(images[number % SCANS], WANTED)))
+            def ask(number):
+                answered.append((number % SCANS, client.search(images[number % SCANS], WANTED)))
 
-        with ThreadPoolExecutor(CLIENTS) as pool:
-            for asked in [pool.submit(ask, next(counter)) for _ in range(REQUESTS)]:
+            for asked in [pool.submit(ask, number) for number in range(REQUESTS)]:
                 asked.result()
         changes.result(timeout=120)
     assert len(answered) == REQUESTS
