@@ -223,6 +223,7 @@ class ServeSettings(Settings):
     engine: EngineName = Field("torch", description="what computes the encoder; OpenVINO is for CPUs")
     searcher: Autoscale = Autoscale(threads=1)
     searcher_parts: Count = Field(1, description="deployments of searchers, each with a part of the shards")
+    part_ms: Count = Field(2_000, description="time of one of several parts, after which it is answered without it")
     reranker: Autoscale = Autoscale(threads=1)
     max_upload_bytes: Count = 50 * 2**20
     deadline_ms: Count = Field(30_000, description="time a request may take before it is given up")

@@ -55,7 +55,7 @@ class Gateway:
         opened = Store(store)
         self.store = opened
         self._tombstones = Tombstones(opened)
-        self._stages = RemoteStages(*stages)
+        self._stages = RemoteStages(*stages, settings.part_ms)
         self._policy = policy
         self.authenticator = authenticator
         self._pool = ThreadPoolExecutor(settings.gateway.threads)

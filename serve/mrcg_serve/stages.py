@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -36,11 +38,16 @@ class RemoteStages:
     """Embedder, searcher and reranker behind Serve handles. Nobody waits past a request's deadline."""
 
     def __init__(
-        self, embedder: DeploymentHandle, searchers: Sequence[DeploymentHandle], reranker: DeploymentHandle
+        self,
+        embedder: DeploymentHandle,
+        searchers: Sequence[DeploymentHandle],
+        reranker: DeploymentHandle,
+        part_ms: int = 2_000,
     ) -> None:
         self._embedder = embedder
         self._searchers = tuple(searchers)
         self._reranker = reranker
+        self._part_s = part_ms / 1000
 
     async def releases(self) -> set[int]:
         """Those that every replica of every stage can answer under.
@@ -79,6 +86,8 @@ class RemoteStages:
         if len(self._searchers) == 1:
             found: Found = await _ask("searcher", self._searchers[0].search, context, embedding_d, n, scope)
             return found
+        # Who waits for one part to the end has no time left for the reranker.
+        context = replace(context, deadline=min(context.deadline, time.time() + self._part_s))
         asked = [_ask("searcher", one.near, context, embedding_d, n, scope) for one in self._searchers]
         parts: list[Near | None] = await _those_that_answer(asked)
         while any(part is not None for part in parts):
