@@ -77,7 +77,7 @@ class _Calls:
 
     def _pause(self, tried: int, until: float, response: httpx.Response | None) -> float | None:
         """Seconds to wait before the call is tried again, None where it is not."""
-        if tried >= self._retries or (response is not None and response.status_code not in AGAIN):
+        if tried >= self._retries or (response is not None and not _passes(response)):
             return None
         # Many clients that were refused together should not come back together.
         pause = random.uniform(0.5, 1.0) * min(LONGEST, FIRST * 2**tried)
@@ -210,6 +210,12 @@ class AsyncClient(_Calls):
             assert failed is not None
             raise self._unreachable(failed) from failed
         raise self._refused(request, response)
+
+
+def _passes(response: httpx.Response) -> bool:
+    """Whether the same call may go well: also where the proxy says that the replica that had the call died."""
+    ours = response.headers.get("content-type", "").startswith("application/problem+json")
+    return response.status_code in AGAIN or (response.status_code == 500 and not ours)
 
 
 def _form(fields: dict[str, Any]) -> dict[str, str]:

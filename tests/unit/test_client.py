@@ -89,6 +89,18 @@ def test_what_does_not_pass_is_not(said, ask):
 
 
 @both
+def test_a_replica_that_died_is_not_an_error_of_the_service(said, ask):
+    answers, pauses = said
+    answers += [httpx.Response(500, text="Internal Server Error"), GOOD]
+    assert ask() == ANSWER
+    ours = {"content-type": "application/problem+json"}
+    answers += [httpx.Response(500, json={"detail": "the service failed; its log says why"}, headers=ours)]
+    with pytest.raises(ServiceError, match="500: the service failed"):
+        ask()
+    assert len(pauses) == 1
+
+
+@both
 def test_it_ends_with_the_last_reason(said, ask):
     answers, _ = said
     answers += [httpx.ConnectError("refused"), BUSY, BUSY, BUSY]
