@@ -141,7 +141,9 @@ def decoded(data: bytes) -> Iterator[bytes]:
         loaded = np.load(io.BytesIO(data), allow_pickle=False)
         yield from (one.tobytes() for one in (loaded.values() if hasattr(loaded, "values") else [loaded]))
     elif data[:1] in (b"{", b"["):
-        yield json.dumps(json.loads(data), ensure_ascii=False).encode()
+        # Vectors and codes may begin like this, too: their bytes are looked at as they are.
+        with contextlib.suppress(ValueError):
+            yield json.dumps(json.loads(data), ensure_ascii=False).encode()
 
 
 def _columns(table: pa.Table) -> Iterator[bytes]:

@@ -168,8 +168,8 @@ def test_it_finds_what_an_index_that_was_built_from_scratch_finds(world, kind, s
         np.arange(scans.num_rows)
     )
     one, other = (
-        grown.search(queries, Wanted(k=20)),
-        scratch.exact(queries, 20) if kind == "hnsw" else scratch.search(queries, Wanted(k=20)),
+        grown.search(queries, 20),
+        scratch.exact(queries, 20) if kind == "hnsw" else scratch.search(queries, 20),
     )
     assert np.array_equal(one.rows_qk, other.rows_qk)
     assert np.array_equal(one.distances_qk, other.distances_qk)
