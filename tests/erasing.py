@@ -122,7 +122,7 @@ def found(folder: Path, person: Person) -> dict[str, set[str]]:
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         data = path.read_bytes() if path.is_file() else b""
-        for piece in (name.encode(), data, *decoded(data)):
+        for piece in (name.encode(), data, *decoded(data, name)):
             for kind, some in needles.items():
                 if any(one in piece for one in some):
                     hits[kind].add(name)
@@ -131,7 +131,7 @@ def found(folder: Path, person: Person) -> dict[str, set[str]]:
     return dict(hits)
 
 
-def decoded(data: bytes) -> Iterator[bytes]:
+def decoded(data: bytes, name: str = "") -> Iterator[bytes]:
     """Every value of a table, an array or a JSON text, whatever its file is called: compression hides nothing."""
     if data[:4] == b"PAR1":
         yield from _columns(pq.read_table(pa.BufferReader(data)))
@@ -141,9 +141,12 @@ def decoded(data: bytes) -> Iterator[bytes]:
         loaded = np.load(io.BytesIO(data), allow_pickle=False)
         yield from (one.tobytes() for one in (loaded.values() if hasattr(loaded, "values") else [loaded]))
     elif data[:1] in (b"{", b"["):
-        # Vectors and codes may begin like this, too: their bytes are looked at as they are.
-        with contextlib.suppress(ValueError):
+        try:
             yield json.dumps(json.loads(data), ensure_ascii=False).encode()
+        except ValueError:
+            # Vectors and codes may begin like this, too: their bytes are looked at as they are.
+            if not name.endswith((".vectors.f16", ".faiss")):
+                raise
 
 
 def _columns(table: pa.Table) -> Iterator[bytes]:

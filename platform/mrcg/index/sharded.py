@@ -31,7 +31,8 @@ from mrcg.store import Artefact
 
 #: With fewer rows allowed than this all of them are scanned: it is faster than a filtered search, and exact.
 SCAN_BELOW = 20_000
-#: Candidates of a graph beyond k: its own distances differ from the exact ones in their last bits alone.
+#: Candidates of a graph beyond k: its own distances differ from the exact ones in their last bits alone. Of more copies
+#: than these that tie at the k-th place, which one is cut is up to the graph.
 HNSW_SLACK = 4
 #: A filtered search looks as much further as the filter is narrow, up to so many times.
 WIDEN = 16
