@@ -109,14 +109,6 @@ class EmbeddingRows:
         once, places = np.unique(rows, return_inverse=True)
         return np.concatenate(list(self.blocks(once, max(1, len(once)))))[places]
 
-    def floats(self, rows: Rows, dim: int) -> npt.NDArray[np.float32]:
-        """(n, d) vectors of rising rows, each once, as float32."""
-        out, start = np.empty((len(rows), dim), dtype=np.float32), 0
-        for block in self.blocks(rows, 2**14):
-            out[start : start + len(block)] = block
-            start += len(block)
-        return out
-
     def _vectors(self, file: FileRows) -> Vectors:
         if file.name not in self._open:
             vectors = vectors_in(read_table(self.artefact, file.name))

@@ -111,6 +111,7 @@ class Plain:
     """FAISS alone: the same index trained on the same number of vectors; where ours refines, so does this one.
 
     ``exact``: its answers are ordered by exact distances even where the index alone would do, as ours always are.
+    ``pruned``: it is told to learn its cells as ours does, by SuperKMeans, which it does not do by itself.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
@@ -118,10 +119,11 @@ class Plain:
     count: int
     dim: int
     exact: bool = False
+    pruned: bool = False
 
     @property
     def name(self) -> str:
-        return "plain FAISS, exact" if self.exact else "plain FAISS"
+        return "plain FAISS" + ", exact" * self.exact + ", SuperKMeans" * self.pruned
 
     @property
     def shape(self) -> Shape:
@@ -134,6 +136,7 @@ class Plain:
         if shape.trained:
             count = min(len(data), max(kinds.OPQ_VECTORS, shape.lists * kinds.TRAIN_PER_LIST))
             rows = np.sort(np.random.default_rng(SEED).permutation(len(data))[:count])
+            faiss.extract_index_ivf(index).cp.use_super_kmeans = self.pruned
             index.train(data[rows].astype(np.float32))
         if shape.refine > 1 or self.exact:
             # Exact distances from half-precision vectors, as ours.

@@ -242,6 +242,8 @@ def contenders_of(kind: KindName, gallery: Gallery, autofaiss: str | None) -> li
     count, dim, place = gallery.count, gallery.dim, (gallery.store, gallery.versions)
     many = (1,) if kind == "hnsw" and count > 100_000 else (1, 4, 8)
     found: list[Contender] = [Plain(kind, count, dim), *(Ours(kind, shards, *place) for shards in many)]
+    if kind in ("ivf_flat", "ivf_sq"):
+        found.append(Plain(kind, count, dim, pruned=True))
     if kind == "ivf_sq":
         found.append(Plain(kind, count, dim, exact=True))
     if kind == "hnsw":

@@ -72,14 +72,6 @@ def test_rows_are_taken_in_any_order_and_as_often_as_they_are_asked_for(made, ro
     assert (made[1].take(np.array(rows)) == VECTORS[rows]).all()
 
 
-@given(some_rows)
-def test_rising_rows_are_taken_as_floats(made, rows):
-    found = made[1].floats(np.array(rows, dtype=np.int64), DIM)
-    assert found.dtype == np.float32
-    assert found.shape == (len(rows), DIM)
-    assert (found == VECTORS[rows]).all()
-
-
 def test_all_rows_are_there(made):
     assert len(made[1]) == COUNT
     assert (made[1].take(np.arange(COUNT)) == VECTORS).all()

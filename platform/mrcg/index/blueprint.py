@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,8 @@ from mrcg.index.sharded import read_facts
 from mrcg.manifest import FileEntry
 from mrcg.store import Artefact, Store, spill
 
+#: Small files that are written at once: each waits for the disk more than it writes.
+_WRITERS = 4
 #: What an index keeps of a scan.
 _KNOWN = [name for name in schemas.ROWS.names if name != "row"]
 
@@ -141,10 +144,8 @@ def draw_up(work: IndexWork) -> Blueprint:
     named = _named([piece for fill in fills for piece in in_pieces(fill, max(1, int(most)))], start.generation)
     rows_of = {one.facts.name: one.rows for one in kept} | {name: fill.rows for name, fill in named.items()}
     entries = _write_rows(work, store, base, facts_table(scans), rows_of)
-    for name, fill in named.items():
-        sink = io.BytesIO()
-        np.save(sink, fill.rows, allow_pickle=False)
-        store.write_bytes(work.rows(name), sink.getvalue())
+    with ThreadPoolExecutor(_WRITERS) as writers:
+        list(writers.map(lambda name: _write_list(store, work.rows(name), named[name].rows), named))
     facts = start.model_copy(
         update={
             "parts": tuple(
@@ -195,9 +196,18 @@ def _present(base: Artefact, old: IndexFacts, image_ids: pa.ChunkedArray) -> lis
     known, found = image_ids.combine_chunks(), []
     for facts in old.parts:
         table = pa.ipc.open_file(pa.memory_map(str(base.on_disk(part_files(facts.name).rows)))).read_all()
-        places = pc.index_in(table["image_id"].combine_chunks(), value_set=known, skip_nulls=True)
-        found.append(Kept(facts, pc.fill_null(places, -1).to_numpy(zero_copy_only=False).astype(np.int64)))
+        found.append(Kept(facts, places_of(known, table)))
     return found
+
+
+def places_of(known: pa.Array, table: pa.Table) -> Rows:
+    """(n,) where the scans of a part's table stand among all that are known now, -1 where they are gone."""
+    before: Rows = pc.fill_null(table["row"], -1).to_numpy()
+    image_ids = table["image_id"].combine_chunks()
+    if before.max(initial=-1) < len(known) and known.take(pa.array(before, mask=before < 0)).equals(image_ids):
+        return before  # most often nothing has moved, and to look each up takes ten times as long
+    places = pc.fill_null(pc.index_in(image_ids, value_set=known, skip_nulls=True), -1)
+    return np.asarray(places.to_numpy(zero_copy_only=False), dtype=np.int64)
 
 
 def _by_heart(base: Artefact, old: IndexFacts, image_ids: pa.ChunkedArray) -> bool:
@@ -242,17 +252,30 @@ def _stays(shape: Shape, part: str) -> tuple[str, ...]:
     return (files.vectors,) if shape.kind == "flat" else (files.index, files.vectors)
 
 
+def _write_list(store: Store, place: str, rows: Rows) -> None:
+    sink = io.BytesIO()
+    np.save(sink, rows, allow_pickle=False)
+    store.write_bytes(place, sink.getvalue())
+
+
 def _write_rows(
     work: IndexWork, store: Store, base: Artefact | None, table: pa.Table, rows_of: Mapping[str, Rows]
 ) -> list[FileEntry]:
-    entries = []
-    for part, rows in rows_of.items():
-        name = part_files(part).rows
-        data = schemas.to_ipc(table.take(pa.array(rows, mask=rows < 0)).combine_chunks())
+    def write(part: str) -> FileEntry:
+        name, rows = part_files(part).rows, rows_of[part]
+        data = schemas.to_ipc(take_rows(table, rows).combine_chunks())
         entry = FileEntry.of(name, data)
         if base is not None and name in base.names(name) and base.entry(name).sha256 == entry.sha256:
-            entries.append(base.shared(name))
-            continue
+            return base.shared(name)
         store.write_bytes(f"{work.output}/{name}", data)
-        entries.append(entry)
-    return entries
+        return entry
+
+    with ThreadPoolExecutor(_WRITERS) as writers:
+        return list(writers.map(write, rows_of))
+
+
+def take_rows(table: pa.Table, rows: Rows) -> pa.Table:
+    """Rows of a table, all null where a row is -1."""
+    if len(rows) and rows[0] >= 0 and (np.diff(rows) == 1).all():
+        return table.slice(rows[0], len(rows))  # nothing is copied
+    return table.take(pa.array(rows, mask=rows < 0))

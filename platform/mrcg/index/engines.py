@@ -58,7 +58,7 @@ class _Joined:
 
     def candidates(self, queries_qd: Queries, count: int, allowed: Mask | None, effort: int) -> Candidates:
         if self._shape.kind == "flat" and allowed is None:
-            places = scan(queries_qd, _vectors(self._index), count)
+            places = scan(queries_qd, kinds.vectors_of(self._index), count)
             near = nearest(places, kinds.own_distances(self._index, queries_qd, places), count)
             return Candidates(near.rows_qk, near.distances_qk, near.distances_qk)
         rough, places = kinds.candidates(self._index, self._shape, queries_qd, count, allowed, effort)
@@ -102,16 +102,10 @@ def _flat(stored: Stored) -> Faiss:
     count, dim, index = len(stored), stored.dim, require("faiss").IndexFlatL2(stored.dim)
     index.codes.resize(4 * count * dim)
     index.ntotal = count
-    vectors = _vectors(index)
+    vectors = kinds.vectors_of(index)
     for start in range(0, count, FLAT_BLOCK):
         widen(stored.halves(np.arange(start, min(count, start + FLAT_BLOCK))), vectors[start : start + FLAT_BLOCK])
     return index
-
-
-def _vectors(flat: Faiss) -> Queries:
-    """(n, d) what a flat index holds, as long as it lives."""
-    vectors: Queries = require("faiss").rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(flat.ntotal, flat.d)
-    return vectors
 
 
 def _joined(shape: Shape, parts: Sequence[Part], stored: Stored, mapped: bool) -> Faiss:

@@ -9,10 +9,13 @@ import io
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
+from mrcg.embeddings import EmbeddingRows
 from mrcg.errors import TrainingError
 from mrcg.hands import Hands, Progress
 from mrcg.hashing import seed_of
@@ -72,7 +75,7 @@ def _measured(work: IndexWork, blueprint: Blueprint, hands: Hands, progress: Pro
     progress(len(blueprint.new), len(blueprint.new), "measuring recall")
     rng = np.random.default_rng(seed_of(work.seed, "recall"))
     rows = np.sort(rng.permutation(live)[: work.settings.recall_sample])
-    queries = blueprint.embeddings(work).floats(rows, facts.shape.dim)
+    queries = _floats(blueprint.embeddings(work), rows, facts.shape.dim)
     shards = sorted({part.shard for part in facts.parts})
     held = [[part.rows for part in facts.parts if part.shard == shard] for shard in shards]
     need = max(examine_bytes(facts.shape, sum(rows), measured_costs(), len(rows)) for rows in held)
@@ -101,7 +104,7 @@ class _Train:
         embeddings = blueprint.embeddings(work)
         count = min(len(embeddings), max(kinds.OPQ_VECTORS, shape.lists * kinds.TRAIN_PER_LIST))
         sample = np.sort(np.random.default_rng(seed).permutation(len(embeddings))[:count])
-        trained = kinds.train(shape, embeddings.floats(sample, shape.dim), seed, work.gpu)
+        trained = kinds.train(shape, _floats(embeddings, sample, shape.dim), seed, work.gpu)
         with store.writer(f"{work.output}/{TRAINED}") as sink:
             kinds.write_index(trained, sink)
         return _note(store, note, [sink.entry(TRAINED)])
@@ -126,19 +129,32 @@ class _FillPart:
             index = kinds.new_index(shape, seed_of(work.seed, name))
         elif shape.trained:
             index = kinds.read_index(work.on_disk(TRAINED))
-        with store.writer(f"{work.output}/{files.vectors}") as sink, ThreadPoolExecutor(1) as beside:
+        entries = []
+        with ThreadPoolExecutor(1) as beside, ExitStack() as writing:
+            vectors = writing.enter_context(store.writer(f"{work.output}/{files.vectors}"))
             for block in self.blueprint.embeddings(work).blocks(rows, BLOCK):
                 # Hashed and written while FAISS adds it.
-                written = beside.submit(sink.write, np.ascontiguousarray(block))
+                written = beside.submit(vectors.write, np.ascontiguousarray(block))
                 if index is not None:
                     index.add(widen(block))
                 written.result()
-        entries = [sink.entry(files.vectors)]
-        if index is not None:
-            with store.writer(f"{work.output}/{files.index}") as sink:
-                kinds.write_index(index, sink)
-            entries.append(sink.entry(files.index))
-        return _note(store, note, entries)
+            # The disk has them while the lists are written.
+            closed = beside.submit(writing.pop_all().close)
+            if index is not None:
+                with store.writer(f"{work.output}/{files.index}") as sink:
+                    kinds.write_index(index, sink)
+                entries.append(sink.entry(files.index))
+            closed.result()
+        return _note(store, note, [vectors.entry(files.vectors), *entries])
+
+
+def _floats(embeddings: EmbeddingRows, rows: Rows, dim: int) -> npt.NDArray[np.float32]:
+    """(n, d) vectors of rising rows, each once, as float32."""
+    out, start = np.empty((len(rows), dim), dtype=np.float32), 0
+    for block in embeddings.blocks(rows, 2**14):
+        widen(block, out[start : start + len(block)])
+        start += len(block)
+    return out
 
 
 def _note(store: Store, place: str, entries: list[FileEntry]) -> list[FileEntry]:

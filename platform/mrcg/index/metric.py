@@ -122,9 +122,11 @@ def scan(queries_qd: npt.NDArray[np.float32], block_nd: npt.NDArray[np.float32],
     if len(queries_qd) > _AT_ONCE:
         starts = range(0, len(queries_qd), _AT_ONCE)
         return np.concatenate([scan(queries_qd[start : start + _AT_ONCE], block_nd, k) for start in starts])
-    if len(queries_qd) < _MANY or want == len(block_nd):
+    if len(queries_qd) < MANY or want == len(block_nd):
         return _one_by_one(queries_qd, block_nd, want)
-    rough_qc, rows_qc, error_q = _by_products(queries_qd, block_nd, want)
+    rough_qc, rows_qc = by_products(queries_qd, block_nd, want)
+    # Each of three sums of d products is off by at most d units of rounding.
+    error_q = np.float32(block_nd.shape[1] * 2.0**-23) * (_lengths(queries_qd) + _lengths(block_nd).max())
     # What was left out is farther than the k-th whatever the rounding did, unless too many are as near.
     unsure = np.flatnonzero(~(rough_qc[:, -1] - rough_qc[:, k - 1] > 2 * error_q))
     if len(unsure):
@@ -133,7 +135,7 @@ def scan(queries_qd: npt.NDArray[np.float32], block_nd: npt.NDArray[np.float32],
 
 
 #: Queries from which on products of matrices are faster, and those that are searched for together without.
-_MANY, _FEW = 16, 32
+MANY, _FEW = 16, 32
 #: Queries, and vectors, that are multiplied at once.
 _AT_ONCE, _COLUMNS = 1024, 8192
 
@@ -147,28 +149,26 @@ def _one_by_one(queries_qd: npt.NDArray[np.float32], block_nd: npt.NDArray[np.fl
     return rows
 
 
-def _by_products(
-    queries_qd: npt.NDArray[np.float32], block_nd: npt.NDArray[np.float32], want: int
-) -> tuple[Distances, Rows, Distances]:
-    """(q, want) distances by |q|² + |x|² - 2qx with their rows, rising, and (q,) how far they may be off.
+def by_products(
+    queries_qd: npt.NDArray[np.float32], vectors_nd: npt.NDArray[np.float32], count: int
+) -> tuple[Distances, Rows]:
+    """(q, count) the least |q|² + |x|² - 2qx with their rows, rising: as near as rounding lets them be.
 
-    FAISS 1.15 does the same for more than 500 queries of 256 dimensions at once, and is four times slower for fewer.
+    FAISS 1.15 multiplies matrices only for more than 500 queries of 256 dimensions, and is four times slower for fewer.
     """
-    faiss, queries, count = require("faiss"), np.ascontiguousarray(queries_qd), len(queries_qd)
+    faiss, queries, many = require("faiss"), np.ascontiguousarray(queries_qd), len(queries_qd)
     dim, pointer = queries.shape[1], require("faiss").swig_ptr
-    rough, rows = np.empty((count, want), dtype=np.float32), np.empty((count, want), dtype=np.int64)
+    rough, rows = np.empty((many, count), dtype=np.float32), np.empty((many, count), dtype=np.int64)
     heaps = faiss.float_maxheap_array_t()
-    heaps.nh, heaps.k, heaps.val, heaps.ids = count, want, pointer(rough), pointer(rows)
+    heaps.nh, heaps.k, heaps.val, heaps.ids = many, count, pointer(rough), pointer(rows)
     heaps.heapify()
-    longest, distances = 0.0, np.empty(count * min(_COLUMNS, len(block_nd)), dtype=np.float32)
-    for start in range(0, len(block_nd), _COLUMNS):
-        some = np.ascontiguousarray(block_nd[start : start + _COLUMNS])
-        faiss.pairwise_L2sqr(dim, count, pointer(queries), len(some), pointer(some), pointer(distances))
+    distances = np.empty(many * min(_COLUMNS, len(vectors_nd)), dtype=np.float32)
+    for start in range(0, len(vectors_nd), _COLUMNS):
+        some = np.ascontiguousarray(vectors_nd[start : start + _COLUMNS])
+        faiss.pairwise_L2sqr(dim, many, pointer(queries), len(some), pointer(some), pointer(distances))
         heaps.addn(len(some), pointer(distances), start)
-        longest = max(longest, float(_lengths(some).max()))
     heaps.reorder()
-    # Each of three sums of d products is off by at most d units of rounding.
-    return rough, rows, np.float32(dim * 2.0**-23) * (_lengths(queries) + np.float32(longest))
+    return rough, rows
 
 
 def _lengths(vectors_nd: npt.NDArray[np.float32]) -> Distances:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from mrcg.errors import require
-from mrcg.index.metric import Distances, Rows, widen
+from mrcg.index.metric import Distances, Rows
 from mrcg.index.shard import Part
 
 #: Vectors that are decoded at once: so many of usual width stay in the cache of a core.
@@ -49,6 +48,9 @@ class Stored:
         self._owner = (np.searchsorted(starts, order, side="right") - 1).astype(np.int32)
         self._local = order - starts[self._owner]
         self._buffers = _Buffers()
+        faiss = require("faiss")
+        #: Takes one vector at a time, but all threads that FAISS has.
+        self._decoder = faiss.ScalarQuantizer(dim, faiss.ScalarQuantizer.QT_fp16)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -74,24 +76,24 @@ class Stored:
         """(q, c) exact squared L2 of each query to its own places, as by ``metric.exact_distances``; -1 is inf."""
         faiss, (count, width) = require("faiss"), places_qc.shape
         out, step, pointer = np.empty((count, width), dtype=np.float32), max(1, BLOCK // max(1, width)), faiss.swig_ptr
-        if len(self._buffers.halves) < step * width:
-            self._buffers.halves = np.empty((step * width, self.dim), dtype=np.float16)
-            self._buffers.floats = np.empty((step * width, self.dim), dtype=np.float32)
+        most = min(step, count) * width
+        if len(self._buffers.halves) < most:
+            self._buffers.halves = np.empty((most, self.dim), dtype=np.float16)
+            self._buffers.floats = np.empty((most, self.dim), dtype=np.float32)
         queries_qd = np.ascontiguousarray(queries_qd)
-        with _alone():
-            for start in range(0, count if width else 0, step):
-                places = places_qc[start : start + step].reshape(-1)
-                halves, floats = self._buffers.halves[: len(places)], self._buffers.floats[: len(places)]
-                order = self._gather(np.maximum(places, 0), halves)
-                widen(halves, floats)
-                ids = np.arange(len(places))
-                if order is not None:
-                    ids[order] = np.arange(len(places))
-                ids[places < 0] = -1
-                some, queries = out[start : start + step], queries_qd[start : start + step]
-                faiss.fvec_L2sqr_by_idx(
-                    pointer(some), pointer(queries), pointer(floats), pointer(ids), self.dim, len(some), width
-                )
+        for start in range(0, count if width else 0, step):
+            places = places_qc[start : start + step].reshape(-1)
+            halves, floats = self._buffers.halves[: len(places)], self._buffers.floats[: len(places)]
+            order = self._gather(np.maximum(places, 0), halves)
+            self._decoder.decode_c(pointer(halves.view(np.uint8)), pointer(floats), len(places))
+            ids = np.arange(len(places))
+            if order is not None:
+                ids[order] = np.arange(len(places))
+            ids[places < 0] = -1
+            some, queries = out[start : start + step], queries_qd[start : start + step]
+            faiss.fvec_L2sqr_by_idx(
+                pointer(some), pointer(queries), pointer(floats), pointer(ids), self.dim, len(some), width
+            )
         return out
 
     def _gather(self, places: Rows, out_nd: npt.NDArray[np.float16]) -> Rows | None:
@@ -109,15 +111,3 @@ class Stored:
                 np.take(part.vectors_nd, local[start:end], axis=0, out=out_nd[start:end], mode="clip")
             start = end
         return order
-
-
-@contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    """FAISS computes in this thread alone: so little is to be done that waking others takes longer."""
-    faiss = require("faiss")
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(threads)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mrcg.index import kinds
 from mrcg.index.layout import Shape
-from mrcg.index.metric import exact_distances
+from mrcg.index.metric import MANY, exact_distances
 from mrcg.index.planner import KINDS, shape_of
 
 DIM, COUNT = 16, 2003
@@ -240,11 +240,40 @@ def test_the_own_distances_of_a_flat_index_are_the_exact_ones(dim, count, seed):
 
 
 @pytest.mark.parametrize("kind", TRAINED)
+@given(st.integers(1, 3 * MANY), st.integers(1, 16), st.integers(0, 100))
+def test_a_query_finds_the_same_alone_and_among_others(made, kind, count, effort, seed):
+    """Among many, the cells are found by products of matrices."""
+    queries = np.random.default_rng(seed).normal(size=(count, DIM)).astype(np.float32)
+    distances, rows = search(made[kind], SHAPES[kind], 5, effort=effort, queries=queries)
+    for place, query in enumerate(queries):
+        alone = search(made[kind], SHAPES[kind], 5, effort=effort, queries=query[None])
+        if kind == "opq_ivf_pq":  # FAISS itself rotates one vector in another order of sums than several
+            assert np.allclose(distances[place], alone[0][0], rtol=1e-4)
+        else:
+            assert (distances[place] == alone[0][0]).all()
+            assert (rows[place] == alone[1][0]).all()
+
+
+@pytest.mark.parametrize("dim", [kinds.SUPER_KMEANS_DIM - 1, kinds.SUPER_KMEANS_DIM, 100])
+def test_cells_are_as_good_as_those_that_faiss_learns_by_itself(dim):
+    rng = np.random.default_rng(dim)
+    vectors = (rng.normal(size=(40, dim))[rng.integers(0, 40, 3000)] + rng.normal(size=(3000, dim)) / 4).astype("f4")
+    shape = Shape(kind="ivf_flat", dim=dim, lists=32)
+    own, plain = kinds.train(shape, vectors, 1), kinds.new_index(shape, 1)
+    plain.train(vectors)
+    ours, theirs = (one.quantizer.search(vectors, 1)[0].mean() for one in (own, plain))
+    assert ours <= theirs * 1.02
+    assert written(kinds.train(shape, vectors, 1)) == written(own)
+
+
+@pytest.mark.parametrize("dim", [16, 64])
+@pytest.mark.parametrize("kind", TRAINED)
 @pytest.mark.parametrize("scale", [0.01, 1, 1000])
-def test_a_vector_that_has_a_cell_for_itself_is_known(kind, scale):
+def test_a_vector_that_has_a_cell_for_itself_is_known(kind, scale, dim):
     """An outlier is its own centre: then the cells give it away."""
-    vectors = VECTORS[:700].copy() * np.float32(scale)
+    vectors = np.tile(VECTORS[:700], (1, dim // DIM)) * np.float32(scale)
     vectors[13] += np.float32(500 * scale)
-    trained = kinds.train(SHAPES[kind], vectors, 1)
-    assert np.flatnonzero(kinds.is_a_cell(trained, SHAPES[kind], vectors)).tolist() == [13]
-    assert kinds.is_a_cell(trained, SHAPES[kind], vectors[:0]).tolist() == []
+    shape = SHAPES[kind].model_copy(update={"dim": dim, "pq_bytes": SHAPES[kind].pq_bytes * dim // DIM})
+    trained = kinds.train(shape, vectors, 1)
+    assert np.flatnonzero(kinds.is_a_cell(trained, shape, vectors)).tolist() == [13]
+    assert kinds.is_a_cell(trained, shape, vectors[:0]).tolist() == []
