@@ -103,7 +103,15 @@ def ground(keys, cluster, tmp_path_factory):
         for ident, one in erasing.scans_of(store, read_release(store).corpus, "image_id", "patient")
     }
     trained, tested = (sorted(one for one in patients if patients[one] == part) for part in ("train", "test"))
-    return Ground(source, store, key, trained[0], trained[-1], tested[0])
+    # Keys are new each time, and so is whom the report happens to draw: somebody whom it drew.
+    reports = Path(store.root) / "reports"
+    drawn = (
+        one
+        for one in trained
+        if "picture" in found(reports, person_of(Path(store.root), "patient", key.name("patient", one)))
+    )
+    chosen = next(drawn)
+    return Ground(source, store, key, chosen, next(one for one in reversed(trained) if one != chosen), tested[0])
 
 
 @dataclass
