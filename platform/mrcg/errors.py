@@ -5,7 +5,8 @@
     MrcgError                    exit 1
     ├── UsageError               exit 2: the call or a setting is wrong
     │   ├── SettingsError        unknown key, bad value, unknown recipe
-    │   └── MissingExtraError    a package of an extra is not installed
+    │   ├── MissingExtraError    a package of an extra is not installed
+    │   └── FingerprintError     an embedding is of another encoder
     ├── SourceError              the source is absent, empty or has nothing usable
     ├── WeightsError             weights cannot be had or belong to another architecture
     ├── ImageError               one image cannot be used; carries a machine-readable reason
@@ -46,6 +47,10 @@ class SettingsError(UsageError):
 
 class MissingExtraError(UsageError):
     """A package that an optional extra brings is not installed."""
+
+
+class FingerprintError(UsageError):
+    """An embedding is of another encoder than the release's."""
 
 
 class SourceError(MrcgError):
@@ -109,6 +114,8 @@ EXTRAS = {
     "torch": "embed",
     "torchvision": "embed",
     "safetensors": "embed",
+    "openvino": "openvino",
+    "nncf": "openvino",
     "faiss": "index",
     "torch_geometric": "train",
     "matplotlib": "train",

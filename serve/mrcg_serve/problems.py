@@ -13,7 +13,15 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mrcg.errors import ImageError, MrcgError, NotFoundError, UsageError
+from mrcg.errors import (
+    FingerprintError,
+    ImageError,
+    LostRaceError,
+    MrcgError,
+    NotFoundError,
+    ReleaseError,
+    UsageError,
+)
 from mrcg.search import StageUnavailableError
 
 log = logging.getLogger(__name__)
@@ -54,6 +62,12 @@ def problem_of(error: MrcgError) -> Problem:
         return problem(503, "unavailable", str(error))
     if isinstance(error, NotFoundError):
         return problem(404, "not_found", str(error))
+    if isinstance(error, LostRaceError):
+        return problem(409, "lost_race", str(error))
+    if isinstance(error, ReleaseError):
+        return problem(409, "not_releasable", str(error))
+    if isinstance(error, FingerprintError):
+        return problem(409, "other_encoder", str(error))
     if isinstance(error, UsageError):
         return problem(422, "invalid_request", str(error))
     return problem(500, "internal", "the service failed; its log says why")
