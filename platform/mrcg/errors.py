@@ -17,6 +17,7 @@
     ├── TrainingError            training cannot go on
     ├── ReleaseError             a release cannot be promoted or rolled back
     │   └── LostRaceError        somebody else was first
+    ├── ForbiddenError           the caller may not come in
     └── ServiceError             a service could not be reached or refused the call
 
 A message is one line: it names the thing (file, key, value) and the way out. A broken invariant is
@@ -105,6 +106,10 @@ class LostRaceError(ReleaseError):
     """Somebody else promoted or rolled back at the same moment, and was first."""
 
 
+class ForbiddenError(MrcgError):
+    """The caller may not come in."""
+
+
 class ServiceError(MrcgError):
     """A service could not be reached or refused the call."""
 
@@ -124,6 +129,7 @@ EXTRAS = {
     "ray": "jobs] or mrcg[serve",
     "fastapi": "serve",
     "prometheus_client": "serve",
+    "grpc": "serve",
     "s3fs": "s3",
     "cryptography": "jobs",
     "pydicom": "imaging",

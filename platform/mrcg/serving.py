@@ -108,13 +108,15 @@ class QueryRules:
             raise UsageError(f"an embedding of {self.encoder} is {self.dim} finite numbers")
         return ByEmbedding(vector)
 
-    def context(self, principal: str, policy: Policy, deadline_ms: int | None = None) -> RequestContext:
-        """A new request's context; a caller may ask for an earlier deadline than the service's own."""
+    def context(
+        self, principal: str, policy: Policy, deadline_ms: int | None = None, named: str | None = None
+    ) -> RequestContext:
+        """A new request's context; a caller may ask for an earlier deadline than the service's own, and name it."""
         seconds = self.deadline_s if deadline_ms is None else min(self.deadline_s, deadline_ms / 1000)
         return RequestContext(
             principal=principal,
             allowed=policy.allowed(principal),
             deadline=time.time() + seconds,
             release=self.release,
-            trace=uuid.uuid4().hex,
+            trace=named or uuid.uuid4().hex,
         )

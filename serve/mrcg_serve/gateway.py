@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 from ray.serve.handle import DeploymentHandle
 
@@ -27,12 +29,16 @@ from mrcg.search import AllowAll, Policy, StageUnavailableError, answer
 from mrcg.serving import QueryRules
 from mrcg.store import Store
 from mrcg.tombstones import Tombstones
+from mrcg_serve import logs
 from mrcg_serve.access import Authenticator, LoopbackOnly
 from mrcg_serve.metrics import SearchMeters
 from mrcg_serve.pinning import Desk, Pinned
 from mrcg_serve.problems import problem_of
 from mrcg_serve.replicas import Pin
+from mrcg_serve.remote import Remote
 from mrcg_serve.stages import RemoteStages
+
+log = logging.getLogger(__name__)
 
 PREVIEW_SIDE, QUALITY = 256, 90
 #: Scans of one batch that are searched for at once: others want their turn, too.
@@ -41,7 +47,7 @@ FACTS = ["label", "plane", "sequence", "site", "year", "group_id"]
 CHECK_SECONDS = 5.0
 
 
-class Gateway:
+class Gateway(Remote):
     """Takes searches in, each under one release. Collaborators are injected: who may come, what they may find."""
 
     def __init__(
@@ -52,15 +58,16 @@ class Gateway:
         policy: Policy = AllowAll(),
         authenticator: Authenticator = LoopbackOnly(),
     ) -> None:
+        logs.join()
         opened = Store(store)
         self.store = opened
         self._tombstones = Tombstones(opened)
-        self._stages = RemoteStages(*stages, settings.part_ms)
+        self._stages = RemoteStages(*stages, settings.part_ms, self._scored)
         self._policy = policy
         self.authenticator = authenticator
         self._pool = ThreadPoolExecutor(settings.gateway.threads)
         self._meters = SearchMeters()
-        self._pinned = Pinned(opened, settings, self._stages, self._rehearse, self._meters.release)
+        self._pinned = Pinned(opened, settings, self._stages, self._rehearse, self._note)
         self.max_upload_bytes = settings.max_upload_bytes
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
@@ -72,13 +79,16 @@ class Gateway:
         """The release that new requests are answered under."""
         return self._pinned.number
 
-    async def search(self, principal: str, subject: bytes | ByImage | Sent, wanted: Wanted) -> Answer:
+    async def search(
+        self, principal: str, subject: bytes | ByImage | Sent, wanted: Wanted, named: str | None = None
+    ) -> Answer:
         """The k most similar images of the gallery, best first.
 
         Args:
             principal: who asks.
             subject: content of an image file, an image of the gallery, or an embedding.
             wanted: what is asked of it.
+            named: what the request is called in logs and in its answer.
 
         Raises:
             UsageError: k is out of range, or the embedding has another width.
@@ -88,7 +98,7 @@ class Gateway:
             StageUnavailableError: the embedder or the searcher cannot answer.
         """
         try:
-            return await self._search(principal, subject, wanted)
+            return await self._search(principal, subject, wanted, named)
         except NotResidentError as error:
             self._meters.refused("unavailable")
             raise StageUnavailableError(f"{error}: it is just changing") from error
@@ -96,11 +106,13 @@ class Gateway:
             self._meters.refused(problem_of(error).code)
             raise
 
-    async def _search(self, principal: str, subject: bytes | ByImage | Sent, wanted: Wanted) -> Answer:
+    async def _search(
+        self, principal: str, subject: bytes | ByImage | Sent, wanted: Wanted, named: str | None
+    ) -> Answer:
         missing: NotResidentError | None = None
         for desk in self._pinned.desks():
             try:
-                return await self._under(desk.rules, principal, subject, wanted)
+                return await self._under(desk.rules, principal, subject, wanted, named)
             except NotResidentError as error:
                 self._pinned.miss(error)
                 missing = error
@@ -108,19 +120,26 @@ class Gateway:
         raise missing
 
     async def _under(
-        self, rules: QueryRules, principal: str, subject: bytes | ByImage | Sent, wanted: Wanted
+        self, rules: QueryRules, principal: str, subject: bytes | ByImage | Sent, wanted: Wanted, named: str | None
     ) -> Answer:
         start = time.perf_counter()
         rules.check_k(wanted.k)
         # The deadline counts from here: decoding is a part of what the caller waits for.
-        context = rules.context(principal, self._policy, wanted.deadline_ms)
+        context = rules.context(principal, self._policy, wanted.deadline_ms, named)
         query = Query.of(await self._subject(rules, subject), wanted)
         decode = _milliseconds_since(start)
         result = await answer(self._stages, rules.search, context, query)
         laps = {"decode": decode, **result.milliseconds, "total": _milliseconds_since(start)}
         result = result.model_copy(update={"milliseconds": laps})
         self._meters.answered(result, wanted.rerank)
+        told = {"release": result.release, "reranked": result.reranked, "partial": result.partial, "ms": laps["total"]}
+        log.info("answered", extra={"search": result.request_id, **told})
         return result
+
+    def _scored(self, release: int, scores_n: npt.NDArray[np.float32]) -> None:
+        desk = next((desk for desk in self._pinned.desks() if desk.rules.release == release), None)
+        if desk is not None:
+            desk.drift.see(scores_n)
 
     async def _subject(self, rules: QueryRules, subject: bytes | ByImage | Sent) -> Subject:
         match subject:
@@ -220,6 +239,9 @@ class Gateway:
         except NotResidentError as error:
             self._pinned.miss(error)
             raise StageUnavailableError(str(error)) from error
+
+    def _note(self, desk: Desk) -> None:
+        self._meters.pinned(desk.rules.release, desk.made, desk.drift.index)
 
     async def _rehearse(self, desk: Desk) -> None:
         result = await self._blank(desk.rules, rerank=True)

@@ -36,6 +36,7 @@ class SearchMeters:
         self._strange = Counter("mrcg_out_of_distribution_total", "Searches whose scan is unlike the gallery.")
         self._release = Gauge("mrcg_release", "Number of the release that is answered under.")
         self._age = Gauge("mrcg_release_age_seconds", "Time since that release was made.")
+        self._drift = Gauge("mrcg_score_drift", "Population stability index of scores against the release's report.")
 
     def refused(self, code: str) -> None:
         """Count a search that was refused, by the code of its problem."""
@@ -50,10 +51,12 @@ class SearchMeters:
         if result.out_of_distribution:
             self._strange.inc()
 
-    def release(self, number: int, made: float) -> None:
-        """Note the release that is answered under, and when it was made (seconds since 1970)."""
-        self._release.set(number)
+    def pinned(self, release: int, made: float, drift: float | None) -> None:
+        """Note the release that is answered under, when it was made (seconds since 1970), and how its scores drift."""
+        self._release.set(release)
         self._age.set(max(0.0, time.time() - made))
+        if drift is not None:
+            self._drift.set(drift)
 
 
 class BatchMeter:

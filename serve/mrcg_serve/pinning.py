@@ -14,7 +14,9 @@ from dataclasses import dataclass
 
 from mrcg.config import ServeSettings
 from mrcg.corpus import Corpus
+from mrcg.drift import ScoreDrift
 from mrcg.errors import MrcgError
+from mrcg.evaluation.report import Report
 from mrcg.release import Release, read_release
 from mrcg.resident import Following, NotResidentError, Residents
 from mrcg.serving import QueryRules
@@ -26,11 +28,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Desk:
-    """What a gateway has of a release: how queries are taken in, and the pictures of the gallery."""
+    """What a gateway has of a release: how queries are taken in, the pictures of the gallery, and how scores drift."""
 
     rules: QueryRules
     corpus: Corpus
     made: float
+    drift: ScoreDrift
 
 
 class Pinned:
@@ -41,7 +44,7 @@ class Pinned:
         settings: of the service.
         stages: whose replicas have to have a release before it is pinned.
         rehearse: searches once under a release; what it raises keeps the release out.
-        note: is told now and then which release is pinned and when it was made.
+        note: is told now and then what is pinned.
     """
 
     def __init__(
@@ -50,7 +53,7 @@ class Pinned:
         settings: ServeSettings,
         stages: RemoteStages,
         rehearse: Callable[[Desk], Awaitable[None]],
-        note: Callable[[int, float], None],
+        note: Callable[[Desk], None],
     ) -> None:
         self._store, self._settings, self._stages = store, settings, stages
         self._rehearse, self._note = rehearse, note
@@ -63,7 +66,9 @@ class Pinned:
     def _desk(self, release: Release) -> Desk:
         corpus = Corpus(self._store.artefact("corpus", release.corpus))
         made = datetime.datetime.fromisoformat(release.created).timestamp()
-        return Desk(QueryRules.of(self._store, release, self._settings), corpus, made)
+        judged = Report.model_validate_json(self._store.artefact("reports", release.report).read_bytes("report.json"))
+        rules = QueryRules.of(self._store, release, self._settings)
+        return Desk(rules, corpus, made, ScoreDrift(judged.calibration.raw))
 
     async def follow(self, named: int | None) -> None:
         """Answer under the named release from now on, or under the newest where none is named."""
@@ -84,7 +89,7 @@ class Pinned:
 
     async def step(self) -> None:
         """Look once; pin what is wanted and everywhere, or what is everywhere where the pinned one is missed."""
-        self._note(self.number, self.desk.made)
+        self._note(self.desk)
         await asyncio.to_thread(self._following.step)
         wanted = await asyncio.to_thread(lambda: self._following.wanted)
         if wanted in self._following.refused or (wanted == self.number and not self._missed):

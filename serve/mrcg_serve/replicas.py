@@ -26,6 +26,7 @@ from mrcg.query import Embedding, Scope
 from mrcg.resident import Following, Residents
 from mrcg.search import Found, Influences, RequestContext
 from mrcg.store import Store
+from mrcg_serve import logs
 from mrcg_serve.metrics import BatchMeter
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class _Replica(Generic[T]):
     """One stage: what it has of each release, the thread that computes, and the one that takes releases on."""
 
     def __init__(self, store: Store, loading: Loading[T], settings: ServeSettings, use_threads: Callable[[], None]):
+        logs.join()
         self._loading = loading
         self._following = Following(store, Residents(loading.key, loading.load, settings.grace_s))
         self._every, self._started = settings.follow_s, False

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends
 from starlette.responses import StreamingResponse
 
 from mrcg.answers import Answer, BatchLine
-from mrcg_serve.asking import Caller, ThisGateway, errors
+from mrcg_serve.asking import Caller, RequestId, ThisGateway, errors
 from mrcg_serve.questions import Question, Questions, body_of_batch, body_of_search, question, questions
 
 router = APIRouter(prefix="/v1", tags=["search"])
@@ -22,13 +22,15 @@ NDJSON = "application/x-ndjson"
     responses=errors(404, 409, 413, 415, 422, 503),
     openapi_extra={"requestBody": body_of_search()},
 )
-async def search(gateway: ThisGateway, principal: Caller, asked: Annotated[Question, Depends(question)]) -> Answer:
+async def search(
+    gateway: ThisGateway, principal: Caller, named: RequestId, asked: Annotated[Question, Depends(question)]
+) -> Answer:
     """The k most similar images of the gallery, best first, with the release that answered.
 
     A form brings a scan; JSON names an image of the gallery, or brings an embedding that the caller's own encoder made,
     which has to be the release's.
     """
-    return await gateway.search(principal, asked.subject, asked.wanted)
+    return await gateway.search(principal, asked.subject, asked.wanted, named)
 
 
 @router.post(

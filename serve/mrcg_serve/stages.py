@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -43,11 +43,13 @@ class RemoteStages:
         searchers: Sequence[DeploymentHandle],
         reranker: DeploymentHandle,
         part_ms: int = 2_000,
+        scored: Callable[[int, npt.NDArray[np.float32]], None] = lambda release, scores_n: None,
     ) -> None:
         self._embedder = embedder
         self._searchers = tuple(searchers)
         self._reranker = reranker
         self._part_s = part_ms / 1000
+        self._scored = scored
 
     async def releases(self) -> set[int]:
         """Those that every replica of every stage can answer under.
@@ -112,6 +114,7 @@ class RemoteStages:
         scores: npt.NDArray[np.float32] = await _ask(
             "reranker", self._reranker.rerank, context, embedding_d, vectors_nd
         )
+        self._scored(context.release, scores)
         return scores
 
     async def explain(
