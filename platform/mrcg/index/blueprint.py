@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +37,7 @@ from mrcg.index.sharded import read_facts
 from mrcg.manifest import FileEntry
 from mrcg.store import Artefact, Store, spill
 
-#: Small files that are written at once: each waits for the disk more than it writes.
+#: Lists that are written at once: each waits for the disk more than it writes.
 _WRITERS = 4
 #: What an index keeps of a scan.
 _KNOWN = [name for name in schemas.ROWS.names if name != "row"]
@@ -229,7 +229,7 @@ def _fresh(parts: Sequence[Kept], facts: IndexFacts, scans: pa.Table) -> dict[in
     for part in parts:
         missing[part.rows[part.rows >= 0]] = False
     rows = np.flatnonzero(missing)
-    some = scans.select(["image_id", "site"]).take(pa.array(rows))
+    some = take_rows(scans.select(["image_id", "site"]), rows)
     shards = shards_of(some["image_id"], some["site"], facts.sites, facts.shards)
     return {shard: rows[shards == shard] for shard in np.unique(shards).tolist()}
 
@@ -261,17 +261,24 @@ def _write_list(store: Store, place: str, rows: Rows) -> None:
 def _write_rows(
     work: IndexWork, store: Store, base: Artefact | None, table: pa.Table, rows_of: Mapping[str, Rows]
 ) -> list[FileEntry]:
-    def write(part: str) -> FileEntry:
-        name, rows = part_files(part).rows, rows_of[part]
-        data = schemas.to_ipc(take_rows(table, rows).combine_chunks())
-        entry = FileEntry.of(name, data)
-        if base is not None and name in base.names(name) and base.entry(name).sha256 == entry.sha256:
-            return base.shared(name)
-        store.write_bytes(f"{work.output}/{name}", data)
-        return entry
-
-    with ThreadPoolExecutor(_WRITERS) as writers:
-        return list(writers.map(write, rows_of))
+    entries: list[FileEntry] = []
+    with ThreadPoolExecutor(1) as beside:
+        waiting: Future[None] | None = None
+        for part, rows in rows_of.items():
+            name = part_files(part).rows
+            data = schemas.to_ipc(take_rows(table, rows).combine_chunks())
+            if waiting is not None:  # one is written while the next is made, and no more are in memory
+                waiting.result()
+                waiting = None
+            entry = FileEntry.of(name, data)
+            if base is not None and name in base.names(name) and base.entry(name).sha256 == entry.sha256:
+                entry = base.shared(name)
+            else:
+                waiting = beside.submit(store.write_bytes, f"{work.output}/{name}", data)
+            entries.append(entry)
+        if waiting is not None:
+            waiting.result()
+    return entries
 
 
 def take_rows(table: pa.Table, rows: Rows) -> pa.Table:

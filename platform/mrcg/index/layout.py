@@ -27,6 +27,8 @@ from pydantic import BaseModel, ConfigDict
 FACTS, TRAINED, VECTORS = "index.json", "trained.faiss", ".vectors.f16"
 #: Of an image id, a hash in hexadecimal: what fits into 64 bits with a sign.
 _DIGITS = 15
+#: Ids whose digits are in memory as numbers at once.
+_BLOCK = 16_384
 KindName = Literal["flat", "hnsw", "ivf_flat", "ivf_sq", "opq_ivf_pq"]
 
 
@@ -143,9 +145,12 @@ def shards_of(
     """Shards of many images: ``shard_of`` of each."""
     heads = pc.utf8_slice_codeunits(image_ids, 0, _DIGITS).cast(pa.binary()).cast(pa.binary(_DIGITS)).combine_chunks()
     digits = np.frombuffer(heads.buffers()[1], np.uint8, len(heads) * _DIGITS, heads.offset * _DIGITS)
-    # The low bits of an ASCII digit are its value, those of a letter its value less 9.
-    values = ((digits & 15) + 9 * (digits >> 6)).reshape(-1, _DIGITS).astype(np.int64)
-    numbers = values @ (16 ** np.arange(_DIGITS - 1, -1, -1, dtype=np.int64))
+    numbers = np.empty(len(heads), dtype=np.int64)
+    for start in range(0, len(heads), _BLOCK):
+        some = digits[start * _DIGITS : (start + _BLOCK) * _DIGITS]
+        # The low bits of an ASCII digit are its value, those of a letter its value less 9.
+        values = ((some & 15) + 9 * (some >> 6)).reshape(-1, _DIGITS).astype(np.int64)
+        numbers[start : start + _BLOCK] = values @ (16 ** np.arange(_DIGITS - 1, -1, -1, dtype=np.int64))
     coded = pc.fill_null(scan_sites, "").combine_chunks().dictionary_encode()
     places = [sites.get(site, (0, shards)) for site in coded.dictionary.to_pylist()]
     first, count = np.array(places, dtype=np.int64).reshape(-1, 2)[coded.indices.to_numpy()].T

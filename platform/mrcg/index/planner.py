@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict
 
 from mrcg.errors import SettingsError
-from mrcg.index.kinds import OPQ_VECTORS, TRAIN_PER_LIST
+from mrcg.index.kinds import OPQ_VECTORS, SUPER_KMEANS_DIM, TRAIN_PER_LIST
 from mrcg.index.layout import KindName, Shape
 from mrcg.index.metric import BLOCK
 
@@ -282,8 +282,10 @@ def train_bytes(shape: Shape, count: int, costs: Costs) -> int:
     if not shape.trained:
         return 0
     sample = min(count, max(OPQ_VECTORS, shape.lists * TRAIN_PER_LIST))
-    # Beside the sample: for codes what is left when its cell is taken away; for PQ the sample turned, too, and slices.
-    copies = {"ivf_flat": 0, "ivf_sq": 1, "opq_ivf_pq": 3}[shape.kind] * shape.inner_dim
+    # Beside the sample: two copies of SuperKMeans, or for codes what is left when its cell is taken away; for PQ the
+    # sample turned, too, and slices.
+    least = 2 if shape.inner_dim >= SUPER_KMEANS_DIM else 0
+    copies = max(least, {"ivf_flat": 0, "ivf_sq": 1, "opq_ivf_pq": 3}[shape.kind]) * shape.inner_dim
     return costs.builder_bytes + 4 * sample * (shape.dim + copies) + _ASSIGNED + serving_bytes(shape)
 
 
