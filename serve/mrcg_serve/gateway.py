@@ -34,8 +34,8 @@ from mrcg_serve.access import Authenticator, LoopbackOnly
 from mrcg_serve.metrics import SearchMeters
 from mrcg_serve.pinning import Desk, Pinned
 from mrcg_serve.problems import problem_of
-from mrcg_serve.replicas import Pin
 from mrcg_serve.remote import Remote
+from mrcg_serve.replicas import Pin
 from mrcg_serve.stages import RemoteStages
 
 log = logging.getLogger(__name__)

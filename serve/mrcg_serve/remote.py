@@ -17,7 +17,7 @@ from mrcg.query import ByImage, Sent, Wanted
 from mrcg_serve.access import Authenticator, Peer
 from mrcg_serve.problems import Problem, invalid, problem, problem_of
 from mrcg_serve.rpc import retrieval_pb2 as rpc
-from mrcg_serve.rpc.translating import line_out, answer_out, question_in, questions_in
+from mrcg_serve.rpc.translating import answer_out, line_out, question_in, questions_in
 
 log = logging.getLogger(__name__)
 

@@ -32,7 +32,7 @@ class Ways:
 
     Attributes:
         grpc_port: of Serve's gRPC proxy, which listens on all addresses; None starts none.
-        spans: import path of the function that gives OpenTelemetry's span processors, ``module:name``; None traces nothing.
+        spans: ``module:name`` of the function that gives OpenTelemetry's span processors; None traces nothing.
     """
 
     grpc_port: int | None = None

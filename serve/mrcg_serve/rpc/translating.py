@@ -54,7 +54,9 @@ def _wanted(request: rpc.SearchRequest | rpc.SearchBatchRequest) -> Wanted:
 
 def answer_out(answer: Answer) -> rpc.SearchAnswer:
     """An answer for gRPC."""
-    return ParseDict(_plain(answer), rpc.SearchAnswer())
+    message = rpc.SearchAnswer()
+    ParseDict(_plain(answer), message)
+    return message
 
 
 def line_out(line: BatchLine) -> rpc.BatchLine:
@@ -62,7 +64,9 @@ def line_out(line: BatchLine) -> rpc.BatchLine:
     fields = line.model_dump(exclude_none=True, exclude={"answer"})
     if line.answer is not None:
         fields["answer"] = _plain(line.answer)
-    return ParseDict(fields, rpc.BatchLine())
+    message = rpc.BatchLine()
+    ParseDict(fields, message)
+    return message
 
 
 def answer_in(message: rpc.SearchAnswer) -> Answer:
