@@ -131,6 +131,11 @@ def found(folder: Path, person: Person) -> dict[str, set[str]]:
     return dict(hits)
 
 
+def is_drawn(folder: Path, patient: str) -> bool:
+    """Whether a report of a store has a picture of one of a patient's scans."""
+    return "picture" in found(folder / "reports", person_of(folder, "patient", patient))
+
+
 def decoded(data: bytes, name: str = "") -> Iterator[bytes]:
     """Every value of a table, an array or a JSON text, whatever its file is called: compression hides nothing."""
     if data[:4] == b"PAR1":

@@ -98,20 +98,12 @@ def ground(keys, cluster, tmp_path_factory):
     }
     splits = from_parquet(store.artefact("splits", store.versions("splits")[0]).read_bytes("splits.parquet"))
     part_of = dict(zip(splits["image_id"].to_pylist(), splits["split"].to_pylist(), strict=True))
-    patients = {
-        raw[one]: part_of[ident]
-        for ident, one in erasing.scans_of(store, read_release(store).corpus, "image_id", "patient")
-    }
+    scans = erasing.scans_of(store, read_release(store).corpus, "image_id", "patient")
+    patients = {raw[one]: part_of[ident] for ident, one in scans}
     trained, tested = (sorted(one for one in patients if patients[one] == part) for part in ("train", "test"))
-    # Keys are new each time, and so is whom the report happens to draw: somebody whom it drew.
-    reports = Path(store.root) / "reports"
-    drawn = (
-        one
-        for one in trained
-        if "picture" in found(reports, person_of(Path(store.root), "patient", key.name("patient", one)))
-    )
-    chosen = next(drawn)
-    return Ground(source, store, key, chosen, next(one for one in reversed(trained) if one != chosen), tested[0])
+    # Keys are new each time, and so is whom the report happens to draw: somebody whom it drew comes first.
+    trained.sort(key=lambda one: not erasing.is_drawn(Path(store.root), key.name("patient", one)))
+    return Ground(source, store, key, trained[0], trained[-1], tested[0])
 
 
 @dataclass
