@@ -13,7 +13,7 @@ from mrcg.release import read_release
 from mrcg.store import Store
 from mrcg_serve.api import api
 from mrcg_serve.gateway import Gateway
-from mrcg_serve.replicas import EmbedderReplica, RerankerReplica, SearcherReplica
+from mrcg_serve.replicas import EmbedderReplica, Pin, RerankerReplica, SearcherReplica
 
 APP_NAME = "mrcg"
 
@@ -26,11 +26,11 @@ class ServeArgs(BaseModel):
     store: str
     recipe: str | None = None
     settings: list[str] = Field(default_factory=list, description="overrides, a.b=value each")
-    release: int | None = Field(None, description="the current one where none is given")
+    release: int | None = Field(None, description="the current one, whichever it is, where none is given")
 
 
 def build(args: ServeArgs) -> Application:
-    """The service of one release.
+    """The service. Another ``release`` in its arguments is taken on without a restart.
 
     Raises:
         SettingsError: unknown recipe or setting.
@@ -38,21 +38,21 @@ def build(args: ServeArgs) -> Application:
     """
     settings = load_config(args.recipe, args.settings).serve
     store = Store(args.store)
-    release = read_release(store, args.release).number
+    read_release(store, args.release)
+    pin = Pin(release=args.release).model_dump()
 
-    def stage(cls: type, name: str, scale: Autoscale) -> Application:
-        bound: Application = serve.deployment(name=name, **_options(scale))(cls).bind(store.url, release, scale)
+    def deployment(cls: type, name: str, scale: Autoscale, *collaborators: object) -> Application:
+        made = serve.deployment(name=name, user_config=pin, **_options(scale))(cls)
+        bound: Application = made.bind(store.url, settings, *collaborators)
         return bound
 
+    parts = range(settings.searcher_parts)
     stages = (
-        stage(EmbedderReplica, "Embedder", settings.embedder),
-        stage(SearcherReplica, "Searcher", settings.searcher),
-        stage(RerankerReplica, "Reranker", settings.reranker),
+        deployment(EmbedderReplica, "Embedder", settings.embedder),
+        [deployment(SearcherReplica, f"Searcher{part or ''}", settings.searcher, part) for part in parts],
+        deployment(RerankerReplica, "Reranker", settings.reranker),
     )
-    gateway = serve.ingress(api)(Gateway)
-    return serve.deployment(name="Gateway", **_options(settings.gateway))(gateway).bind(
-        store.url, release, settings, stages
-    )
+    return deployment(serve.ingress(api)(Gateway), "Gateway", settings.gateway, stages)
 
 
 def _options(scale: Autoscale) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -13,7 +13,16 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mrcg.errors import ImageError, MrcgError, NotFoundError, UsageError
+from mrcg.errors import (
+    FingerprintError,
+    ForbiddenError,
+    ImageError,
+    LostRaceError,
+    MrcgError,
+    NotFoundError,
+    ReleaseError,
+    UsageError,
+)
 from mrcg.search import StageUnavailableError
 
 log = logging.getLogger(__name__)
@@ -54,6 +63,14 @@ def problem_of(error: MrcgError) -> Problem:
         return problem(503, "unavailable", str(error))
     if isinstance(error, NotFoundError):
         return problem(404, "not_found", str(error))
+    if isinstance(error, ForbiddenError):
+        return problem(403, "forbidden", str(error))
+    if isinstance(error, LostRaceError):
+        return problem(409, "lost_race", str(error))
+    if isinstance(error, ReleaseError):
+        return problem(409, "not_releasable", str(error))
+    if isinstance(error, FingerprintError):
+        return problem(409, "other_encoder", str(error))
     if isinstance(error, UsageError):
         return problem(422, "invalid_request", str(error))
     return problem(500, "internal", "the service failed; its log says why")
@@ -78,9 +95,12 @@ async def _own(request: Request, error: Exception) -> Response:
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"][1:]) or "request"
-    # The rejected value stays out of the answer: it may be the upload.
-    return problem(422, "invalid_request", f"{where}: {first['msg']}").response()
+    return invalid(first["loc"][1:], first["msg"]).response()
+
+
+def invalid(place: Sequence[int | str], said: str) -> Problem:
+    """What is told of a field that is missing or wrong. Its value stays out: it may be the upload."""
+    return problem(422, "invalid_request", f"{'.'.join(str(part) for part in place) or 'request'}: {said}")
 
 
 async def _http(request: Request, error: Exception) -> Response:
