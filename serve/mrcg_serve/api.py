@@ -15,7 +15,7 @@ from mrcg.answers import BatchLine
 from mrcg_serve import releasing, searching, showing
 from mrcg_serve.asking import ThisGateway, current_gateway, errors
 from mrcg_serve.metrics import exposition
-from mrcg_serve.problems import BodyLimit, install
+from mrcg_serve.problems import BodyLimit, Problem, install
 from mrcg_serve.questions import schemas_of_search
 
 api = FastAPI(
@@ -69,7 +69,7 @@ def _document() -> dict[str, Any]:
             description=api.description,
             routes=api.routes,
         )
-        document["components"]["schemas"] |= schemas_of_search() | _with_its_parts(BatchLine)
+        document["components"]["schemas"] |= schemas_of_search() | _with_its_parts(BatchLine) | _with_its_parts(Problem)
         api.openapi_schema = document
     return api.openapi_schema
 

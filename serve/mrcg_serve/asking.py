@@ -11,7 +11,7 @@ from ray import serve
 
 from mrcg_serve.access import Peer
 from mrcg_serve.gateway import Gateway
-from mrcg_serve.problems import Problem
+from mrcg_serve.problems import PROBLEM_JSON
 
 #: An OpenAPI document's responses.
 Responses = dict[int | str, dict[str, Any]]
@@ -30,7 +30,8 @@ _ERRORS = {
 
 def errors(*statuses: int) -> Responses:
     """How a route documents its problems; every one may answer 403."""
-    return {status: {"model": Problem, "description": _ERRORS[status]} for status in (403, *statuses)}
+    content = {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {status: {"description": _ERRORS[status], "content": content} for status in (403, *statuses)}
 
 
 def current_gateway() -> Gateway:

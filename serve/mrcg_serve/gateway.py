@@ -151,8 +151,16 @@ class Gateway(Remote):
                 loop = asyncio.get_running_loop()
                 return ByPixels(await loop.run_in_executor(self._pool, rules.prepare, subject))
 
-    async def search_many(self, principal: str, scans: Sequence[bytes], wanted: Wanted) -> AsyncIterator[BatchLine]:
-        """Answers to many scans as they come; the problem of one ends no other."""
+    def search_many(self, principal: str, scans: Sequence[bytes], wanted: Wanted) -> AsyncIterator[BatchLine]:
+        """Answers to many scans as they come; the problem of one ends no other.
+
+        Raises:
+            UsageError: k is out of range.
+        """
+        self._pinned.desk.rules.check_k(wanted.k)
+        return self._search_many(principal, scans, wanted)
+
+    async def _search_many(self, principal: str, scans: Sequence[bytes], wanted: Wanted) -> AsyncIterator[BatchLine]:
         turns = asyncio.Semaphore(AT_ONCE)
 
         async def one(index: int, scan: bytes) -> BatchLine:

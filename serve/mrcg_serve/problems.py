@@ -27,6 +27,7 @@ from mrcg.search import StageUnavailableError
 
 log = logging.getLogger(__name__)
 
+PROBLEM_JSON = "application/problem+json"
 RETRY_AFTER_S = 1
 #: Room for the multipart envelope around an upload.
 ENVELOPE_BYTES = 64 * 1024
@@ -46,7 +47,7 @@ class Problem(BaseModel):
     def response(self) -> Response:
         """The answer that carries it."""
         headers = {"Retry-After": str(RETRY_AFTER_S)} if self.status == 503 else None
-        return Response(self.model_dump_json(), self.status, headers, "application/problem+json")
+        return Response(self.model_dump_json(), self.status, headers, PROBLEM_JSON)
 
 
 def problem(status: int, code: str, detail: str) -> Problem:
@@ -105,6 +106,8 @@ def invalid(place: Sequence[int | str], said: str) -> Problem:
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if error.status_code == 400:  # the framework's own word for a form that cannot be read
+        return problem(422, "invalid_request", str(error.detail)).response()
     return problem(error.status_code, "http_error", str(error.detail)).response()
 
 

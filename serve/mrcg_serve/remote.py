@@ -23,8 +23,6 @@ log = logging.getLogger(__name__)
 
 #: Registers what Serve's proxy takes.
 SERVICER = "mrcg_serve.rpc.retrieval_pb2_grpc.add_RetrievalServicer_to_server"
-#: Trailing metadata that carries the stable code of a problem.
-CODE = "mrcg-code"
 _STATUS = {
     403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
@@ -100,5 +98,5 @@ def _told(context: RayServegRPCContext) -> Iterator[None]:
 
 def _tell(context: RayServegRPCContext, told: Problem) -> None:
     context.set_code(_STATUS.get(told.status, grpc.StatusCode.INTERNAL))
-    context.set_details(told.detail)
-    context.set_trailing_metadata([*context.trailing_metadata(), (CODE, told.code)])
+    # Of a call that fails Serve passes status and details on, no trailing metadata.
+    context.set_details(f"{told.code}: {told.detail}")

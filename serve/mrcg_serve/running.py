@@ -40,7 +40,9 @@ class Ways:
 
     def grpc(self) -> gRPCOptions | None:
         """For Serve."""
-        return None if self.grpc_port is None else gRPCOptions(self.grpc_port, [SERVICER], enable_reflection=False)
+        if self.grpc_port is None:
+            return None
+        return gRPCOptions(port=self.grpc_port, grpc_servicer_functions=[SERVICER], enable_reflection=False)
 
     def tracing(self) -> TracingConfig | None:
         """For Serve, which carries W3C trace context through all stages."""

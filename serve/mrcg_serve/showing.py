@@ -24,7 +24,9 @@ class Quarantine(BaseModel):
     refused: list[Refused]
 
 
-@router.get("/images/{image_id}", summary="What is known of a gallery image", responses=errors(404), tags=["images"])
+@router.get(
+    "/images/{image_id}", summary="What is known of a gallery image", responses=errors(404, 422), tags=["images"]
+)
 async def image(gateway: ThisGateway, principal: Caller, image_id: str) -> ImageFacts:
     """Its label, where and how it was taken, and where its picture is."""
     return await gateway.image(principal, image_id)
@@ -33,7 +35,7 @@ async def image(gateway: ThisGateway, principal: Caller, image_id: str) -> Image
 @router.get(
     "/images/{image_id}/preview",
     summary="A small picture of a gallery image",
-    responses={200: {"content": {"image/webp": {}}}, **errors(404)},
+    responses={200: {"content": {"image/webp": {}}}, **errors(404, 422)},
     response_class=Response,
     tags=["images"],
 )

@@ -27,8 +27,8 @@ if _version_not_supported:
 
 class RetrievalStub:
     """The searches of POST /v1/search and /v1/search:batch, with the same meaning; the names are those of their JSON.
-    What is left out has the default of the HTTP API. A search that fails has the status that fits, and the stable
-    code of its problem as trailing metadata "mrcg-code".
+    What is left out has the default of the HTTP API. A search that fails has the status that fits, and details that
+    begin with the stable code of its problem: "not_found: no image …".
     """
 
     def __init__(self, channel):
@@ -51,8 +51,8 @@ class RetrievalStub:
 
 class RetrievalServicer:
     """The searches of POST /v1/search and /v1/search:batch, with the same meaning; the names are those of their JSON.
-    What is left out has the default of the HTTP API. A search that fails has the status that fits, and the stable
-    code of its problem as trailing metadata "mrcg-code".
+    What is left out has the default of the HTTP API. A search that fails has the status that fits, and details that
+    begin with the stable code of its problem: "not_found: no image …".
     """
 
     def Search(self, request, context):
@@ -90,8 +90,8 @@ def add_RetrievalServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class Retrieval:
     """The searches of POST /v1/search and /v1/search:batch, with the same meaning; the names are those of their JSON.
-    What is left out has the default of the HTTP API. A search that fails has the status that fits, and the stable
-    code of its problem as trailing metadata "mrcg-code".
+    What is left out has the default of the HTTP API. A search that fails has the status that fits, and details that
+    begin with the stable code of its problem: "not_found: no image …".
     """
 
     @staticmethod
