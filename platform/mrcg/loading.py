@@ -42,7 +42,6 @@ class Loading(Protocol[T]):
         Raises:
             IntegrityError: a file is not the one that was published.
             WeightsError: it does not fit the release's encoder.
-            ReleaseError: what was loaded does not answer.
         """
         ...
 
@@ -53,6 +52,13 @@ class Loading(Protocol[T]):
             ReleaseError: the answer makes no sense.
         """
         ...
+
+
+def take_on(loading: Loading[T], release: Release) -> T:
+    """Load a stage's part of a release and let it answer once; raises what both raise."""
+    loaded = loading.load(release)
+    loading.check(loaded)
+    return loaded
 
 
 class Embeds(Protocol):
@@ -94,7 +100,6 @@ class LoadEmbedder:
             assert isinstance(loaded, Embedder)
             sample = self._sample(release, SAMPLE, loaded.input_size) if self.engine == "openvino-int8" else None
             loaded = OpenVinoEmbedder(loaded, self.threads, sample)
-        self.check(loaded)
         return loaded
 
     def _sample(self, release: Release, count: int, side: int) -> Grey:
@@ -125,9 +130,7 @@ class LoadSearcher:
         """As of ``Loading``."""
         from mrcg.index.searcher import Searcher
 
-        loaded = Searcher.open(self.store, release.index, self.part, self.parts)
-        self.check(loaded)
-        return loaded
+        return Searcher.open(self.store, release.index, self.part, self.parts)
 
     def check(self, loaded: Searcher) -> None:
         """Search for one of its own vectors."""
@@ -156,9 +159,7 @@ class LoadReranker:
 
         _, fingerprint = read_spec(self.store.artefact("encoders", release.encoder))
         reranker = self.store.artefact("rerankers", release.reranker)
-        loaded = Reranking(Scorer.open(reranker, self.device, fingerprint))
-        self.check(loaded)
-        return loaded
+        return Reranking(Scorer.open(reranker, self.device, fingerprint))
 
     def check(self, loaded: Reranking) -> None:
         """Score one graph."""

@@ -12,7 +12,7 @@ from mrcg.answers import Answer
 from mrcg.config import ServeSettings
 from mrcg.imaging.slices import Grey
 from mrcg.index.searcher import Searcher
-from mrcg.loading import Embeds, LoadEmbedder, LoadReranker, LoadSearcher
+from mrcg.loading import Embeds, LoadEmbedder, LoadReranker, LoadSearcher, take_on
 from mrcg.query import ByImage, ByPixels, Embedding, Query, Scope, Sent, Subject, Wanted
 from mrcg.release import Release, read_release
 from mrcg.reranker.scorer import Reranking
@@ -64,9 +64,9 @@ class LocalPipeline:
         self._policy = policy
         self._rules = QueryRules.of(store, release, serve)
         self._stages = _LocalStages(
-            LoadEmbedder(store, engine=serve.engine, threads=serve.embedder.threads).load(release),
-            LoadSearcher(store).load(release),
-            LoadReranker(store).load(release),
+            take_on(LoadEmbedder(store, engine=serve.engine, threads=serve.embedder.threads), release),
+            take_on(LoadSearcher(store), release),
+            take_on(LoadReranker(store), release),
         )
 
     @classmethod

@@ -7,9 +7,10 @@ import os
 from typing import Any
 
 LOCAL_OBJECT_STORE = 1 * 2**30
-#: glibc's allocator for a process that trains. Ray runs our code in a thread, and what a thread frees glibc gives back
-#: to the system at once: every batch then faults its activations in again, page by page, a third of the time.
-TRAINING_ENV = {
+#: glibc's allocator for a process that trains or embeds. Ray runs our code in a thread, and what a thread frees glibc
+#: gives back to the system at once: every batch then faults its activations in again, page by page, a third of the
+#: time.
+COMPUTE_ENV = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
@@ -28,6 +29,11 @@ def prepare() -> None:
     # Ray's errors come as exceptions and its logs are in files: what its C++ side writes between our
     # lines helps nobody. It announces this setting once, in a line that cannot be turned off.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # All our code in replicas waits or computes in threads of its own, so Serve's may share its event loop: that saves
+    # three changes of thread for each call. Its lines go to its log files, not to its workers' output, too.
+    os.environ.setdefault("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", "0")
+    os.environ.setdefault("RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP", "0")
+    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
     # Train asks its workers this often (seconds) for reports, and an epoch's report waits for it.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 

@@ -7,7 +7,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
+from ray.serve.schema import LoggingConfig
 
+from mrcg import rayenv
 from mrcg.config import Autoscale, load_config
 from mrcg.release import read_release
 from mrcg.store import Store
@@ -16,6 +18,8 @@ from mrcg_serve.gateway import Gateway
 from mrcg_serve.replicas import EmbedderReplica, Pin, RerankerReplica, SearcherReplica
 
 APP_NAME = "mrcg"
+#: One JSON object a line; the gateway says once of each request what came of it, so Serve need not for each call.
+LOGGING = LoggingConfig(encoding="JSON", log_level="WARNING", enable_access_log=False)
 
 
 class ServeArgs(BaseModel):
@@ -42,7 +46,8 @@ def build(args: ServeArgs) -> Application:
     pin = Pin(release=args.release).model_dump()
 
     def deployment(cls: type, name: str, scale: Autoscale, *collaborators: object) -> Application:
-        made = serve.deployment(name=name, user_config=pin, **_options(scale))(cls)
+        options = _options(scale, rayenv.COMPUTE_ENV if scale is settings.embedder else {})
+        made = serve.deployment(name=name, user_config=pin, **options)(cls)
         bound: Application = made.bind(store.url, settings, *collaborators)
         return bound
 
@@ -55,7 +60,7 @@ def build(args: ServeArgs) -> Application:
     return deployment(serve.ingress(api)(Gateway), "Gateway", settings.gateway, stages)
 
 
-def _options(scale: Autoscale) -> dict[str, Any]:
+def _options(scale: Autoscale, env: dict[str, str]) -> dict[str, Any]:
     return {
         "autoscaling_config": {
             "min_replicas": scale.min_replicas,
@@ -65,5 +70,10 @@ def _options(scale: Autoscale) -> dict[str, Any]:
         },
         "max_ongoing_requests": scale.max_ongoing_requests,
         "max_queued_requests": scale.max_queued_requests,
-        "ray_actor_options": {"num_cpus": scale.cpus, "num_gpus": scale.gpus},
+        "logging_config": LOGGING,
+        "ray_actor_options": {
+            "num_cpus": scale.cpus,
+            "num_gpus": scale.gpus,
+            "runtime_env": {"env_vars": env},
+        },
     }

@@ -41,10 +41,15 @@ def current_gateway() -> Gateway:
     return gateway
 
 
-ThisGateway = Annotated[Gateway, Depends(current_gateway)]
+# What does not wait is async, too: FastAPI would call it in another thread, for every request.
+async def _current_gateway() -> Gateway:
+    return current_gateway()
 
 
-def caller(request: Request, gateway: ThisGateway) -> str:
+ThisGateway = Annotated[Gateway, Depends(_current_gateway)]
+
+
+async def caller(request: Request, gateway: ThisGateway) -> str:
     """Who calls; refuses who may not."""
     return gateway.authenticator.principal(Peer(request.client.host if request.client else "", request.headers))
 
@@ -52,7 +57,7 @@ def caller(request: Request, gateway: ThisGateway) -> str:
 Caller = Annotated[str, Depends(caller)]
 
 
-def request_id(request: Request) -> str:
+async def request_id(request: Request) -> str:
     """What the request is called in logs and in its answer: as Serve calls it, where that is a plain name."""
     return plain_id(request.headers.get("x-request-id"))
 

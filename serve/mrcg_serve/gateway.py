@@ -62,7 +62,7 @@ class Gateway(Remote):
         opened = Store(store)
         self.store = opened
         self._tombstones = Tombstones(opened)
-        self._stages = RemoteStages(*stages, settings.part_ms, self._scored)
+        self._stages = RemoteStages(*stages, settings, self._scored)
         self._policy = policy
         self.authenticator = authenticator
         self._pool = ThreadPoolExecutor(settings.gateway.threads)

@@ -16,11 +16,11 @@ from ray.exceptions import RayError
 from ray.serve import Application
 from ray.serve.config import HTTPOptions, ProxyLocation, gRPCOptions
 from ray.serve.exceptions import RayServeException
-from ray.serve.schema import LoggingConfig, TracingConfig
+from ray.serve.schema import TracingConfig
 
 from mrcg import rayenv
 from mrcg.errors import ServiceError, UsageError
-from mrcg_serve.app import APP_NAME
+from mrcg_serve.app import APP_NAME, LOGGING
 from mrcg_serve.remote import SERVICER
 
 READY_SECONDS = 180.0
@@ -84,7 +84,7 @@ class Service:
                 proxy_location=ProxyLocation.HeadOnly,
                 http_options=HTTPOptions(host=self._host, port=self._port),
                 grpc_options=self._ways.grpc(),
-                logging_config=LoggingConfig(encoding="JSON", log_level="WARNING", enable_access_log=False),
+                logging_config=LOGGING,
                 tracing_config=self._ways.tracing(),
             )
             serve.run(self._application, name=APP_NAME, route_prefix="/")

@@ -1,4 +1,4 @@
-"""The stages of a search as calls to other deployments.
+"""The stages of a search as calls to other deployments, each for all requests that are waiting for the same.
 
 Whichever replica answers: one that lacks the release says so, and another is asked.
 """
@@ -9,25 +9,28 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from mrcg.config import Autoscale, ServeSettings
 from mrcg.errors import NotFoundError
 from mrcg.gathering import Fetched, Near, assemble, gather, rows_of
 from mrcg.imaging.slices import Grey
 from mrcg.query import Embedding, Scope
 from mrcg.resident import NotResidentError
 from mrcg.search import Found, Influences, RequestContext, StageUnavailableError
+from mrcg_serve.coalescing import Coalescer
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 #: Replicas that are asked, one after the other, while those asked lack the release.
 ASKED = 6
 #: Seconds in which all replicas of a stage have to say which releases they have.
@@ -42,13 +45,15 @@ class RemoteStages:
         embedder: DeploymentHandle,
         searchers: Sequence[DeploymentHandle],
         reranker: DeploymentHandle,
-        part_ms: int = 2_000,
+        settings: ServeSettings = ServeSettings(),
         scored: Callable[[int, npt.NDArray[np.float32]], None] = lambda release, scores_n: None,
     ) -> None:
-        self._embedder = embedder
-        self._searchers = tuple(searchers)
-        self._reranker = reranker
-        self._part_s = part_ms / 1000
+        self._handles = (embedder, *searchers, reranker)
+        self._embed: _Embed = _coalesced(embedder, "embed", settings.embedder)
+        self._parts = [_Part.of(one, settings.searcher) for one in searchers]
+        self._rerank: _Rerank = _coalesced(reranker, "rerank", settings.reranker)
+        self._explain: _Explain = _coalesced(reranker, "explain", settings.reranker)
+        self._part_s = settings.part_ms / 1000
         self._scored = scored
 
     async def releases(self) -> set[int]:
@@ -58,7 +63,7 @@ class RemoteStages:
             StageUnavailableError: some stage cannot be asked.
         """
         everywhere: set[int] | None = None
-        for handle in (self._embedder, *self._searchers, self._reranker):
+        for handle in self._handles:
             try:
                 found = await handle.broadcast("releases").results_async(timeout_s=ROLL_CALL)
             except (RayError, RayServeException, TimeoutError) as error:
@@ -69,35 +74,32 @@ class RemoteStages:
 
     async def embed(self, context: RequestContext, pixels_ss: Grey) -> Embedding:
         """(s, s) grey levels -> (d,)."""
-        vector: Embedding = await _ask("embedder", self._embedder.embed, context, pixels_ss)
-        return vector
+        return await _ask("embedder", self._embed, context, pixels_ss)
 
     async def look_up(self, context: RequestContext, image_id: str) -> Embedding:
         """(d,) stored embedding of an image that the context allows."""
-        asked = [_ask("searcher", one.look_up, context, image_id) for one in self._searchers]
+        asked = [_ask("searcher", one.look_up, context, image_id) for one in self._parts]
         found = await asyncio.gather(*asked, return_exceptions=True)
         for one in found:
             if not isinstance(one, BaseException):
-                vector: Embedding = one
-                return vector
+                return one
         # A part that does not answer may have it.
         raise min((one for one in found if isinstance(one, BaseException)), key=lambda e: isinstance(e, NotFoundError))
 
     async def search(self, context: RequestContext, embedding_d: Embedding, n: int, scope: Scope) -> Found:
         """The n nearest that the context allows and the scope asks for."""
-        if len(self._searchers) == 1:
-            found: Found = await _ask("searcher", self._searchers[0].search, context, embedding_d, n, scope)
-            return found
+        if len(self._parts) == 1:
+            return await _ask("searcher", self._parts[0].search, context, (embedding_d, n, scope))
         # Who waits for one part to the end has no time left for the reranker.
         context = replace(context, deadline=min(context.deadline, time.time() + self._part_s))
-        asked = [_ask("searcher", one.near, context, embedding_d, n, scope) for one in self._searchers]
+        asked = [_ask("searcher", one.near, context, (embedding_d, n, scope)) for one in self._parts]
         parts: list[Near | None] = await _those_that_answer(asked)
         while any(part is not None for part in parts):
             places = gather(parts, n)
             rows = rows_of(places, len(parts))
             fetching = [
                 _ask("searcher", one.fetch, context, some) if some else _nothing()
-                for one, some in zip(self._searchers, rows, strict=True)
+                for one, some in zip(self._parts, rows, strict=True)
             ]
             fetched: list[Fetched | None] = await _those_that_answer(fetching)
             lost = [number for number, some in enumerate(rows) if some and fetched[number] is None]
@@ -111,9 +113,7 @@ class RemoteStages:
         self, context: RequestContext, embedding_d: Embedding, vectors_nd: npt.NDArray[np.float16]
     ) -> npt.NDArray[np.float32]:
         """(n,) scores of the neighbours."""
-        scores: npt.NDArray[np.float32] = await _ask(
-            "reranker", self._reranker.rerank, context, embedding_d, vectors_nd
-        )
+        scores = await _ask("reranker", self._rerank, context, (embedding_d, vectors_nd))
         self._scored(context.release, scores)
         return scores
 
@@ -121,8 +121,33 @@ class RemoteStages:
         self, context: RequestContext, embedding_d: Embedding, vectors_nd: npt.NDArray[np.float16], nodes: list[int]
     ) -> Influences:
         """What moved the scores of some of the neighbours."""
-        influences: Influences = await _ask("reranker", self._reranker.explain, context, embedding_d, vectors_nd, nodes)
-        return influences
+        return await _ask("reranker", self._explain, context, (embedding_d, vectors_nd, nodes))
+
+
+_Embed = Coalescer[Grey, Embedding]
+_Rerank = Coalescer[tuple[Embedding, npt.NDArray[np.float16]], npt.NDArray[np.float32]]
+_Explain = Coalescer[tuple[Embedding, npt.NDArray[np.float16], list[int]], Influences]
+_Asked = tuple[Embedding, int, Scope]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What the searchers of one part of the index are asked."""
+
+    search: Coalescer[_Asked, Found]
+    near: Coalescer[_Asked, Near]
+    fetch: Coalescer[list[int], Fetched]
+    look_up: Coalescer[str, Embedding]
+
+    @classmethod
+    def of(cls, handle: DeploymentHandle, scale: Autoscale) -> _Part:
+        return cls(*(_coalesced(handle, name, scale) for name in ("search", "near", "fetch", "look_up")))
+
+
+def _coalesced(handle: DeploymentHandle, name: str, scale: Autoscale) -> Coalescer[Any, Any]:
+    return Coalescer(
+        lambda contexts, items: getattr(handle, name).remote(contexts, items), scale.max_batch_size, scale.max_replicas
+    )
 
 
 async def _those_that_answer(asked: Sequence[Awaitable[T]]) -> list[T | None]:
@@ -144,26 +169,23 @@ async def _nothing() -> Any:
     return None
 
 
-async def _ask(stage: str, method: Any, context: RequestContext, *values: object) -> Any:
+async def _ask(stage: str, call: Coalescer[Item, T], context: RequestContext, item: Item) -> T:
     missing: NotResidentError | None = None
     for _ in range(ASKED):
         try:
-            return await _ask_one(stage, method, context, *values)
+            return await _ask_one(stage, call, context, item)
         except NotResidentError as error:
             missing = error
     assert missing is not None
     raise missing
 
 
-async def _ask_one(stage: str, method: Any, context: RequestContext, *values: object) -> Any:
+async def _ask_one(stage: str, call: Coalescer[Item, T], context: RequestContext, item: Item) -> T:
     try:
         async with asyncio.timeout(max(0.0, context.remaining())):
-            return await method.remote(context, *values)
+            return await call(context, item)
     except TimeoutError as error:
         raise StageUnavailableError(f"the {stage} did not answer before the deadline") from error
-    except (NotFoundError, NotResidentError) as error:
-        # Ray's own class with the same base: its text is a traceback.
-        raise (error.cause if isinstance(error, RayTaskError) else error) from None
     except (RayError, RayServeException) as error:
         log.warning("request %s: %s failed", context.trace, stage, exc_info=True)
         raise StageUnavailableError(f"the {stage} is overloaded or down ({type(error).__name__})") from error
