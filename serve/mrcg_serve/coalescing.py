@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -45,27 +45,28 @@ class Coalescer(Generic[Item, Result]):
     ) -> None:
         self._call, self._most, self._at_once = call, most, at_once
         self._waiting: deque[_Waiting[Item, Result]] = deque()
-        self._senders: set[asyncio.Task[None]] = set()
-        self._calls: set[asyncio.Task[None]] = set()
+        self._senders = 0
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def __call__(self, context: RequestContext, item: Item) -> Result:
         """The result for one item; what its call or the stage raises for it is raised."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(context, item, future))
-        if len(self._senders) < self._at_once:
-            self._start(self._send_all(), self._senders)
+        if self._senders < self._at_once:
+            self._senders += 1
+            self._start(self._send_all())
         return await future
 
-    def _start(self, work: Awaitable[None], kept: set[asyncio.Task[None]]) -> asyncio.Task[None]:
-        task = asyncio.ensure_future(work)
-        assert isinstance(task, asyncio.Task)
-        kept.add(task)  # a loop holds its tasks weakly
-        task.add_done_callback(kept.discard)
+    def _start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)  # a loop holds its tasks weakly
+        task.add_done_callback(self._tasks.discard)
         return task
 
     async def _send_all(self) -> None:
         while some := self._take():
-            await asyncio.wait([self._start(self._send(some), self._calls)], timeout=PATIENCE)
+            await asyncio.wait([self._start(self._send(some))], timeout=PATIENCE)
+        self._senders -= 1  # nothing comes between: whoever comes next starts another
 
     def _take(self) -> list[_Waiting[Item, Result]]:
         some: list[_Waiting[Item, Result]] = []

@@ -38,7 +38,7 @@ def serve(
     as_json: JsonOption = False,
 ) -> None:
     """Serve the current release over HTTP until Ctrl-C or SIGTERM, which drain."""
-    rayenv.prepare()
+    rayenv.prepare_serving()
     from mrcg_serve.access import is_loopback
     from mrcg_serve.app import ServeArgs, build
     from mrcg_serve.running import Service, Ways

@@ -90,15 +90,15 @@ class RemoteStages:
         """The n nearest that the context allows and the scope asks for."""
         if len(self._parts) == 1:
             return await _ask("searcher", self._parts[0].search, context, (embedding_d, n, scope))
-        # Who waits for one part to the end has no time left for the reranker.
-        context = replace(context, deadline=min(context.deadline, time.time() + self._part_s))
-        asked = [_ask("searcher", one.near, context, (embedding_d, n, scope)) for one in self._parts]
+        soon = self._soon(context)
+        asked = [_ask("searcher", one.near, soon, (embedding_d, n, scope)) for one in self._parts]
         parts: list[Near | None] = await _those_that_answer(asked)
         while any(part is not None for part in parts):
             places = gather(parts, n)
             rows = rows_of(places, len(parts))
+            soon = self._soon(context)
             fetching = [
-                _ask("searcher", one.fetch, context, some) if some else _nothing()
+                _ask("searcher", one.fetch, soon, some) if some else _nothing()
                 for one, some in zip(self._parts, rows, strict=True)
             ]
             fetched: list[Fetched | None] = await _those_that_answer(fetching)
@@ -108,6 +108,10 @@ class RemoteStages:
             for number in lost:  # what it found cannot be shown: then others are the nearest
                 parts[number] = None
         raise StageUnavailableError("no searcher answers")
+
+    def _soon(self, context: RequestContext) -> RequestContext:
+        # Who waits for one part to the end has no time left for the reranker.
+        return replace(context, deadline=min(context.deadline, time.time() + self._part_s))
 
     async def rerank(
         self, context: RequestContext, embedding_d: Embedding, vectors_nd: npt.NDArray[np.float16]
@@ -145,9 +149,8 @@ class _Part:
 
 
 def _coalesced(handle: DeploymentHandle, name: str, scale: Autoscale) -> Coalescer[Any, Any]:
-    return Coalescer(
-        lambda contexts, items: getattr(handle, name).remote(contexts, items), scale.max_batch_size, scale.max_replicas
-    )
+    method = getattr(handle, name)  # once: Serve makes a new handle for each
+    return Coalescer(lambda contexts, items: method.remote(contexts, items), scale.max_batch_size, scale.max_replicas)
 
 
 async def _those_that_answer(asked: Sequence[Awaitable[T]]) -> list[T | None]:

@@ -1,6 +1,6 @@
 """What a user would write instead of this project's service: one process, FastAPI, torch and FAISS.
 
-    python -m tests.bench.plain_service STORE PORT one|batched
+    python -m tests.bench.plain_service STORE PORT one|batched RECIPE
 
 ``one`` embeds, searches and reranks each scan by itself as it comes; ``batched`` puts those that wait together, as the
 replicas of the service do. Both answer with the same hits: they use the release's own models and index.
@@ -19,8 +19,8 @@ import torch
 import uvicorn
 from fastapi import FastAPI, File
 
-from mrcg.config import ServeSettings
-from mrcg.loading import LoadEmbedder, LoadReranker, LoadSearcher
+from mrcg.config import ServeSettings, load_config
+from mrcg.loading import LoadEmbedder, LoadReranker, LoadSearcher, take_on
 from mrcg.query import Scope
 from mrcg.release import read_release
 from mrcg.search import RequestContext
@@ -34,13 +34,13 @@ MOST = 16
 class Search:
     """The work, for one scan or several."""
 
-    def __init__(self, url: str) -> None:
-        store, settings = Store(url), ServeSettings()
+    def __init__(self, url: str, settings: ServeSettings) -> None:
+        store = Store(url)
         release = read_release(store)
         torch.set_num_threads(settings.embedder.threads)
         self.rules = QueryRules.of(store, release, settings)
-        self.embedder, self.searcher = LoadEmbedder(store).load(release), LoadSearcher(store).load(release)
-        self.reranking = LoadReranker(store).load(release)
+        self.embedder = take_on(LoadEmbedder(store), release)
+        self.searcher, self.reranking = take_on(LoadSearcher(store), release), take_on(LoadReranker(store), release)
         self.context = RequestContext("bench", None, float("inf"), release.number, "bench")
 
     def __call__(self, scans: Sequence[np.ndarray[Any, np.dtype[np.uint8]]]) -> list[list[dict[str, Any]]]:
@@ -87,9 +87,9 @@ class Together:
         self._busy = False
 
 
-def application(url: str, batched: bool) -> FastAPI:
+def application(url: str, batched: bool, recipe: str) -> FastAPI:
     """The service."""
-    app, search = FastAPI(), Search(url)
+    app, search = FastAPI(), Search(url, load_config(recipe).serve)
     decoders, together = ThreadPoolExecutor(2), Together(search)
 
     @app.post("/v1/search")
@@ -107,5 +107,5 @@ def application(url: str, batched: bool) -> FastAPI:
 
 
 if __name__ == "__main__":
-    place, port, how = sys.argv[1:4]
-    uvicorn.run(application(place, how == "batched"), host="127.0.0.1", port=int(port), log_level="warning")
+    place, port, how, recipe = sys.argv[1:5]
+    uvicorn.run(application(place, how == "batched", recipe), host="127.0.0.1", port=int(port), log_level="warning")

@@ -8,6 +8,7 @@ a client asks again as soon as it was answered. Nobody retries: a refused call c
 
 - chain: idle, one client: milliseconds from end to end, beside what embedding, searching and reranking the same scans
   take in one process; the difference is transport, routing and batching.
+- engines: what computes the encoder (``tests.bench.engines``).
 - services: queries per second, median and 99th percentile, of ours and of both forms of ``tests.bench.plain_service``.
 """
 
@@ -17,6 +18,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import statistics
 import subprocess
@@ -29,17 +31,21 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import torch
 
+from mrcg.config import load_config
 from mrcg.pipeline import LocalPipeline
 from mrcg.query import Wanted
 from mrcg.store import Store
+from tests.bench.engines import GALLERY_ENGINE, engines
 from tests.making import free_port
 from tests.serving import serving
 
+RECIPE = "mobilenet"
 CLIENTS = (1, 8, 32, 64)
 SCANS = 100
 #: Seconds for which each is asked, after those in which it warms up.
-ASKED, WARM = 20.0, 3.0
+ASKED, WARM = 12.0, 3.0
 #: Rounds in which all services take a turn.
 ROUNDS = 3
 FORMS = ("ours", "one by one", "batched")
@@ -103,12 +109,12 @@ def asked(url: str, scans: Sequence[bytes], clients: int, seconds: float) -> tup
 def running(form: str, store: str) -> Iterator[str]:
     """URL of one of the services."""
     if form == "ours":
-        with serving(store) as url:
+        with serving(store, "--recipe", RECIPE) as url:
             yield url
         return
     port = free_port()
     how = "batched" if form == "batched" else "one"
-    process = subprocess.Popen([sys.executable, "-m", "tests.bench.plain_service", store, str(port), how])
+    process = subprocess.Popen([sys.executable, "-m", "tests.bench.plain_service", store, str(port), how, RECIPE])
     url = f"http://127.0.0.1:{port}"
     try:
         while True:
@@ -126,7 +132,9 @@ def running(form: str, store: str) -> Iterator[str]:
 
 def compute(store: str, scans: Sequence[bytes]) -> float:
     """Median milliseconds of the stages of a search in this process."""
-    pipeline = LocalPipeline.open(Store(store))
+    settings = load_config(RECIPE).serve
+    torch.set_num_threads(settings.embedder.threads)
+    pipeline = LocalPipeline.open(Store(store), serve=settings)
     for scan in scans[:10]:
         pipeline.search(scan, Wanted(k=10))
     return statistics.median(sum(pipeline.search(scan, Wanted(k=10)).milliseconds.values()) for scan in scans)
@@ -174,7 +182,18 @@ def main() -> None:
     paths = sorted(path for path in options.scans.rglob("*") if path.suffix.lower() in {".png", ".jpg", ".jpeg"})
     scans = [path.read_bytes() for path in paths[:: max(1, len(paths) // SCANS)][:SCANS]]
     idle = chain(options.store, scans)
-    print(f"idle: {idle.end_to_end_ms:.1f} ms end to end, {idle.compute_ms:.1f} ms compute", flush=True)
+    over = idle.end_to_end_ms - idle.compute_ms
+    print(
+        f"idle: {idle.end_to_end_ms:.1f} ms end to end, {idle.compute_ms:.1f} ms compute, {over:.1f} ms over",
+        flush=True,
+    )
+    computed = engines(options.store)
+    for one in computed:
+        print(
+            f"{one.engine:>14}, {one.threads} threads: {one.rate:6.1f} images/s, MAP {one.map:.4f}, "
+            f"reranked {one.reranked_map:.4f}, top 10 kept {one.kept:.4f} (gallery: {GALLERY_ENGINE})",
+            flush=True,
+        )
     rows = services(options.store, scans)
     for row in rows:
         print(
@@ -182,7 +201,15 @@ def main() -> None:
             f"p99 {row.p99_ms:7.1f} ms, {row.failed} failed"
         )
     if options.out:
-        options.out.write_text(json.dumps({"chain": asdict(idle), "services": [asdict(row) for row in rows]}, indent=1))
+        figures = {
+            "recipe": RECIPE,
+            "cores": os.cpu_count(),
+            "chain": asdict(idle),
+            "gallery_engine": GALLERY_ENGINE,
+            "engines": [asdict(one) for one in computed],
+            "services": [asdict(row) for row in rows],
+        }
+        options.out.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 
+from mrcg.config import ServeSettings
 from mrcg.errors import NotFoundError
 from mrcg.gathering import Fetched, Near
 from mrcg.query import Scope
@@ -24,27 +25,31 @@ def test_a_batch_of_two_releases_is_worked_on_release_by_release():
         return [f"{loaded}{item}" for item in items]
 
     old, new = "old", "new"
-    assert together([old, new, old], [1, 2, 3], work) == ["old1", "new2", "old3"]
+    assert together([(old, 1), (new, 2), (old, 3)], work) == ["old1", "new2", "old3"]
     assert calls == [("old", [1, 3]), ("new", [2])]
 
 
 class Method:
-    """A method of a deployment: what its replicas do, in turn."""
+    """A method of a deployment: what its replicas do, in turn, each time for one item."""
 
     def __init__(self, *outcomes):
         self.outcomes, self.calls = list(outcomes), 0
 
-    async def remote(self, context, *values):
+    async def remote(self, contexts, items):
+        assert len(contexts) == len(items) == 1
         self.calls += 1
         outcome = self.outcomes.pop(0)
-        if isinstance(outcome, Exception):
+        if isinstance(outcome, StageUnavailableError):
             raise outcome
-        return outcome
+        return [outcome]
 
 
 class Handle:
     def __init__(self, **methods):
         self.__dict__.update(methods)
+
+    def __getattr__(self, name):
+        return Method()  # nobody asks it
 
 
 def context(seconds=1e9):
@@ -74,7 +79,7 @@ def fetched(rows):
 
 
 def search(first, second, seconds=1e9, part_ms=2_000):
-    asked = RemoteStages(Handle(), [first, second], Handle(), part_ms)
+    asked = RemoteStages(Handle(), [first, second], Handle(), ServeSettings(part_ms=part_ms))
     return asyncio.run(asked.search(context(seconds), None, 3, Scope()))
 
 
