@@ -202,7 +202,11 @@ class Autoscale(Settings):
 
     min_replicas: int = Field(1, ge=0)
     max_replicas: Count = 2
-    target_ongoing_requests: Positive = 8.0
+    target_ongoing_requests: Positive = Field(
+        1.0, description="calls a replica has before another is started; each call brings all that wait"
+    )
+    upscale_delay_s: Positive = Field(30.0, description="how long there is more to do before a replica is started")
+    downscale_delay_s: Positive = Field(600.0, description="how long there is less to do before one is stopped")
     max_ongoing_requests: Count = 32
     max_queued_requests: int = Field(256, ge=-1)
     cpus: float = Field(0.2, ge=0.0, description="CPUs a replica asks for")

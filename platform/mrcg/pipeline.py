@@ -56,7 +56,7 @@ class LocalPipeline:
     ::
 
         pipeline = LocalPipeline.open(Store("./store"))
-        answer = pipeline.search(Path("scan.png").read_bytes(), k=10)
+        answer = pipeline.search(Path("scan.png").read_bytes(), Wanted(k=10))
     """
 
     def __init__(self, store: Store, release: Release, serve: ServeSettings, policy: Policy) -> None:

@@ -43,7 +43,7 @@ def prepare_serving() -> None:
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
     # The vectors of a batch go with the call, not through the object store: 16 times 50 of 1,000 dimensions.
     os.environ.setdefault("RAY_max_direct_call_object_size", str(4 * 2**20))
-    # The controller looks ten times a second otherwise, and takes a twentieth of a core for it.
+    # The controller looks ten times a second otherwise, which two cores feel.
     os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.25")
 
 

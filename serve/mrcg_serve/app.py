@@ -33,13 +33,16 @@ class ServeArgs(BaseModel):
     release: int | None = Field(None, description="the current one, whichever it is, where none is given")
 
 
-def build(args: ServeArgs) -> Application:
-    """The service. Another ``release`` in its arguments is taken on without a restart.
+def build(args: ServeArgs | dict[str, Any]) -> Application:
+    """The service, from arguments as a program or a Serve config file has them.
+
+    Another ``release`` in them is taken on without a restart.
 
     Raises:
         SettingsError: unknown recipe or setting.
         NotFoundError: the store has no (such) release.
     """
+    args = ServeArgs.model_validate(args)
     settings = load_config(args.recipe, args.settings).serve
     store = Store(args.store)
     read_release(store, args.release)
@@ -67,6 +70,8 @@ def _options(scale: Autoscale, env: dict[str, str]) -> dict[str, Any]:
             "initial_replicas": max(1, scale.min_replicas),
             "max_replicas": max(scale.max_replicas, scale.min_replicas),
             "target_ongoing_requests": scale.target_ongoing_requests,
+            "upscale_delay_s": scale.upscale_delay_s,
+            "downscale_delay_s": scale.downscale_delay_s,
         },
         "max_ongoing_requests": scale.max_ongoing_requests,
         "max_queued_requests": scale.max_queued_requests,

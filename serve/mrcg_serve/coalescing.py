@@ -7,6 +7,7 @@ are under way goes together with the next; on an idle service nothing waits.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ class _Waiting(Generic[Item, Result]):
     context: RequestContext
     item: Item
     future: asyncio.Future[Result]
+    variables: contextvars.Context
 
 
 class Coalescer(Generic[Item, Result]):
@@ -51,21 +53,22 @@ class Coalescer(Generic[Item, Result]):
     async def __call__(self, context: RequestContext, item: Item) -> Result:
         """The result for one item; what its call or the stage raises for it is raised."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(context, item, future))
+        self._waiting.append(_Waiting(context, item, future, contextvars.copy_context()))
         if self._senders < self._at_once:
             self._senders += 1
-            self._start(self._send_all())
+            self._start(self._send_all(), contextvars.copy_context())
         return await future
 
-    def _start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
+    def _start(self, work: Coroutine[None, None, None], variables: contextvars.Context) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, context=variables)
         self._tasks.add(task)  # a loop holds its tasks weakly
         task.add_done_callback(self._tasks.discard)
         return task
 
     async def _send_all(self) -> None:
         while some := self._take():
-            await asyncio.wait([self._start(self._send(some))], timeout=PATIENCE)
+            # Serve takes the request's id and trace from here: a call is told by the first request in it.
+            await asyncio.wait([self._start(self._send(some), some[0].variables)], timeout=PATIENCE)
         self._senders -= 1  # nothing comes between: whoever comes next starts another
 
     def _take(self) -> list[_Waiting[Item, Result]]:

@@ -140,26 +140,25 @@ def compute(store: str, scans: Sequence[bytes]) -> float:
     return statistics.median(sum(pipeline.search(scan, Wanted(k=10)).milliseconds.values()) for scan in scans)
 
 
-def chain(store: str, scans: Sequence[bytes]) -> Chain:
-    """One client on an idle service, beside the compute."""
-    alone = compute(store, scans)
-    with running("ours", store) as url:
-        asked(url, scans, 1, WARM)
-        took = asked(url, scans, 1, ASKED)[0]
-    return Chain(statistics.median(took), float(np.percentile(took, 99)), alone)
+def alone(store: str, scans: Sequence[bytes]) -> float:
+    """The same in a process of its own."""
+    with get_context("spawn").Pool(1) as pool:
+        return pool.apply(compute, (store, scans))
 
 
-def services(store: str, scans: Sequence[bytes]) -> list[Figures]:
+def services(store: str, scans: Sequence[bytes]) -> tuple[Chain, list[Figures]]:
     """All services with all numbers of clients: medians over the rounds, failures of all of them."""
     found: dict[tuple[str, int], list[tuple[list[float], int, float]]] = {}
+    computing = []
     for turn in range(ROUNDS):
+        computing.append(alone(store, scans))
         for form in FORMS:
             with running(form, store) as url:
                 for clients in CLIENTS:
                     asked(url, scans, clients, WARM)
                     found.setdefault((form, clients), []).append(asked(url, scans, clients, ASKED))
                     print(f"round {turn + 1}: {form}, {clients} clients", flush=True)
-    return [
+    figures = [
         Figures(
             service=form,
             clients=clients,
@@ -170,6 +169,8 @@ def services(store: str, scans: Sequence[bytes]) -> list[Figures]:
         )
         for (form, clients), rounds in found.items()
     ]
+    idle = next(one for one in figures if (one.service, one.clients) == ("ours", 1))
+    return Chain(idle.p50_ms, idle.p99_ms, statistics.median(computing)), figures
 
 
 def main() -> None:
@@ -181,12 +182,6 @@ def main() -> None:
     options = parser.parse_args()
     paths = sorted(path for path in options.scans.rglob("*") if path.suffix.lower() in {".png", ".jpg", ".jpeg"})
     scans = [path.read_bytes() for path in paths[:: max(1, len(paths) // SCANS)][:SCANS]]
-    idle = chain(options.store, scans)
-    over = idle.end_to_end_ms - idle.compute_ms
-    print(
-        f"idle: {idle.end_to_end_ms:.1f} ms end to end, {idle.compute_ms:.1f} ms compute, {over:.1f} ms over",
-        flush=True,
-    )
     computed = engines(options.store)
     for one in computed:
         print(
@@ -194,7 +189,9 @@ def main() -> None:
             f"reranked {one.reranked_map:.4f}, top 10 kept {one.kept:.4f} (gallery: {GALLERY_ENGINE})",
             flush=True,
         )
-    rows = services(options.store, scans)
+    idle, rows = services(options.store, scans)
+    over = idle.end_to_end_ms - idle.compute_ms
+    print(f"idle: {idle.end_to_end_ms:.1f} ms end to end, {idle.compute_ms:.1f} ms compute, {over:.1f} ms over")
     for row in rows:
         print(
             f"{row.service:>12} {row.clients:3} clients: {row.rate:6.1f} queries/s, p50 {row.p50_ms:7.1f} ms, "

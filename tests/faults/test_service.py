@@ -170,6 +170,29 @@ def test_a_file_of_the_index_that_is_gone_keeps_new_replicas_out_until_it_is_bac
     assert not any(answer.partial for answer in load.answers)
 
 
+def test_without_one_part_of_the_index_the_other_answers_and_says_so(scans, tmp_path):
+    store = Store(str(tmp_path / "store"))
+    make_release(store, scans)
+    image = sorted(scans.rglob("*.png"))[3].read_bytes()
+    words = ("--set", "serve.searcher_parts=2", "--set", "serve.part_ms=1000")
+    with started(store.url, *words) as (url, pid), Client(url, timeout=60) as client:
+        whole = client.search(image, WANTED)
+        assert (whole.partial, whole.shards_answered) == (False, whole.shards)
+        lost = processes(psutil.Process(pid), "ServeReplica:mrcg:Searcher1")
+        assert lost
+        for one in lost:
+            one.suspend()
+        try:
+            some = client.search(image, WANTED)
+        finally:
+            for one in lost:
+                one.resume()
+        assert some.partial
+        assert 0 < some.shards_answered < some.shards == whole.shards
+        assert some.hits
+        wait_until(lambda: client.search(image, WANTED).hits == whole.hits)
+
+
 def wait_until(condition, seconds=60):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

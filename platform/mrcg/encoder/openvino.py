@@ -67,8 +67,8 @@ def _quantised(model: Any, sample_nss: Grey) -> Any:
         model,
         nncf.Dataset([grey[None] for grey in sample_nss]),
         subset_size=len(sample_nss),
-        # Layer by layer, each on what the rounded ones before it give: half a minute more, once a release.
+        # Layer by layer, each on what the rounded ones before it give: it takes longer, once a release.
         fast_bias_correction=False,
-        # Depthwise convolutions and residual sums cost little and round badly: with them 3 of 100 neighbours are lost.
+        # Depthwise convolutions and residual sums cost little and round badly: neighbours would be lost.
         ignored_scope=nncf.IgnoredScope(types=["GroupConvolution", "Add"], validate=False),
     )
