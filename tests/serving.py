@@ -14,6 +14,10 @@ from mrcg.answers import Answer
 from tests import making
 
 TOLERANCE = 1e-4
+#: No stage grows: for tests that count processes or their memory.
+ONE_OF_EACH = tuple(
+    word for stage in ("embedder", "searcher", "reranker") for word in ("--set", f"serve.{stage}.max_replicas=1")
+)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import httpx
 import psutil
 import pytest
 from tests.making import make_release
-from tests.serving import started
+from tests.serving import ONE_OF_EACH, started
 
 from mrcg.client import Client
 from mrcg.pipeline import LocalPipeline
@@ -26,7 +26,7 @@ WANTED = Wanted(k=5)
 def served(scans, tmp_path_factory):
     store = Store(str(tmp_path_factory.mktemp("faults") / "store"))
     make_release(store, scans)
-    with started(store.url) as (url, pid):
+    with started(store.url, *ONE_OF_EACH) as (url, pid):
         yield store, url, psutil.Process(pid)
 
 

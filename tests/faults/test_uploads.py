@@ -8,7 +8,7 @@ import psutil
 import pytest
 from tests.faults.test_fuzz import dicom, jpeg, matlab, mutants, nifti, png
 from tests.making import make_release
-from tests.serving import started
+from tests.serving import ONE_OF_EACH, started
 
 from mrcg.store import Store
 
@@ -23,7 +23,7 @@ WARM, MOST_GROWTH = 1000, 60e6
 def served(scans, tmp_path_factory):
     store = Store(str(tmp_path_factory.mktemp("uploads") / "store"))
     make_release(store, scans)
-    with started(store.url) as (url, pid):
+    with started(store.url, *ONE_OF_EACH) as (url, pid):
         yield url, psutil.Process(pid)
 
 
