@@ -33,7 +33,8 @@ def test_serve_run_takes_it_as_it_is_but_for_the_place_of_the_store(library_stor
     path = tmp_path / "serve.yaml"
     path.write_text(text.replace("port: 8000", f"port: {port}"))
     command = [str(Path(sys.executable).parent / "serve"), "run", str(path)]
-    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+    # A Ray of its own, whatever runs on this machine.
+    environment = {**os.environ, "RAY_ADDRESS": "local", "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
     image, url = sorted(scans.rglob("*.png"))[3].read_bytes(), f"http://127.0.0.1:{port}"
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=tmp_path)
