@@ -42,5 +42,9 @@ constraints: $(INSTALLED) ## resolve the newest versions into constraints.txt
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --upgrade \
 		--no-header --no-annotate --quiet --output-file constraints.txt
 
+proto: $(INSTALLED) ## make serve/mrcg_serve/rpc/retrieval_pb2* from retrieval.proto
+	$(BIN)/uv tool run --from grpcio-tools==1.85.1 python -m grpc_tools.protoc -I serve --python_out=serve --pyi_out=serve \
+		--grpc_python_out=serve serve/mrcg_serve/rpc/retrieval.proto
+
 clean: ## remove what make made, .venv too
 	rm -rf .venv demo dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

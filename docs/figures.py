@@ -9,6 +9,7 @@ A block stands between ``<!-- figures: NAME -->`` and ``<!-- /figures -->``; its
 - tried: docs/reports/tried, the same of runs with another reranker, named by what is other;
 - reproduction: docs/bench/reproduction.json, as ``mrcg reproduce --json`` prints it;
 - learning, ingest: docs/bench, as ``python -m tests.bench.learning`` and ``… .ingest`` write them with ``--out``;
+- serving, engines: docs/bench/serve.json, as ``python -m tests.bench.serve`` writes it (docs/serve_figures.py);
 - index, steps, growth: the same of ``… .index`` and ``… .growth`` (docs/index_figures.py).
 """
 
@@ -22,6 +23,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import index_figures
+import serve_figures
 
 from mrcg.evaluation.bootstrap import Gain, Interval
 from mrcg.evaluation.report import Report
@@ -147,6 +149,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "index": index_figures.index_table,
     "steps": index_figures.steps_table,
     "growth": index_figures.growth_table,
+    "serving": serve_figures.serving_table,
+    "engines": serve_figures.engines_table,
 }
 
 

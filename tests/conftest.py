@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from mrcg.imaging.samples import write_samples
 from mrcg.release import Release, read_release
 from mrcg.store import Store
 from tests import making
+from tests.serving import serving
 
 hypothesis.settings.register_profile("mrcg", deadline=None, derandomize=True, max_examples=40)
 hypothesis.settings.load_profile("mrcg")
@@ -89,19 +89,9 @@ def ray_run(tmp_path_factory: pytest.TempPathFactory) -> RayRun:
 
 @pytest.fixture(scope="session")
 def service(ray_run: RayRun) -> Iterator[str]:
-    """URL of ``mrcg serve`` on that store; it has to end well on SIGTERM."""
-    port = making.free_port()
-    words = [making.MRCG, "serve", "--store", ray_run.store.url, "--port", str(port), "--json"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        line = next((line for line in process.stdout if line.startswith("{")), None)
-        assert line is not None, process.communicate()[1]
-        yield json.loads(line)["url"]
-    finally:
-        process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
+    """URL of ``mrcg serve`` on that store."""
+    with serving(ray_run.store.url) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from mrcg.config import ComputeSettings
 from mrcg.errors import MrcgError
-from mrcg.rayenv import TRAINING_ENV
+from mrcg.rayenv import COMPUTE_ENV
 from mrcg.splits import Fold
 from mrcg.stages import kind_of
 from mrcg.store import Artefact, Store
@@ -131,7 +131,7 @@ def _run_config(job: Job, name: str) -> RunConfig:
         storage_path=where,
         storage_filesystem=filesystem,
         failure_config=FailureConfig(max_failures=job.config.compute.max_failures),
-        worker_runtime_env={"env_vars": TRAINING_ENV},
+        worker_runtime_env={"env_vars": COMPUTE_ENV},
     )
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast, get_args
 
 import numpy as np
 from PIL import Image
 
+from mrcg.answers import Answer, Hit
 from mrcg.client import Client
 from mrcg.config import IngestSettings, ReadSettings
+from mrcg.errors import UsageError
 from mrcg.evaluation.picture import Panel, PanelRow, retrieval_picture
 from mrcg.imaging.slices import Grey
-from mrcg.search import Answer, Hit
+from mrcg.query import Filters, GroupBy, Wanted
 from mrcg.serving import Decoder
 
 SHOWN = 10
@@ -29,19 +33,38 @@ class Asked:
     pixels: Mapping[str, Grey]
 
 
-def ask_service(url: str, image: bytes, k: int, rerank: bool, pictures: bool) -> Asked:
+def wanted_of(k: int, rerank: bool, group_by: str, values: Sequence[Sequence[str] | None], years: str | None) -> Wanted:
+    """What options of a command line ask for; ``values`` of label, site, sequence and plane.
+
+    Raises:
+        UsageError: names the option.
+    """
+    label, site, sequence, plane = (tuple(one or ()) for one in values)
+    if group_by not in get_args(GroupBy):
+        raise UsageError(f"--group-by {group_by}: one of {', '.join(get_args(GroupBy))}")
+    span = None
+    if years is not None:
+        found = re.fullmatch(r"(\d{4})(?:-(\d{4}))?", years)
+        if found is None:
+            raise UsageError(f"--years {years}: write 2015, or 2010-2020")
+        span = (int(found[1]), int(found[2] or found[1]))
+    filters = Filters(label=label, site=site, sequence=sequence, plane=plane, years=span)
+    return Wanted(k=k, rerank=rerank, group_by=cast(GroupBy, group_by), filters=filters)
+
+
+def ask_service(url: str, image: bytes, wanted: Wanted, pictures: bool) -> Asked:
     """Ask a running service; ``pictures`` also fetches the pixels of the first hits.
 
     Raises:
         ServiceError: it cannot be reached or refuses the call.
     """
     with Client(url) as client:
-        answer = client.search(image, k, rerank)
+        answer = client.search(image, wanted)
         previews = {hit.image_id: client.preview(hit.image_id) for hit in _shown(answer, pictures)}
     return Asked(answer, {k: np.asarray(Image.open(io.BytesIO(v)).convert("L")) for k, v in previews.items()})
 
 
-def ask_store(url: str, image: bytes, k: int, rerank: bool, pictures: bool) -> Asked:
+def ask_store(url: str, image: bytes, wanted: Wanted, pictures: bool) -> Asked:
     """Search a store's current release in this process; ``pictures`` as in ``ask_service``.
 
     Raises:
@@ -54,7 +77,7 @@ def ask_store(url: str, image: bytes, k: int, rerank: bool, pictures: bool) -> A
 
     store = Store(url)
     pipeline = LocalPipeline.open(store)
-    answer = pipeline.search(image, k, rerank)
+    answer = pipeline.search(image, wanted)
     if not pictures:
         return Asked(answer, {})
     corpus = Corpus(store.artefact("corpus", pipeline.release.corpus))

@@ -20,7 +20,7 @@ from mrcg.console import JsonOption
 from mrcg.errors import MrcgError, UsageError, missing_extra
 
 if TYPE_CHECKING:
-    from mrcg.search import Answer
+    from mrcg.answers import Answer
 
 #: Order in which help lists the commands.
 ORDER = (
@@ -99,11 +99,17 @@ def query(
     ] = None,
     k: Annotated[int, typer.Option("-k", help="Hits wanted.")] = 10,
     rerank: Annotated[bool, typer.Option(help="Let the reranker order the hits.")] = True,
+    group_by: Annotated[str, typer.Option("--group-by", help="One image of each: patient, study or none.")] = "none",
+    label: Annotated[list[str] | None, typer.Option("--label", help="Only of these classes; may be repeated.")] = None,
+    site: Annotated[list[str] | None, typer.Option("--site", help="Only of these sites.")] = None,
+    sequence: Annotated[list[str] | None, typer.Option("--sequence", help="Only of these sequences.")] = None,
+    plane: Annotated[list[str] | None, typer.Option("--plane", help="Only of these planes.")] = None,
+    years: Annotated[str | None, typer.Option("--years", help="Only of these years: 2010-2020.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write a picture of the hits (PNG).")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find the images most similar to one image, best first."""
-    from mrcg.asking import ask_service, ask_store, picture_of
+    from mrcg.asking import ask_service, ask_store, picture_of, wanted_of
 
     try:
         data = image.read_bytes()
@@ -113,8 +119,9 @@ def query(
         if url is None:
             raise UsageError("say where to search: --url of a running service, or --store")
         store = None  # --url was typed, MRCG_STORE is only the habit
+    wanted = wanted_of(k, rerank, group_by, (label, site, sequence, plane), years)
     pictures = out is not None
-    asked = ask_service(url, data, k, rerank, pictures) if url else ask_store(str(store), data, k, rerank, pictures)
+    asked = ask_service(url, data, wanted, pictures) if url else ask_store(str(store), data, wanted, pictures)
     if as_json:
         console.emit_json(asked.answer.model_dump(mode="json"))
     else:

@@ -202,7 +202,11 @@ class Autoscale(Settings):
 
     min_replicas: int = Field(1, ge=0)
     max_replicas: Count = 2
-    target_ongoing_requests: Positive = 8.0
+    target_ongoing_requests: Positive = Field(
+        1.0, description="calls a replica has before another is started; each call brings all that wait"
+    )
+    upscale_delay_s: Positive = Field(30.0, description="how long there is more to do before a replica is started")
+    downscale_delay_s: Positive = Field(600.0, description="how long there is less to do before one is stopped")
     max_ongoing_requests: Count = 32
     max_queued_requests: int = Field(256, ge=-1)
     cpus: float = Field(0.2, ge=0.0, description="CPUs a replica asks for")
@@ -212,16 +216,40 @@ class Autoscale(Settings):
     batch_wait_s: float = Field(0.0, ge=0.0, description="how long a batch waits to fill; 0 is right when idle")
 
 
+class GatewayScale(Autoscale):
+    """The gateway only waits: for uploads, and for the stages."""
+
+    max_replicas: Count = 1
+    target_ongoing_requests: Positive = 32.0
+    max_ongoing_requests: Count = 64
+
+
+class LightScale(Autoscale):
+    """A stage whose batches are too small to be shared out."""
+
+    threads: Count = Field(1, description="compute threads of a replica")
+
+
+EngineName = Literal["torch", "openvino", "openvino-int8"]
+
+
 class ServeSettings(Settings):
     """The online chain (DESIGN §4)."""
 
-    gateway: Autoscale = Autoscale(max_ongoing_requests=64, target_ongoing_requests=32.0, max_replicas=1)
+    gateway: GatewayScale = GatewayScale()
     embedder: Autoscale = Autoscale()
-    searcher: Autoscale = Autoscale(threads=1)
-    reranker: Autoscale = Autoscale(threads=1)
+    engine: EngineName = Field("torch", description="what computes the encoder; OpenVINO is for CPUs")
+    searcher: LightScale = LightScale()
+    searcher_parts: Count = Field(1, description="deployments of searchers, each with a part of the shards")
+    part_ms: Count = Field(2_000, description="time of one of several parts, after which it is answered without it")
+    reranker: LightScale = LightScale()
     max_upload_bytes: Count = 50 * 2**20
     deadline_ms: Count = Field(30_000, description="time a request may take before it is given up")
     rerank_reserve_ms: int = Field(50, ge=0, description="with less than this left the ANN order is returned")
+    follow_s: Positive = Field(2.0, description="how often replicas and gateways look for a new release")
+    grace_s: Positive = Field(
+        60.0, description="how long a release stays after it was asked for last; above deadline_ms"
+    )
 
 
 class CheckSettings(Settings):

@@ -5,7 +5,8 @@
     MrcgError                    exit 1
     ├── UsageError               exit 2: the call or a setting is wrong
     │   ├── SettingsError        unknown key, bad value, unknown recipe
-    │   └── MissingExtraError    a package of an extra is not installed
+    │   ├── MissingExtraError    a package of an extra is not installed
+    │   └── FingerprintError     an embedding is of another encoder
     ├── SourceError              the source is absent, empty or has nothing usable
     ├── WeightsError             weights cannot be had or belong to another architecture
     ├── ImageError               one image cannot be used; carries a machine-readable reason
@@ -16,6 +17,7 @@
     ├── TrainingError            training cannot go on
     ├── ReleaseError             a release cannot be promoted or rolled back
     │   └── LostRaceError        somebody else was first
+    ├── ForbiddenError           the caller may not come in
     └── ServiceError             a service could not be reached or refused the call
 
 A message is one line: it names the thing (file, key, value) and the way out. A broken invariant is
@@ -46,6 +48,10 @@ class SettingsError(UsageError):
 
 class MissingExtraError(UsageError):
     """A package that an optional extra brings is not installed."""
+
+
+class FingerprintError(UsageError):
+    """An embedding is of another encoder than the release's."""
 
 
 class SourceError(MrcgError):
@@ -100,6 +106,10 @@ class LostRaceError(ReleaseError):
     """Somebody else promoted or rolled back at the same moment, and was first."""
 
 
+class ForbiddenError(MrcgError):
+    """The caller may not come in."""
+
+
 class ServiceError(MrcgError):
     """A service could not be reached or refused the call."""
 
@@ -109,6 +119,8 @@ EXTRAS = {
     "torch": "embed",
     "torchvision": "embed",
     "safetensors": "embed",
+    "openvino": "openvino",
+    "nncf": "openvino",
     "faiss": "index",
     "torch_geometric": "train",
     "matplotlib": "train",
@@ -117,6 +129,7 @@ EXTRAS = {
     "ray": "jobs] or mrcg[serve",
     "fastapi": "serve",
     "prometheus_client": "serve",
+    "grpc": "serve",
     "s3fs": "s3",
     "cryptography": "jobs",
     "pydicom": "imaging",

@@ -8,38 +8,46 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mrcg.answers import Answer
 from mrcg.config import ServeSettings
-from mrcg.encoder.embedder import Embedder
 from mrcg.imaging.slices import Grey
 from mrcg.index.searcher import Searcher
-from mrcg.index.sharded import ShardedIndex
+from mrcg.loading import Embeds, LoadEmbedder, LoadReranker, LoadSearcher, take_on
+from mrcg.query import ByImage, ByPixels, Embedding, Query, Scope, Sent, Subject, Wanted
 from mrcg.release import Release, read_release
-from mrcg.reranker.scorer import Reranking, Scorer
-from mrcg.search import AllowAll, Answer, Found, Policy, RequestContext, answer
+from mrcg.reranker.scorer import Reranking
+from mrcg.search import AllowAll, Found, Influences, Policy, RequestContext, answer
 from mrcg.serving import QueryRules
 from mrcg.store import Store
-from mrcg.tombstones import Tombstones
 
 
 class _LocalStages:
     """The stages as plain calls."""
 
-    def __init__(self, embedder: Embedder, searcher: Searcher, reranking: Reranking) -> None:
+    def __init__(self, embedder: Embeds, searcher: Searcher, reranking: Reranking) -> None:
         self.embedder = embedder
         self.searcher = searcher
         self.reranking = reranking
 
-    async def embed(self, context: RequestContext, pixels_ss: Grey) -> npt.NDArray[np.float32]:
-        embedding: npt.NDArray[np.float32] = self.embedder.embed(pixels_ss[None])[0]
+    async def embed(self, context: RequestContext, pixels_ss: Grey) -> Embedding:
+        embedding: Embedding = self.embedder.embed(pixels_ss[None])[0]
         return embedding
 
-    async def search(self, context: RequestContext, embedding_d: npt.NDArray[np.float32], n: int) -> Found:
-        return self.searcher.search(embedding_d[None], [context], n)[0]
+    async def look_up(self, context: RequestContext, image_id: str) -> Embedding:
+        return self.searcher.look_up(context, image_id)
+
+    async def search(self, context: RequestContext, embedding_d: Embedding, n: int, scope: Scope) -> Found:
+        return self.searcher.search(embedding_d[None], [context], n, [scope])[0]
 
     async def rerank(
-        self, context: RequestContext, embedding_d: npt.NDArray[np.float32], vectors_nd: npt.NDArray[np.float16]
+        self, context: RequestContext, embedding_d: Embedding, vectors_nd: npt.NDArray[np.float16]
     ) -> npt.NDArray[np.float32]:
         return self.reranking.rerank(embedding_d[None], [vectors_nd])[0]
+
+    async def explain(
+        self, context: RequestContext, embedding_d: Embedding, vectors_nd: npt.NDArray[np.float16], nodes: list[int]
+    ) -> Influences:
+        return self.reranking.explain(embedding_d, vectors_nd, nodes)
 
 
 class LocalPipeline:
@@ -48,19 +56,17 @@ class LocalPipeline:
     ::
 
         pipeline = LocalPipeline.open(Store("./store"))
-        answer = pipeline.search(Path("scan.png").read_bytes(), k=10)
+        answer = pipeline.search(Path("scan.png").read_bytes(), Wanted(k=10))
     """
 
     def __init__(self, store: Store, release: Release, serve: ServeSettings, policy: Policy) -> None:
         self.release = release
         self._policy = policy
         self._rules = QueryRules.of(store, release, serve)
-        embedder = Embedder.open(store.artefact("encoders", release.encoder))
-        reranker = store.artefact("rerankers", release.reranker)
         self._stages = _LocalStages(
-            embedder,
-            Searcher(ShardedIndex.open(store.artefact("indexes", release.index)), Tombstones(store)),
-            Reranking(Scorer.open(reranker, encoder_fingerprint=embedder.fingerprint)),
+            take_on(LoadEmbedder(store, engine=serve.engine, threads=serve.embedder.threads), release),
+            take_on(LoadSearcher(store), release),
+            take_on(LoadReranker(store), release),
         )
 
     @classmethod
@@ -80,22 +86,32 @@ class LocalPipeline:
         """
         return cls(store, read_release(store, number), serve, policy)
 
-    def search(self, image: bytes, k: int = 10, rerank: bool = True) -> Answer:
+    def search(self, subject: bytes | ByImage | Sent, wanted: Wanted = Wanted()) -> Answer:
         """The k most similar images of the gallery, best first.
 
         Args:
-            image: content of an image file.
-            k: hits wanted, at most ``graph.neighbours``.
-            rerank: False answers in the index's order.
+            subject: content of an image file, an image of the gallery, or an embedding of the release's encoder.
+            wanted: what is asked of it.
 
         Raises:
             ImageError: the image cannot be used.
-            UsageError: k is out of range.
+            NotFoundError: the gallery has no such image.
+            FingerprintError: the embedding is of another encoder.
+            UsageError: k is out of range, or the embedding has another width.
         """
-        self._rules.check_k(k)
-        pixels = self._rules.prepare(image)
-        context = self._rules.context("local", self._policy)
-        return _finish(answer(self._stages, self._rules.search, context, pixels, k, rerank))
+        self._rules.check_k(wanted.k)
+        context = self._rules.context("local", self._policy, wanted.deadline_ms)
+        query = Query.of(self._subject(subject), wanted)
+        return _finish(answer(self._stages, self._rules.search, context, query))
+
+    def _subject(self, subject: bytes | ByImage | Sent) -> Subject:
+        match subject:
+            case ByImage():
+                return subject
+            case Sent():
+                return self._rules.by_embedding(subject)
+            case _:
+                return ByPixels(self._rules.prepare(subject))
 
 
 def _finish(call: Coroutine[Any, Any, Answer]) -> Answer:

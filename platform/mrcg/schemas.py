@@ -97,7 +97,7 @@ ROWS = pa.schema(
         pa.field("row", pa.int64()),  # row of the corpus' table of scans and of the embeddings
         *(
             pa.field(name, pa.string())
-            for name in ("label", "group_id", "tenant", "site", "sequence", "plane", "patient")
+            for name in ("label", "group_id", "tenant", "site", "sequence", "plane", "patient", "study")
         ),
         pa.field("year", pa.int16()),
     ]

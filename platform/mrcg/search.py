@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
 
+from mrcg.answers import Answer, Explained, Explanation, Hit, Influence, Node
 from mrcg.errors import MrcgError
 from mrcg.imaging.slices import Grey
 from mrcg.index.metric import Mask
+from mrcg.query import ByEmbedding, ByImage, ByPixels, Embedding, Query, Scope
 
 log = logging.getLogger(__name__)
+
+#: Neighbours that are named for each hit that is explained.
+EXPLAINED = 5
 
 
 class StageUnavailableError(MrcgError):
@@ -59,59 +64,82 @@ class AllowAll:
 
 
 @dataclass(frozen=True)
+class Influences:
+    """Edges of a query graph and what they did for some of its nodes.
+
+    (n, n) weights; (nodes, n) by how much the edge to each other node raised the score.
+    """
+
+    weights_nn: npt.NDArray[np.float32]
+    moved_kn: npt.NDArray[np.float32]
+
+    def strongest(self, number: int, count: int) -> list[int]:
+        """The neighbours whose edges moved a node's score most, ties by rank; without those that did not."""
+        moved = np.abs(self.moved_kn[number])
+        strongest: list[int] = np.argsort(-moved, kind="stable")[:count].tolist()
+        return [one for one in strongest if moved[one] > 0]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of an image of the gallery."""
+
+    label: str | None
+    plane: str | None
+    sequence: str | None
+    site: str | None
+    group: str
+
+
+@dataclass(frozen=True)
 class Found:
-    """Neighbours of one query, nearest first: all of length n, vectors (n, d)."""
+    """Neighbours of one query, nearest first.
+
+    Attributes:
+        image_ids, facts, distances, vectors_nd: all of length n; (n, d) vectors.
+        nearest: distance of the nearest that the caller may find, filtered or not; None where there is none.
+        allowed: images that the caller may find.
+        passing: those of them that are within the query's scope.
+        shards, of: how many shards answered, of how many.
+    """
 
     image_ids: list[str]
-    labels: list[str | None]
+    facts: list[Facts]
     distances: list[float]
     vectors_nd: npt.NDArray[np.float16]
+    nearest: float | None
+    allowed: int
+    passing: int
+    shards: int
+    of: int
 
 
 class Stages(Protocol):
-    """The three stages, wherever they run. Each raises StageUnavailableError where it cannot answer."""
+    """The stages, wherever they run. Each raises StageUnavailableError where it cannot answer."""
 
-    async def embed(self, context: RequestContext, pixels_ss: Grey) -> npt.NDArray[np.float32]:
+    async def embed(self, context: RequestContext, pixels_ss: Grey) -> Embedding:
         """(s, s) grey levels -> (d,)."""
         ...
 
-    async def search(self, context: RequestContext, embedding_d: npt.NDArray[np.float32], n: int) -> Found:
-        """The n nearest that the context allows."""
+    async def look_up(self, context: RequestContext, image_id: str) -> Embedding:
+        """(d,) stored embedding of an image that the context allows; NotFoundError where there is none."""
+        ...
+
+    async def search(self, context: RequestContext, embedding_d: Embedding, n: int, scope: Scope) -> Found:
+        """The n nearest that the context allows and the scope asks for."""
         ...
 
     async def rerank(
-        self, context: RequestContext, embedding_d: npt.NDArray[np.float32], vectors_nd: npt.NDArray[np.float16]
+        self, context: RequestContext, embedding_d: Embedding, vectors_nd: npt.NDArray[np.float16]
     ) -> npt.NDArray[np.float32]:
         """(n,) scores of the neighbours."""
         ...
 
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Hit(_Frozen):
-    """One image of the gallery, as it is answered."""
-
-    image_id: str
-    label: str | None
-    score: float | None
-    distance: float
-    ann_rank: int
-
-
-class Answer(_Frozen):
-    """The answer to a search."""
-
-    release: int
-    request_id: str
-    hits: list[Hit]
-    reranked: bool
-    partial: bool
-    requested: int
-    found: int
-    out_of_distribution: bool
-    milliseconds: dict[str, float]
+    async def explain(
+        self, context: RequestContext, embedding_d: Embedding, vectors_nd: npt.NDArray[np.float16], nodes: list[int]
+    ) -> Influences:
+        """What moved the scores of some of the neighbours."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -123,9 +151,7 @@ class SearchSettings:
     rerank_reserve_ms: int
 
 
-async def answer(
-    stages: Stages, settings: SearchSettings, context: RequestContext, pixels_ss: Grey, k: int, rerank: bool
-) -> Answer:
+async def answer(stages: Stages, settings: SearchSettings, context: RequestContext, query: Query) -> Answer:
     """Answer one query: embed, search the N nearest, rerank them, keep k.
 
     Where the reranker fails or the deadline is near, the ANN order is answered with ``reranked`` False.
@@ -134,52 +160,78 @@ async def answer(
         stages: embedder, searcher, reranker.
         settings: of the release.
         context: caller, allowed set, deadline.
-        pixels_ss: the query, resized to the encoder's input.
-        k: hits wanted, 1 <= k <= N.
-        rerank: whether the reranker orders the hits.
+        query: 1 <= k <= N.
 
     Raises:
         StageUnavailableError: the embedder or the searcher cannot answer.
+        NotFoundError: the query is an image that the caller may not find.
     """
-    assert 1 <= k <= settings.neighbours
+    assert 1 <= query.k <= settings.neighbours
     clock = _Clock()
-    embedding = await stages.embed(context, pixels_ss)
+    embedding = await _embedding(stages, context, query)
     clock.lap("embed")
-    found = await stages.search(context, embedding, settings.neighbours)
+    found = await stages.search(context, embedding, settings.neighbours, query.scope)
     clock.lap("search")
-    scores = await _scores(stages, settings, context, embedding, found) if rerank and found.image_ids else None
+    scores = await _scores(stages, settings, context, embedding, found) if query.rerank and found.image_ids else None
     clock.lap("rerank")
-    order = range(len(found.image_ids)) if scores is None else np.argsort(-scores, kind="stable").tolist()
-    hits = [
-        Hit(
-            image_id=found.image_ids[rank],
-            label=found.labels[rank],
-            score=None if scores is None else float(scores[rank]),
-            distance=found.distances[rank],
-            ann_rank=rank + 1,
-        )
-        for rank in list(order)[:k]
-    ]
-    far = settings.ood_threshold is not None and bool(found.distances) and found.distances[0] > settings.ood_threshold
+    order = list(range(len(found.image_ids))) if scores is None else np.argsort(-scores, kind="stable").tolist()
+    explanation = None
+    if query.explain and scores is not None:
+        explanation = await _explanation(stages, context, embedding, found, scores, order, query.k)
+        clock.lap("explain")
+    hits = [_hit(found, scores, rank) for rank in order[: query.k]]
     return Answer(
         release=context.release,
         request_id=context.trace,
         hits=hits,
+        classes=dict(Counter(hit.label for hit in hits if hit.label is not None).most_common()),
         reranked=scores is not None,
-        partial=False,
-        requested=k,
+        partial=found.shards < found.of,
+        shards_answered=found.shards,
+        shards=found.of,
+        requested=query.k,
         found=len(hits),
-        out_of_distribution=far,
+        allowed=found.allowed,
+        passing=found.passing,
+        out_of_distribution=_far(settings, found),
         milliseconds=clock.laps,
+        explanation=explanation,
     )
 
 
+async def _embedding(stages: Stages, context: RequestContext, query: Query) -> Embedding:
+    match query.subject:
+        case ByPixels(pixels):
+            return await stages.embed(context, pixels)
+        case ByEmbedding(embedding):
+            return embedding
+        case ByImage(image_id):
+            return await stages.look_up(context, image_id)
+
+
+def _hit(found: Found, scores: npt.NDArray[np.float32] | None, rank: int) -> Hit:
+    facts, image_id = found.facts[rank], found.image_ids[rank]
+    return Hit(
+        image_id=image_id,
+        label=facts.label,
+        plane=facts.plane,
+        sequence=facts.sequence,
+        site=facts.site,
+        group=facts.group,
+        score=None if scores is None else float(scores[rank]),
+        distance=found.distances[rank],
+        ann_rank=rank + 1,
+        preview=f"/v1/images/{image_id}/preview",
+    )
+
+
+def _far(settings: SearchSettings, found: Found) -> bool:
+    # Of the nearest, filtered or not: a narrow filter makes no query strange.
+    return settings.ood_threshold is not None and found.nearest is not None and found.nearest > settings.ood_threshold
+
+
 async def _scores(
-    stages: Stages,
-    settings: SearchSettings,
-    context: RequestContext,
-    embedding_d: npt.NDArray[np.float32],
-    found: Found,
+    stages: Stages, settings: SearchSettings, context: RequestContext, embedding_d: Embedding, found: Found
 ) -> npt.NDArray[np.float32] | None:
     if context.remaining() * 1000 < settings.rerank_reserve_ms:
         log.warning("request %s: too near its deadline to rerank", context.trace)
@@ -189,6 +241,42 @@ async def _scores(
     except StageUnavailableError as error:
         log.warning("request %s: answered in ANN order, %s", context.trace, error)
         return None
+
+
+async def _explanation(
+    stages: Stages,
+    context: RequestContext,
+    embedding_d: Embedding,
+    found: Found,
+    scores_n: npt.NDArray[np.float32],
+    order: list[int],
+    k: int,
+) -> Explanation | None:
+    try:
+        influences = await stages.explain(context, embedding_d, found.vectors_nd, order[:k])
+    except StageUnavailableError as error:
+        log.warning("request %s: answered without an explanation, %s", context.trace, error)
+        return None
+    rank_of = {place: rank for rank, place in enumerate(order, 1)}
+    nodes = [
+        Node(image_id=one, ann_rank=place + 1, rank=rank_of[place], score=float(scores_n[place]))
+        for place, one in enumerate(found.image_ids)
+    ]
+    return Explanation(
+        nodes=nodes,
+        weights=np.round(influences.weights_nn.astype(float), 4).tolist(),
+        hits=[
+            Explained(
+                image_id=found.image_ids[place],
+                rank_change=place + 1 - rank,
+                neighbours=[
+                    Influence(image_id=found.image_ids[other], moved=float(influences.moved_kn[rank - 1, other]))
+                    for other in influences.strongest(rank - 1, EXPLAINED)
+                ],
+            )
+            for rank, place in enumerate(order[:k], 1)
+        ],
+    )
 
 
 class _Clock:

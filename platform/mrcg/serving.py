@@ -7,12 +7,15 @@ import time
 import uuid
 from dataclasses import dataclass
 
+import numpy as np
+
 from mrcg.config import IngestSettings, ReadSettings, ServeSettings
 from mrcg.encoder.spec import read_spec
-from mrcg.errors import UsageError
+from mrcg.errors import FingerprintError, UsageError
 from mrcg.imaging.guard import Guard
 from mrcg.imaging.readers import format_of, query_slice, read
 from mrcg.imaging.slices import Grey, resize
+from mrcg.query import ByEmbedding, Sent
 from mrcg.release import Release
 from mrcg.search import Policy, RequestContext, SearchSettings
 from mrcg.store import Store
@@ -45,6 +48,8 @@ class QueryRules:
     release: int
     decode: Decoder
     input_size: int
+    encoder: str
+    dim: int
     deadline_s: float
     search: SearchSettings
 
@@ -52,7 +57,7 @@ class QueryRules:
     def of(cls, store: Store, release: Release, serve: ServeSettings) -> QueryRules:
         """The rules of a release."""
         ingest = IngestSettings.model_validate(store.manifest("corpus", release.corpus).settings["ingest"])
-        spec, _ = read_spec(store.artefact("encoders", release.encoder))
+        spec, fingerprint = read_spec(store.artefact("encoders", release.encoder))
         return cls(
             release=release.number,
             decode=Decoder(
@@ -64,6 +69,8 @@ class QueryRules:
                 ingest.reader_bytes,
             ),
             input_size=spec.input_size,
+            encoder=fingerprint,
+            dim=spec.embedding_dim,
             deadline_s=serve.deadline_ms / 1000,
             search=SearchSettings(release.neighbours, release.ood_threshold, serve.rerank_reserve_ms),
         )
@@ -85,12 +92,31 @@ class QueryRules:
         if not 1 <= k <= self.search.neighbours:
             raise UsageError(f"k = {k}: ask for 1 to {self.search.neighbours} hits")
 
-    def context(self, principal: str, policy: Policy) -> RequestContext:
-        """A new request's context."""
+    def by_embedding(self, sent: Sent) -> ByEmbedding:
+        """An embedding that the caller made.
+
+        Raises:
+            FingerprintError: by another encoder than the release's.
+            UsageError: it has another width, or is not finite.
+        """
+        if sent.encoder != self.encoder:
+            raise FingerprintError(
+                f"the embedding is of encoder {sent.encoder}, release {self.release} has {self.encoder}: embed with it"
+            )
+        vector = np.asarray(sent.embedding, dtype=np.float32)
+        if vector.shape != (self.dim,) or not np.isfinite(vector).all():
+            raise UsageError(f"an embedding of {self.encoder} is {self.dim} finite numbers")
+        return ByEmbedding(vector)
+
+    def context(
+        self, principal: str, policy: Policy, deadline_ms: int | None = None, named: str | None = None
+    ) -> RequestContext:
+        """A new request's context; a caller may ask for an earlier deadline than the service's own, and name it."""
+        seconds = self.deadline_s if deadline_ms is None else min(self.deadline_s, deadline_ms / 1000)
         return RequestContext(
             principal=principal,
             allowed=policy.allowed(principal),
-            deadline=time.time() + self.deadline_s,
+            deadline=time.time() + seconds,
             release=self.release,
-            trace=uuid.uuid4().hex,
+            trace=named or uuid.uuid4().hex,
         )

@@ -1,19 +1,22 @@
-"""The routes of the gateway. They are functions: the gateway itself comes in as a dependency."""
+"""The application behind HTTP: its routes put together, and what tells whether it is well."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import Depends, FastAPI, File, Form, Request, UploadFile
+from fastapi import APIRouter, FastAPI
+from fastapi.openapi.utils import get_openapi
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
-from ray import serve
 from starlette.responses import Response
 
 from mrcg import __version__
-from mrcg.search import Answer
-from mrcg_serve.gateway import Gateway
+from mrcg.answers import BatchLine
+from mrcg_serve import releasing, searching, showing
+from mrcg_serve.asking import ThisGateway, current_gateway, errors
+from mrcg_serve.metrics import exposition
 from mrcg_serve.problems import BodyLimit, Problem, install
+from mrcg_serve.questions import schemas_of_search
 
 api = FastAPI(
     title="MRCG",
@@ -22,6 +25,9 @@ api = FastAPI(
     description="Every error is problem+json with a stable `code`.",
 )
 install(api)
+api.add_middleware(BodyLimit, limit=lambda: current_gateway().max_upload_bytes)
+
+operation = APIRouter(tags=["operation"])
 
 
 class Health(BaseModel):
@@ -31,78 +37,47 @@ class Health(BaseModel):
     release: int
 
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "description": text}
-    for status, text in {
-        403: "the caller is not allowed here",
-        413: "the upload or the image is too large",
-        422: "the request or the image cannot be used",
-        503: "no stage can answer now; try again after Retry-After seconds",
-    }.items()
-}
-
-
-def current_gateway() -> Gateway:
-    """The gateway of this replica."""
-    gateway = serve.get_replica_context().servable_object
-    assert isinstance(gateway, Gateway)
-    return gateway
-
-
-api.add_middleware(BodyLimit, limit=lambda: current_gateway().max_upload_bytes)
-
-
-def caller(request: Request, gateway: Annotated[Gateway, Depends(current_gateway)]) -> str:
-    """Who calls; refuses who may not."""
-    return gateway.authenticator.principal(request)
-
-
-ThisGateway = Annotated[Gateway, Depends(current_gateway)]
-Caller = Annotated[str, Depends(caller)]
-
-
-@api.post("/v1/search", summary="Search by image", responses=ERRORS, tags=["search"])
-async def search(
-    gateway: ThisGateway,
-    principal: Caller,
-    image: Annotated[UploadFile, File(description="PNG, JPEG, TIFF, WebP or BMP of one slice.")],
-    k: Annotated[int, Form(description="Hits wanted: 1 to the release's N, 50 by default.")] = 10,
-    rerank: Annotated[bool, Form(description="False answers in the index's order.")] = True,
-) -> Answer:
-    """The k most similar images of the gallery, best first, with the release that answered."""
-    return await gateway.search(principal, await image.read(), k, rerank)
-
-
-@api.get(
-    "/v1/images/{image_id}/preview",
-    summary="A small PNG of a gallery image",
-    responses={
-        200: {"content": {"image/png": {}}},
-        403: ERRORS[403],
-        404: {"model": Problem, "description": "no such image"},
-    },
-    response_class=Response,
-    tags=["images"],
-)
-async def preview(gateway: ThisGateway, principal: Caller, image_id: str) -> Response:
-    """At most 256 pixels on the longer side."""
-    return Response(await gateway.preview(principal, image_id), media_type="image/png")
-
-
-@api.get("/healthz", summary="Alive", tags=["operation"])
+@operation.get("/healthz", summary="Alive")
 async def healthz(gateway: ThisGateway) -> Health:
     """The gateway's process answers."""
-    return Health(status="ok", release=gateway.rules.release)
+    return Health(status="ok", release=gateway.release)
 
 
-@api.get("/readyz", summary="Ready", responses={503: ERRORS[503]}, tags=["operation"])
+@operation.get("/readyz", summary="Ready", responses=errors(503))
 async def readyz(gateway: ThisGateway) -> Health:
     """A search just went through embedder and searcher."""
     await gateway.check()
-    return Health(status="ready", release=gateway.rules.release)
+    return Health(status="ready", release=gateway.release)
 
 
-@api.get("/metrics", summary="Prometheus metrics", response_class=Response, tags=["operation"])
-async def metrics(gateway: ThisGateway) -> Response:
-    """Counters of this gateway in Prometheus' text format."""
-    return Response(gateway.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+@operation.get("/metrics", summary="Prometheus metrics", response_class=Response)
+async def metrics() -> Response:
+    """What all replicas of all stages count, in Prometheus' text format; up to some seconds old."""
+    return Response(await exposition(), media_type=CONTENT_TYPE_LATEST)
+
+
+for router in (searching.router, showing.router, releasing.router, operation):
+    api.include_router(router)
+
+
+def _document() -> dict[str, Any]:
+    if api.openapi_schema is None:
+        document = get_openapi(
+            title=api.title,
+            version=api.version,
+            summary=api.summary,
+            description=api.description,
+            routes=api.routes,
+        )
+        document["components"]["schemas"] |= schemas_of_search() | _with_its_parts(BatchLine) | _with_its_parts(Problem)
+        api.openapi_schema = document
+    return api.openapi_schema
+
+
+def _with_its_parts(model: type[BaseModel]) -> dict[str, Any]:
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}", mode="serialization")
+    parts: dict[str, Any] = schema.pop("$defs", {})
+    return {**parts, model.__name__: schema}
+
+
+api.openapi = _document  # type: ignore[method-assign]

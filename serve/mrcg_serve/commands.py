@@ -22,13 +22,26 @@ def serve(
     ray: Annotated[
         str | None, typer.Option("--ray", help="Address of a Ray cluster; without it one is started here.")
     ] = None,
+    grpc_port: Annotated[
+        int | None,
+        typer.Option(
+            "--grpc-port",
+            min=1,
+            max=65535,
+            help="Take gRPC, too. It listens on all addresses; calls that are not of this machine are refused.",
+        ),
+    ] = None,
+    spans: Annotated[
+        str | None,
+        typer.Option("--spans", help="Trace requests: module:function that gives OpenTelemetry's span processors."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Serve the current release over HTTP until Ctrl-C or SIGTERM, which drain."""
-    rayenv.prepare()
+    rayenv.prepare_serving()
     from mrcg_serve.access import is_loopback
     from mrcg_serve.app import ServeArgs, build
-    from mrcg_serve.running import Service
+    from mrcg_serve.running import Service, Ways
 
     if not is_loopback(host):
         raise UsageError(
@@ -38,7 +51,7 @@ def serve(
     _check_port(host, port)
     application = build(ServeArgs(store=store, recipe=recipe, settings=settings or []))
     try:
-        with Service(application, host, port, ray) as service:
+        with Service(application, host, port, ray, Ways(grpc_port, spans)) as service:
             if as_json:
                 console.emit_json({"url": service.url, "release": service.release})
             else:

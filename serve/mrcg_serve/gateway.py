@@ -3,111 +3,201 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
+import logging
 import time
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from ray.serve.handle import DeploymentHandle
 
+from mrcg.answers import Answer, BatchLine, ImageFacts, Refused
 from mrcg.config import ServeSettings
-from mrcg.corpus import Corpus
-from mrcg.errors import MrcgError
+from mrcg.corpus import Corpus, read_quarantine
+from mrcg.errors import MrcgError, NotFoundError
 from mrcg.index.metric import Mask
-from mrcg.release import read_release
-from mrcg.search import AllowAll, Answer, Policy, answer
+from mrcg.joining import bad_rows
+from mrcg.query import ByImage, ByPixels, Query, Sent, Subject, Wanted
+from mrcg.resident import NotResidentError
+from mrcg.search import AllowAll, Policy, StageUnavailableError, answer
 from mrcg.serving import QueryRules
 from mrcg.store import Store
 from mrcg.tombstones import Tombstones
+from mrcg_serve import logs
 from mrcg_serve.access import Authenticator, LoopbackOnly
+from mrcg_serve.metrics import SearchMeters
+from mrcg_serve.pinning import Desk, Pinned
 from mrcg_serve.problems import problem_of
+from mrcg_serve.remote import Remote
+from mrcg_serve.replicas import Pin
 from mrcg_serve.stages import RemoteStages
 
-PREVIEW_SIDE = 256
+log = logging.getLogger(__name__)
+
+PREVIEW_SIDE, QUALITY = 256, 90
+#: Scans of one batch that are searched for at once: others want their turn, too.
+AT_ONCE = 8
+FACTS = ["label", "plane", "sequence", "site", "year", "group_id"]
 CHECK_SECONDS = 5.0
 
 
-class Metrics:
-    """Counters of one gateway replica."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.requests = Counter("mrcg_requests", "Searches by outcome.", ["outcome"], registry=self.registry)
-        self.seconds = Histogram(
-            "mrcg_stage_seconds", "Time of each stage of a search.", ["stage"], registry=self.registry,
-            buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
-        )  # fmt: skip
-
-    def text(self) -> bytes:
-        """All of them in Prometheus' text format."""
-        return generate_latest(self.registry)
-
-    def refused(self, code: str) -> None:
-        """Count a search that was refused, by the code of its problem."""
-        self.requests.labels(code).inc()
-
-    def count(self, result: Answer) -> None:
-        """Count an answered search."""
-        self.requests.labels("reranked" if result.reranked else "ann_order").inc()
-        for stage, milliseconds in result.milliseconds.items():
-            self.seconds.labels(stage).observe(milliseconds / 1000)
-
-
-class Gateway:
-    """Takes searches in under one release. Collaborators are injected: who may come, what they may find."""
+class Gateway(Remote):
+    """Takes searches in, each under one release. Collaborators are injected: who may come, what they may find."""
 
     def __init__(
         self,
         store: str,
-        release: int,
         settings: ServeSettings,
-        stages: tuple[DeploymentHandle, DeploymentHandle, DeploymentHandle],
+        stages: tuple[DeploymentHandle, Sequence[DeploymentHandle], DeploymentHandle],
         policy: Policy = AllowAll(),
         authenticator: Authenticator = LoopbackOnly(),
     ) -> None:
+        logs.join()
         opened = Store(store)
-        pinned = read_release(opened, release)
-        self.rules = QueryRules.of(opened, pinned, settings)
-        self._corpus = Corpus(opened.artefact("corpus", pinned.corpus))
+        self.store = opened
         self._tombstones = Tombstones(opened)
-        self._stages = RemoteStages(*stages)
+        self._stages = RemoteStages(*stages, settings, self._scored)
         self._policy = policy
         self.authenticator = authenticator
         self._pool = ThreadPoolExecutor(settings.gateway.threads)
-        self.metrics = Metrics()
+        self._meters = SearchMeters()
+        self._pinned = Pinned(opened, settings, self._stages, self._rehearse, self._note)
         self.max_upload_bytes = settings.max_upload_bytes
 
-    async def search(self, principal: str, image: bytes, k: int, rerank: bool) -> Answer:
+    async def reconfigure(self, config: dict[str, Any]) -> None:
+        """Answer under another release. Serve calls this, the first time before the gateway is ready."""
+        await self._pinned.follow(Pin.model_validate(config).release)
+
+    @property
+    def release(self) -> int:
+        """The release that new requests are answered under."""
+        return self._pinned.number
+
+    async def search(
+        self, principal: str, subject: bytes | ByImage | Sent, wanted: Wanted, named: str | None = None
+    ) -> Answer:
         """The k most similar images of the gallery, best first.
 
+        Args:
+            principal: who asks.
+            subject: content of an image file, an image of the gallery, or an embedding.
+            wanted: what is asked of it.
+            named: what the request is called in logs and in its answer.
+
         Raises:
-            UsageError: k is out of range.
+            UsageError: k is out of range, or the embedding has another width.
+            FingerprintError: the embedding is of another encoder.
             ImageError: the image cannot be used.
+            NotFoundError: the gallery has no such image, or not for this caller.
             StageUnavailableError: the embedder or the searcher cannot answer.
         """
         try:
-            return await self._search(principal, image, k, rerank)
+            return await self._search(principal, subject, wanted, named)
+        except NotResidentError as error:
+            self._meters.refused("unavailable")
+            raise StageUnavailableError(f"{error}: it is just changing") from error
         except MrcgError as error:
-            self.metrics.refused(problem_of(error).code)
+            self._meters.refused(problem_of(error).code)
             raise
 
-    async def _search(self, principal: str, image: bytes, k: int, rerank: bool) -> Answer:
+    async def _search(
+        self, principal: str, subject: bytes | ByImage | Sent, wanted: Wanted, named: str | None
+    ) -> Answer:
+        missing: NotResidentError | None = None
+        for desk in self._pinned.desks():
+            try:
+                return await self._under(desk.rules, principal, subject, wanted, named)
+            except NotResidentError as error:
+                self._pinned.miss(error)
+                missing = error
+        assert missing is not None
+        raise missing
+
+    async def _under(
+        self, rules: QueryRules, principal: str, subject: bytes | ByImage | Sent, wanted: Wanted, named: str | None
+    ) -> Answer:
         start = time.perf_counter()
-        self.rules.check_k(k)
-        pixels = await asyncio.get_running_loop().run_in_executor(self._pool, self.rules.prepare, image)
+        rules.check_k(wanted.k)
+        # The deadline counts from here: decoding is a part of what the caller waits for.
+        context = rules.context(principal, self._policy, wanted.deadline_ms, named)
+        query = Query.of(await self._subject(rules, subject), wanted)
         decode = _milliseconds_since(start)
-        context = self.rules.context(principal, self._policy)
-        result = await answer(self._stages, self.rules.search, context, pixels, k, rerank)
+        result = await answer(self._stages, rules.search, context, query)
         laps = {"decode": decode, **result.milliseconds, "total": _milliseconds_since(start)}
         result = result.model_copy(update={"milliseconds": laps})
-        self.metrics.count(result)
+        self._meters.answered(result, wanted.rerank)
+        told = {"release": result.release, "reranked": result.reranked, "partial": result.partial, "ms": laps["total"]}
+        log.info("answered", extra={"search": result.request_id, **told})
         return result
 
+    def _scored(self, release: int, scores_n: npt.NDArray[np.float32]) -> None:
+        desk = next((desk for desk in self._pinned.desks() if desk.rules.release == release), None)
+        if desk is not None:
+            desk.drift.see(scores_n)
+
+    async def _subject(self, rules: QueryRules, subject: bytes | ByImage | Sent) -> Subject:
+        match subject:
+            case ByImage():
+                return subject
+            case Sent():
+                return rules.by_embedding(subject)
+            case _:
+                loop = asyncio.get_running_loop()
+                return ByPixels(await loop.run_in_executor(self._pool, rules.prepare, subject))
+
+    def search_many(self, principal: str, scans: Sequence[bytes], wanted: Wanted) -> AsyncIterator[BatchLine]:
+        """Answers to many scans as they come; the problem of one ends no other.
+
+        Raises:
+            UsageError: k is out of range.
+        """
+        self._pinned.desk.rules.check_k(wanted.k)
+        return self._search_many(principal, scans, wanted)
+
+    async def _search_many(self, principal: str, scans: Sequence[bytes], wanted: Wanted) -> AsyncIterator[BatchLine]:
+        turns = asyncio.Semaphore(AT_ONCE)
+
+        async def one(index: int, scan: bytes) -> BatchLine:
+            async with turns:
+                try:
+                    return BatchLine(index=index, answer=await self.search(principal, scan, wanted))
+                except MrcgError as error:
+                    told = problem_of(error)
+                    return BatchLine(index=index, code=told.code, detail=told.detail)
+
+        tasks = [asyncio.create_task(one(index, scan)) for index, scan in enumerate(scans)]
+        try:
+            for line in asyncio.as_completed(tasks):
+                yield await line
+        finally:  # whoever asked may have gone
+            for task in tasks:
+                task.cancel()
+
+    async def image(self, principal: str, image_id: str) -> ImageFacts:
+        """What is known of a gallery image that the caller may find.
+
+        Raises:
+            NotFoundError: there is no such image, or not for this caller: both read alike.
+        """
+        allowed = self._policy.allowed(principal)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._image, image_id, allowed)
+
+    def quarantine(self, first: int, count: int) -> tuple[int, list[Refused]]:
+        """How many files the corpus refused, and some of them."""
+        table = bad_rows(read_quarantine(self._pinned.desk.corpus.artefact))
+        rows = table.slice(first, count).to_pylist()
+        return table.num_rows, [
+            Refused(file=row["source_key"], reason=row["reason"], detail=row["detail"]) for row in rows
+        ]
+
     async def preview(self, principal: str, image_id: str) -> bytes:
-        """PNG of a gallery image that the caller may find, at most 256 pixels on the longer side.
+        """WebP of a gallery image that the caller may find, at most 256 pixels on the longer side.
 
         Raises:
             NotFoundError: there is no such image, or not for this caller: both read alike.
@@ -116,15 +206,35 @@ class Gateway:
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._preview, image_id, allowed)
 
     def _preview(self, image_id: str, allowed: Mask | None) -> bytes:
-        row = self._corpus.row_of(image_id)
-        self._tombstones.look()
-        if (allowed is not None and not allowed[row]) or self._tombstones.forbidden([image_id]):
-            raise self._corpus.unknown(image_id)
-        image = Image.fromarray(self._corpus.image(image_id))
+        corpus, _ = self._row(image_id, allowed)
+        image = Image.fromarray(corpus.image(image_id))
         image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE), Image.Resampling.LANCZOS)
         out = io.BytesIO()
-        image.save(out, "PNG")
+        image.save(out, "WEBP", quality=QUALITY)
         return out.getvalue()
+
+    def _image(self, image_id: str, allowed: Mask | None) -> ImageFacts:
+        corpus, row = self._row(image_id, allowed)
+        facts = corpus.scans.select(FACTS).slice(row, 1).to_pylist()[0]
+        group = facts.pop("group_id")
+        return ImageFacts(image_id=image_id, group=group, preview=f"/v1/images/{image_id}/preview", **facts)
+
+    def _row(self, image_id: str, allowed: Mask | None) -> tuple[Corpus, int]:
+        corpus = self._corpus_of(image_id)
+        row = corpus.row_of(image_id)
+        self._tombstones.look()
+        if (allowed is not None and not allowed[row]) or self._tombstones.forbidden([image_id]):
+            raise corpus.unknown(image_id)
+        return corpus, row
+
+    def _corpus_of(self, image_id: str) -> Corpus:
+        # A hit of the release before, or of the one that is just coming, has a picture, too.
+        desks = self._pinned.desks()
+        for desk in desks:
+            with contextlib.suppress(NotFoundError):
+                desk.corpus.row_of(image_id)
+                return desk.corpus
+        raise desks[0].corpus.unknown(image_id)
 
     async def check(self) -> None:
         """Search for a blank image with a short deadline: whether embedder and searcher answer.
@@ -132,9 +242,24 @@ class Gateway:
         Raises:
             StageUnavailableError: they do not.
         """
-        context = replace(self.rules.context("readiness", self._policy), deadline=time.time() + CHECK_SECONDS)
-        blank = np.zeros((self.rules.input_size, self.rules.input_size), dtype=np.uint8)
-        await answer(self._stages, self.rules.search, context, blank, 1, rerank=False)
+        try:
+            await self._blank(self._pinned.desk.rules, rerank=False)
+        except NotResidentError as error:
+            self._pinned.miss(error)
+            raise StageUnavailableError(str(error)) from error
+
+    def _note(self, desk: Desk) -> None:
+        self._meters.pinned(desk.rules.release, desk.made, desk.drift.index)
+
+    async def _rehearse(self, desk: Desk) -> None:
+        result = await self._blank(desk.rules, rerank=True)
+        if not result.reranked:
+            raise StageUnavailableError(f"release {desk.rules.release} does not rerank yet")
+
+    async def _blank(self, rules: QueryRules, rerank: bool) -> Answer:
+        context = replace(rules.context("readiness", self._policy), deadline=time.time() + CHECK_SECONDS)
+        blank = np.zeros((rules.input_size, rules.input_size), dtype=np.uint8)
+        return await answer(self._stages, rules.search, context, Query(ByPixels(blank), 1, rerank=rerank))
 
 
 def _milliseconds_since(start: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -13,11 +13,21 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mrcg.errors import ImageError, MrcgError, NotFoundError, UsageError
+from mrcg.errors import (
+    FingerprintError,
+    ForbiddenError,
+    ImageError,
+    LostRaceError,
+    MrcgError,
+    NotFoundError,
+    ReleaseError,
+    UsageError,
+)
 from mrcg.search import StageUnavailableError
 
 log = logging.getLogger(__name__)
 
+PROBLEM_JSON = "application/problem+json"
 RETRY_AFTER_S = 1
 #: Room for the multipart envelope around an upload.
 ENVELOPE_BYTES = 64 * 1024
@@ -37,7 +47,7 @@ class Problem(BaseModel):
     def response(self) -> Response:
         """The answer that carries it."""
         headers = {"Retry-After": str(RETRY_AFTER_S)} if self.status == 503 else None
-        return Response(self.model_dump_json(), self.status, headers, "application/problem+json")
+        return Response(self.model_dump_json(), self.status, headers, PROBLEM_JSON)
 
 
 def problem(status: int, code: str, detail: str) -> Problem:
@@ -54,6 +64,14 @@ def problem_of(error: MrcgError) -> Problem:
         return problem(503, "unavailable", str(error))
     if isinstance(error, NotFoundError):
         return problem(404, "not_found", str(error))
+    if isinstance(error, ForbiddenError):
+        return problem(403, "forbidden", str(error))
+    if isinstance(error, LostRaceError):
+        return problem(409, "lost_race", str(error))
+    if isinstance(error, ReleaseError):
+        return problem(409, "not_releasable", str(error))
+    if isinstance(error, FingerprintError):
+        return problem(409, "other_encoder", str(error))
     if isinstance(error, UsageError):
         return problem(422, "invalid_request", str(error))
     return problem(500, "internal", "the service failed; its log says why")
@@ -78,13 +96,18 @@ async def _own(request: Request, error: Exception) -> Response:
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"][1:]) or "request"
-    # The rejected value stays out of the answer: it may be the upload.
-    return problem(422, "invalid_request", f"{where}: {first['msg']}").response()
+    return invalid(first["loc"][1:], first["msg"]).response()
+
+
+def invalid(place: Sequence[int | str], said: str) -> Problem:
+    """What is told of a field that is missing or wrong. Its value stays out: it may be the upload."""
+    return problem(422, "invalid_request", f"{'.'.join(str(part) for part in place) or 'request'}: {said}")
 
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if error.status_code == 400:  # the framework's own word for a form that cannot be read
+        return problem(422, "invalid_request", str(error.detail)).response()
     return problem(error.status_code, "http_error", str(error.detail)).response()
 
 

@@ -1,118 +1,312 @@
 """Embedder, Searcher and Reranker as Serve replicas: batching and a thread around library classes.
 
-The event loop stays free while a batch is computed, so that health checks and new requests get in.
+The event loop stays free while a batch is computed, so that health checks and new requests get in. Each replica has the
+releases that it can answer under, and takes new ones on in the background; a call names the one that it wants.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import functools
+import itertools
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
 from ray import serve
 
-from mrcg.config import Autoscale
-from mrcg.encoder.spec import read_spec
-from mrcg.errors import require
+from mrcg.config import Autoscale, ServeSettings
+from mrcg.errors import MrcgError, NotFoundError, require
+from mrcg.gathering import Fetched, Near
 from mrcg.imaging.slices import Grey
-from mrcg.release import read_release
-from mrcg.search import Found, RequestContext
+from mrcg.loading import Embeds, LoadEmbedder, Loading, LoadReranker, LoadSearcher
+from mrcg.query import Embedding, Scope
+from mrcg.release import Release
+from mrcg.resident import Following, NotResidentError, Residents
+from mrcg.search import Found, Influences, RequestContext
 from mrcg.store import Store
-from mrcg.tombstones import Tombstones
+from mrcg_serve import logs
+from mrcg_serve.metrics import BatchMeter
+
+if TYPE_CHECKING:
+    from mrcg.index.searcher import Searcher
+    from mrcg.reranker.scorer import Reranking
 
 T = TypeVar("T")
-Embedding = npt.NDArray[np.float32]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 Vectors = npt.NDArray[np.float16]
+#: Of one search: the query, how many, and of what; and who asks.
+Asked = tuple[Embedding, int, Scope]
+Search = tuple[RequestContext, Asked]
+#: A query and the vectors of its neighbours.
+Graph = tuple[Embedding, Vectors]
+#: What a call has for each of its items.
+Outcome: TypeAlias = "Result | MrcgError"
 
 
-class _Worker:
+class Pin(BaseModel):
+    """``user_config`` of a deployment: the release that is wanted; the current one, whichever it is, where none is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    release: int | None = None
+
+
+def _items(calls: list[list[Any]]) -> int:
+    return sum(len(call) for call in calls)
+
+
+class Worker:
     """One thread that computes: models and indexes belong to one thread at a time."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1)
+        self._pool = ThreadPoolExecutor(1, "worker")
 
     async def run(self, work: Callable[[], T]) -> T:
+        """The result of some work, in turn."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
+    def wait(self, work: Callable[[], T]) -> T:
+        """The same in a thread that may wait."""
+        return self._pool.submit(work).result()
 
-class EmbedderReplica:
+
+class _Replica(Generic[T]):
+    """One stage: what it has of each release, the thread that computes, and the one that takes releases on.
+
+    Args:
+        store: whose releases are answered under.
+        loading: how the stage loads its part of one.
+        settings: of the service.
+        scale: of this stage.
+        use_threads: how many a library computes with in the thread that calls it.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        loading: Loading[T],
+        settings: ServeSettings,
+        scale: Autoscale,
+        use_threads: Callable[[int], None],
+    ) -> None:
+        logs.join()
+        self._loading = loading
+        self._following = Following(store, Residents(loading.key, self._take_on, settings.grace_s))
+        self._every, self._started = settings.follow_s, False
+        self._threads, self._use_threads = scale.threads, use_threads
+        self._worker = Worker()
+        self._meter = BatchMeter()
+
+    def _take_on(self, release: Release) -> T:
+        # OpenMP keeps a team for each thread that ever computed with several; with two such teams, more than there
+        # are cores, waiting in both becomes four times as slow. So only the worker has one.
+        self._use_threads(1)
+        loaded = self._loading.load(release)
+        self._worker.wait(functools.partial(self._try, loaded))
+        return loaded
+
+    def _try(self, loaded: T) -> None:
+        self._use_threads(self._threads)
+        self._loading.check(loaded)
+
+    def reconfigure(self, config: dict[str, Any]) -> None:
+        """Take another release on; the first time, before the replica is ready, load it. Serve calls this."""
+        named = Pin.model_validate(config).release
+        if self._started:
+            self._following.follow(named)  # in the background: who waits here is out of service
+        else:
+            self._following.start(named)
+            self._following.run(self._every)
+            self._started = True
+
+    async def releases(self) -> tuple[int, ...]:
+        """Those that this replica can answer under."""
+        return self._following.residents.numbers
+
+    async def check_health(self) -> None:
+        """Answer something under each release that is here. Serve calls this, and replaces a replica that raises."""
+        for number in self._following.residents.numbers:
+            loaded = self._following.residents.peek(number)
+            if loaded is not None:
+                await self._worker.run(functools.partial(self._loading.check, loaded))
+
+    async def _each(
+        self,
+        contexts: Sequence[RequestContext],
+        items: Sequence[Item],
+        batch: Callable[[list[tuple[T, Item]]], Awaitable[Sequence[Outcome[Result]]]],
+    ) -> list[Outcome[Result]]:
+        """Results as the items stand; an error in place of those whose release is not here."""
+        outcomes: list[Outcome[Result] | None] = [None] * len(items)
+        places, pairs = list[int](), list[tuple[T, Item]]()
+        for place, (context, item) in enumerate(zip(contexts, items, strict=True)):
+            try:
+                pairs.append((self._following.residents.of(context.release), item))
+                places.append(place)
+            except NotResidentError as error:
+                outcomes[place] = error
+        if pairs:
+            for place, outcome in zip(places, await batch(pairs), strict=True):
+                outcomes[place] = outcome
+        return outcomes  # type: ignore[return-value]  # none is missing
+
+    def _alone(
+        self, work: Callable[[T, list[Item]], Sequence[Outcome[Result]]]
+    ) -> Callable[[list[tuple[T, Item]]], Awaitable[list[Outcome[Result]]]]:
+        """A batch of its own for each call: what is asked seldom, or is quick."""
+        return lambda pairs: self._worker.run(lambda: together(pairs, work))
+
+    async def _together(
+        self,
+        calls: Sequence[Sequence[tuple[T, Item]]],
+        work: Callable[[T, list[Item]], Sequence[Outcome[Result]]],
+    ) -> list[list[Outcome[Result]]]:
+        """Work on all calls that are waiting; results call by call."""
+        pairs = [pair for call in calls for pair in call]
+        self._meter.worked(len(pairs))
+        results = iter(await self._worker.run(lambda: together(pairs, work)))
+        return [list(itertools.islice(results, len(call))) for call in calls]
+
+
+def together(
+    pairs: Sequence[tuple[T, Item]], work: Callable[[T, list[Item]], Sequence[Outcome[Result]]]
+) -> list[Outcome[Result]]:
+    """Work on the items of one release at once, whichever releases meet in a batch; results as the items stand."""
+    places: dict[int, list[int]] = {}
+    for place, (loaded, _) in enumerate(pairs):
+        places.setdefault(id(loaded), []).append(place)
+    results: dict[int, Outcome[Result]] = {}
+    for some in places.values():
+        results.update(zip(some, work(pairs[some[0]][0], [pairs[place][1] for place in some]), strict=True))
+    return [results[place] for place in range(len(pairs))]
+
+
+class EmbedderReplica(_Replica[Embeds]):
     """Embeds queries in dynamic batches."""
 
-    def __init__(self, store: str, release: int, settings: Autoscale) -> None:
-        import torch
+    def __init__(self, store: str, settings: ServeSettings) -> None:
+        opened, own = Store(store), settings.embedder
+        loading = LoadEmbedder(opened, _device(own), settings.engine, own.threads)
+        super().__init__(opened, loading, settings, own, require("torch").set_num_threads)
+        _set_batching(self._batch, own)
 
-        from mrcg.encoder.embedder import Embedder
+    async def embed(self, contexts: list[RequestContext], pixels: list[Grey]) -> list[Outcome[Embedding]]:
+        """(s, s) grey levels each -> (d,) each."""
+        return await self._each(contexts, pixels, self._batch)
 
-        torch.set_num_threads(settings.threads)
-        opened = Store(store)
-        artefact = opened.artefact("encoders", read_release(opened, release).encoder)
-        self._embedder = Embedder.open(artefact, "cuda" if settings.gpus else "cpu")
-        self._worker = _Worker()
-        _set_batching(self._batch, settings)
-
-    async def embed(self, context: RequestContext, pixels_ss: Grey) -> Embedding:
-        """(s, s) grey levels -> (d,)."""
-        vector: Embedding = await self._batch(pixels_ss)
-        return vector
-
-    @serve.batch
-    async def _batch(self, pixels: list[Grey]) -> list[Embedding]:
-        return list(await self._worker.run(lambda: self._embedder.embed(np.stack(pixels))))
+    @serve.batch(batch_size_fn=_items)
+    async def _batch(self, calls: list[list[tuple[Embeds, Grey]]]) -> list[list[Outcome[Embedding]]]:
+        return await self._together(calls, _embed)
 
 
-class SearcherReplica:
-    """Finds neighbours in all shards of the index."""
-
-    def __init__(self, store: str, release: int, settings: Autoscale) -> None:
-        from mrcg.index.searcher import Searcher
-        from mrcg.index.sharded import ShardedIndex
-
-        require("faiss").omp_set_num_threads(settings.threads)
-        opened = Store(store)
-        artefact = opened.artefact("indexes", read_release(opened, release).index)
-        self._searcher = Searcher(ShardedIndex.open(artefact), Tombstones(opened))
-        self._worker = _Worker()
-        _set_batching(self._batch, settings)
-
-    async def search(self, context: RequestContext, embedding_d: Embedding, n: int) -> Found:
-        """The n nearest that the context allows."""
-        found: Found = await self._batch(context, embedding_d, n)
-        return found
-
-    @serve.batch
-    async def _batch(self, contexts: list[RequestContext], embeddings: list[Embedding], n: list[int]) -> list[Found]:
-        assert len(set(n)) == 1, "one release has one N"
-        return await self._worker.run(lambda: self._searcher.search(np.stack(embeddings), contexts, n[0]))
+def _embed(embedder: Embeds, pixels: list[Grey]) -> list[Embedding]:
+    return list(embedder.embed(np.stack(pixels)))
 
 
-class RerankerReplica:
+class SearcherReplica(_Replica["Searcher"]):
+    """Finds neighbours in all shards of the index, or in one part of them."""
+
+    def __init__(self, store: str, settings: ServeSettings, part: int = 0) -> None:
+        opened, own = Store(store), settings.searcher
+        loading = LoadSearcher(opened, part, settings.searcher_parts)
+        super().__init__(opened, loading, settings, own, require("faiss").omp_set_num_threads)
+        _set_batching(self._batch, own)
+        _set_batching(self._near_batch, own)
+
+    async def look_up(self, contexts: list[RequestContext], image_ids: list[str]) -> list[Outcome[Embedding]]:
+        """(d,) stored embedding each of images that the contexts allow; NotFoundError where there is none."""
+        return await self._each(contexts, list(zip(contexts, image_ids, strict=True)), self._alone(_look_up))
+
+    async def search(self, contexts: list[RequestContext], asked: list[Asked]) -> list[Outcome[Found]]:
+        """The n nearest that each context allows and each scope asks for."""
+        return await self._each(contexts, list(zip(contexts, asked, strict=True)), self._batch)
+
+    async def near(self, contexts: list[RequestContext], asked: list[Asked]) -> list[Outcome[Near]]:
+        """The same as rows and distances: where several parts are searched, all but the nearest are dropped."""
+        return await self._each(contexts, list(zip(contexts, asked, strict=True)), self._near_batch)
+
+    async def fetch(self, contexts: list[RequestContext], rows: list[list[int]]) -> list[Outcome[Fetched]]:
+        """All that answers need of rows that ``near`` found."""
+        return await self._each(contexts, rows, self._alone(_fetch))
+
+    @serve.batch(batch_size_fn=_items)
+    async def _batch(self, calls: list[list[tuple[Searcher, Search]]]) -> list[list[Outcome[Found]]]:
+        return await self._together(calls, _search)
+
+    @serve.batch(batch_size_fn=_items)
+    async def _near_batch(self, calls: list[list[tuple[Searcher, Search]]]) -> list[list[Outcome[Near]]]:
+        return await self._together(calls, _near)
+
+
+def _search(searcher: Searcher, asked: list[Search]) -> list[Found]:
+    return searcher.search(*_columns(asked))
+
+
+def _near(searcher: Searcher, asked: list[Search]) -> list[Near]:
+    return searcher.near(*_columns(asked))
+
+
+def _columns(asked: list[Search]) -> tuple[Embedding, list[RequestContext], int, list[Scope]]:
+    contexts = [context for context, _ in asked]
+    embeddings, n, scopes = zip(*(one for _, one in asked), strict=True)
+    assert len(set(n)) == 1, "one release has one N"
+    return np.stack(embeddings), contexts, n[0], list(scopes)
+
+
+def _fetch(searcher: Searcher, rows: list[list[int]]) -> list[Fetched]:
+    return [searcher.fetch(one) for one in rows]
+
+
+def _look_up(searcher: Searcher, asked: list[tuple[RequestContext, str]]) -> list[Outcome[Embedding]]:
+    found: list[Outcome[Embedding]] = []
+    for context, image_id in asked:
+        try:
+            found.append(searcher.look_up(context, image_id))
+        except NotFoundError as error:
+            found.append(error)
+    return found
+
+
+class RerankerReplica(_Replica["Reranking"]):
     """Scores query graphs in dynamic batches."""
 
-    def __init__(self, store: str, release: int, settings: Autoscale) -> None:
-        import torch
+    def __init__(self, store: str, settings: ServeSettings) -> None:
+        opened, own = Store(store), settings.reranker
+        loading = LoadReranker(opened, _device(own))
+        super().__init__(opened, loading, settings, own, require("torch").set_num_threads)
+        _set_batching(self._batch, own)
 
-        from mrcg.reranker.scorer import Reranking, Scorer
+    async def rerank(self, contexts: list[RequestContext], graphs: list[Graph]) -> list[Outcome[Embedding]]:
+        """(n,) scores of the neighbours of each."""
+        return await self._each(contexts, graphs, self._batch)
 
-        torch.set_num_threads(settings.threads)
-        opened = Store(store)
-        pins = read_release(opened, release)
-        _, fingerprint = read_spec(opened.artefact("encoders", pins.encoder))
-        device = "cuda" if settings.gpus else "cpu"
-        self._reranking = Reranking(Scorer.open(opened.artefact("rerankers", pins.reranker), device, fingerprint))
-        self._worker = _Worker()
-        _set_batching(self._batch, settings)
+    async def explain(
+        self, contexts: list[RequestContext], asked: list[tuple[Embedding, Vectors, list[int]]]
+    ) -> list[Outcome[Influences]]:
+        """What moved the scores of some of the neighbours of each."""
+        return await self._each(contexts, asked, self._alone(_explain))
 
-    async def rerank(self, context: RequestContext, embedding_d: Embedding, vectors_nd: Vectors) -> Embedding:
-        """(n,) scores of the neighbours."""
-        scores: Embedding = await self._batch(embedding_d, vectors_nd)
-        return scores
+    @serve.batch(batch_size_fn=_items)
+    async def _batch(self, calls: list[list[tuple[Reranking, Graph]]]) -> list[list[Outcome[Embedding]]]:
+        return await self._together(calls, _rerank)
 
-    @serve.batch
-    async def _batch(self, embeddings: list[Embedding], vectors: list[Vectors]) -> list[Embedding]:
-        return await self._worker.run(lambda: self._reranking.rerank(np.stack(embeddings), vectors))
+
+def _rerank(reranking: Reranking, graphs: list[Graph]) -> list[Embedding]:
+    embeddings, vectors = zip(*graphs, strict=True)
+    return reranking.rerank(np.stack(embeddings), list(vectors))
+
+
+def _explain(reranking: Reranking, asked: list[tuple[Embedding, Vectors, list[int]]]) -> list[Influences]:
+    return [reranking.explain(*one) for one in asked]
+
+
+def _device(scale: Autoscale) -> str:
+    return "cuda" if scale.gpus else "cpu"
 
 
 def _set_batching(batch: Any, settings: Autoscale) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import signal
 import time
+from dataclasses import dataclass
 from types import FrameType, TracebackType
 
 import httpx
@@ -13,15 +14,41 @@ import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve import Application
-from ray.serve.config import HTTPOptions, ProxyLocation
+from ray.serve.config import HTTPOptions, ProxyLocation, gRPCOptions
 from ray.serve.exceptions import RayServeException
-from ray.serve.schema import LoggingConfig
+from ray.serve.schema import TracingConfig
 
 from mrcg import rayenv
 from mrcg.errors import ServiceError, UsageError
-from mrcg_serve.app import APP_NAME
+from mrcg_serve.app import APP_NAME, LOGGING
+from mrcg_serve.remote import SERVICER
 
 READY_SECONDS = 180.0
+
+
+@dataclass(frozen=True)
+class Ways:
+    """What a service has beside HTTP.
+
+    Attributes:
+        grpc_port: of Serve's gRPC proxy, which listens on all addresses; None starts none.
+        spans: ``module:name`` of the function that gives OpenTelemetry's span processors; None traces nothing.
+    """
+
+    grpc_port: int | None = None
+    spans: str | None = None
+
+    def grpc(self) -> gRPCOptions | None:
+        """For Serve."""
+        if self.grpc_port is None:
+            return None
+        return gRPCOptions(port=self.grpc_port, grpc_servicer_functions=[SERVICER], enable_reflection=False)
+
+    def tracing(self) -> TracingConfig | None:
+        """For Serve, which carries W3C trace context through all stages."""
+        if self.spans is None:
+            return None
+        return TracingConfig(enabled=True, exporter_import_path=self.spans, sampling_ratio=1.0)
 
 
 class Service:
@@ -32,8 +59,11 @@ class Service:
         UsageError: the cluster cannot be reached.
     """
 
-    def __init__(self, application: Application, host: str, port: int, ray_address: str | None) -> None:
+    def __init__(
+        self, application: Application, host: str, port: int, ray_address: str | None, ways: Ways = Ways()
+    ) -> None:
         self._application = application
+        self._ways = ways
         self._host = host
         self._port = port
         self._ray_address = ray_address
@@ -53,7 +83,9 @@ class Service:
             serve.start(
                 proxy_location=ProxyLocation.HeadOnly,
                 http_options=HTTPOptions(host=self._host, port=self._port),
-                logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
+                grpc_options=self._ways.grpc(),
+                logging_config=LOGGING,
+                tracing_config=self._ways.tracing(),
             )
             serve.run(self._application, name=APP_NAME, route_prefix="/")
             self.release = self._wait_ready()

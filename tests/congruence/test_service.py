@@ -4,28 +4,13 @@ import json
 
 import pytest
 from tests.making import mrcg
+from tests.serving import assert_alike
 
 from mrcg.client import Client
 from mrcg.pipeline import LocalPipeline
+from mrcg.query import ByImage, Filters, Wanted
 
 pytestmark = pytest.mark.slow
-
-TOLERANCE = 1e-4
-
-
-def assert_alike(remote, local):
-    """Same hits; order may differ only where scores differ by less than the tolerance (DESIGN §4)."""
-    assert remote.release == local.release
-    assert remote.reranked == local.reranked
-    by_id = {hit.image_id: hit for hit in local.hits}
-    assert {hit.image_id for hit in remote.hits} == set(by_id)
-    for hit, twin in zip(remote.hits, local.hits, strict=True):
-        same = by_id[hit.image_id]
-        assert (hit.label, hit.ann_rank) == (same.label, same.ann_rank)
-        assert hit.distance == pytest.approx(same.distance, rel=1e-3, abs=1e-3)
-        if hit.score is not None:
-            assert hit.score == pytest.approx(same.score, abs=TOLERANCE)
-            assert hit.score == pytest.approx(twin.score, abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("rerank", [True, False])
@@ -35,7 +20,29 @@ def test_http_and_in_process_answer_alike(service, ray_run, rerank):
     with Client(service) as client:
         for scan in scans:
             image = scan.read_bytes()
-            assert_alike(client.search(image, 20, rerank), local.search(image, 20, rerank))
+            assert_alike(
+                client.search(image, Wanted(k=20, rerank=rerank)), local.search(image, Wanted(k=20, rerank=rerank))
+            )
+
+
+WANTED = [
+    Wanted(k=20, group_by="patient"),
+    Wanted(k=10, filters=Filters(label=("glioma_tumor", "no_tumor"))),
+    Wanted(k=10, exclude_patient="nobody", explain=True),
+]
+
+
+@pytest.mark.parametrize("wanted", WANTED, ids=["grouped", "filtered", "explained"])
+def test_whatever_is_asked_both_answer_alike(service, ray_run, wanted):
+    local = LocalPipeline.open(ray_run.store)
+    image = sorted(ray_run.source.rglob("patient-*.png"))[7].read_bytes()
+    with Client(service) as client:
+        remote, twin = client.search(image, wanted), local.search(image, wanted)
+        assert_alike(remote, twin)
+        assert (remote.allowed, remote.passing, remote.classes) == (twin.allowed, twin.passing, twin.classes)
+        assert (remote.explanation is None) == (twin.explanation is None) == (not wanted.explain)
+        itself = twin.hits[0].image_id
+        assert_alike(client.search(ByImage(itself), wanted), local.search(ByImage(itself), wanted))
 
 
 def test_the_command_asks_both_ways(service, ray_run, tmp_path):

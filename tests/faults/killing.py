@@ -22,6 +22,7 @@ from typing import Any
 
 from mrcg.hands import silent
 from mrcg.pipeline import LocalPipeline
+from mrcg.query import Wanted
 from mrcg.store import Store
 from mrcg.verification import verify_store
 
@@ -191,4 +192,4 @@ class Killing:
 def assert_sound(store: Store, image: bytes) -> None:
     """Every file of every visible version is whole, and the current release answers."""
     assert verify_store(store, silent).problems == ()
-    assert len(LocalPipeline.open(store).search(image, k=5).hits) == 5
+    assert len(LocalPipeline.open(store).search(image, Wanted(k=5)).hits) == 5

@@ -15,6 +15,7 @@ from mrcg.erasure import check_receipt
 from mrcg.holding import sweep
 from mrcg.imaging.samples import write_samples
 from mrcg.pipeline import LocalPipeline
+from mrcg.query import Wanted
 from mrcg.release import read_release, release_numbers
 from mrcg.store import Store
 from mrcg.suppression import suppressed
@@ -199,12 +200,12 @@ def test_what_is_swept_is_the_same(world, galleries, tmp_path):
 
 
 def test_what_is_erased_stays_erased(world, tmp_path):
-    image_id = LocalPipeline.open(world.reindexed).search(world.image, k=1).hits[0].image_id
+    image_id = LocalPipeline.open(world.reindexed).search(world.image, Wanted(k=1)).hits[0].image_id
 
     def sound(store):
         world.sound(store)
         if store.exists(TOMBSTONES):
-            hits = LocalPipeline.open(store).search(world.image, k=20).hits
+            hits = LocalPipeline.open(store).search(world.image, Wanted(k=20)).hits
             assert image_id not in {hit.image_id for hit in hits}
 
     def finished(store):

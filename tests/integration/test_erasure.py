@@ -18,6 +18,7 @@ from tests import erasing, making
 from tests.erasing import Person, endings_of, found, hits_of, kinds_of, person_of, serving
 from tests.unit.test_cli import run
 
+from mrcg import query
 from mrcg.attempt import begin
 from mrcg.corpus import read_scans
 from mrcg.erasure import Wanted, draw_record
@@ -248,11 +249,11 @@ def test_all_others_are_there_and_are_found(ground, story):
         theirs = ground.person(raw).words["image_id"]
         assert len(theirs) == 4
         for path in ground.scans(raw):
-            answer = pipeline.search(path.read_bytes(), 20, rerank=False)
+            answer = pipeline.search(path.read_bytes(), query.Wanted(k=20, rerank=False))
             assert answer.hits[0].distance < 1e-3
             assert answer.hits[0].image_id in theirs
     for path in ground.scans(ground.trained):
-        assert not {hit.image_id for hit in pipeline.search(path.read_bytes(), 20).hits} & gone
+        assert not {hit.image_id for hit in pipeline.search(path.read_bytes(), query.Wanted(k=20)).hits} & gone
 
 
 def test_the_models_stay_and_the_new_release_is_measured_with_them(ground, story):
@@ -314,7 +315,7 @@ def test_a_new_patient_comes_in_and_they_stay_out(capsys, ground, cluster, after
     assert result["promotion"]["release"]["number"] == 3
     assert found(Path(after.root), story.person) == {}
     new = LocalPipeline.open(after).search(
-        next((tmp_path / "new" / "no_tumor").rglob("IM*")).read_bytes(), 5, rerank=False
+        next((tmp_path / "new" / "no_tumor").rglob("IM*")).read_bytes(), query.Wanted(k=5, rerank=False)
     )
     assert new.hits[0].distance < 1e-3
     code, out, _ = run(capsys, "erase", "--verify", story.receipt, "--store", after.url)

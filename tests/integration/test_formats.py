@@ -10,6 +10,7 @@ from mrcg.imaging.phantom import CLASSES
 from mrcg.imaging.samples import SampleFormat, write_samples
 from mrcg.pipeline import LocalPipeline
 from mrcg.privacy import ENVIRONMENT, new_key
+from mrcg.query import Wanted
 from mrcg.release import read_release
 from mrcg.store import Store
 
@@ -57,6 +58,6 @@ def test_a_folder_of_each_format_reaches_a_release_that_answers(kind, cluster, t
     held_out = tmp_path / "held-out"
     write_samples(held_out, 4, 2, kind)
     scan = next(path for path in sorted(held_out.rglob("*")) if path.is_file() and path.name != "cvind.mat")
-    answer = LocalPipeline.open(store).search(scan.read_bytes(), k=5)
+    answer = LocalPipeline.open(store).search(scan.read_bytes(), Wanted(k=5))
     assert len(answer.hits) == 5
     assert answer.hits[0].label in {*CLASSES, "glioma", "meningioma", "pituitary"}

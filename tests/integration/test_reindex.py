@@ -24,6 +24,7 @@ from mrcg.index.sharded import ShardedIndex, read_facts
 from mrcg.lineage import source_name
 from mrcg.manifest import make_manifest
 from mrcg.pipeline import LocalPipeline
+from mrcg.query import Wanted
 from mrcg.release import read_release, release_numbers
 from mrcg.source import open_source, survey
 from mrcg.store import Artefact, Store
@@ -125,13 +126,13 @@ def test_parts_of_the_index_that_did_not_change_are_referred_to(world):
 
 def test_what_was_removed_is_not_found_and_what_is_new_is(world):
     pipeline = LocalPipeline.open(world.store)
-    assert world.removed_id not in {hit.image_id for hit in pipeline.search(world.removed, 20).hits}
-    nearest = pipeline.search(world.removed, 20, rerank=False).hits[0]
+    assert world.removed_id not in {hit.image_id for hit in pipeline.search(world.removed, Wanted(k=20)).hits}
+    nearest = pipeline.search(world.removed, Wanted(k=20, rerank=False)).hits[0]
     assert nearest.distance > 1e-3
     new = {row["image_id"] for row in read_scans(world.artefact("corpus")).to_pylist() if "/new/" in row["source_key"]}
     assert len(new) == NEW
     for path in world.added:
-        hit = pipeline.search(path.read_bytes(), 5, rerank=False).hits[0]
+        hit = pipeline.search(path.read_bytes(), Wanted(k=5, rerank=False)).hits[0]
         assert hit.distance < 1e-3
         assert hit.image_id in new
 
@@ -139,10 +140,10 @@ def test_what_was_removed_is_not_found_and_what_is_new_is(world):
 def test_the_release_before_still_opens_and_answers_as_it_did(world, ray_run):
     assert release_numbers(world.store)[:2] == [1, 2]
     old, same = LocalPipeline.open(world.store, 1), LocalPipeline.open(ray_run.store, 1)
-    hit = old.search(world.removed, 5, rerank=False).hits[0]
+    hit = old.search(world.removed, Wanted(k=5, rerank=False)).hits[0]
     assert (hit.image_id, hit.distance < 1e-3) == (world.removed_id, True)
     for path in sorted(world.source.rglob("patient-*.png"))[::20]:
-        assert old.search(path.read_bytes(), 20).hits == same.search(path.read_bytes(), 20).hits
+        assert old.search(path.read_bytes(), Wanted(k=20)).hits == same.search(path.read_bytes(), Wanted(k=20)).hits
 
 
 def test_the_models_stay(world):
@@ -194,7 +195,7 @@ def test_models_are_not_made_anew_by_an_override(capsys, world):
 def test_a_new_encoder_makes_a_line_beside_the_one_that_serves(capsys, world, cluster):
     store, before = world.store, read_release(world.store)
     scan = world.added[0].read_bytes()
-    answered = LocalPipeline.open(store).search(scan, 10)
+    answered = LocalPipeline.open(store).search(scan, Wanted(k=10))
     words = ("--source", str(world.source), "--store", store.url, "--ray", cluster, *making.TINY)
     quick = ("encoder.epochs=1", "reranker.epochs=1", "compute.encoder_workers=1", "evaluate.bootstrap=100")
     other = [word for one in quick for word in ("--set", one)]
@@ -208,13 +209,16 @@ def test_a_new_encoder_makes_a_line_beside_the_one_that_serves(capsys, world, cl
     assert embeddings.inputs["encoders"] != before.encoder
     assert not [entry.name for entry in embeddings.files if entry.folder]
     assert read_release(store) == before
-    assert LocalPipeline.open(store).search(scan, 10).hits == answered.hits
+    assert LocalPipeline.open(store).search(scan, Wanted(k=10)).hits == answered.hits
 
     code, out, _ = run(capsys, "releases", "promote", stages["evaluate"]["version"], "--no-gate", "--store", store.url)
     assert (code, out) == (0, f"release {before.number + 1} is current\n")
     pipeline = LocalPipeline.open(store)
     assert pipeline.release.encoder == stages["train-encoder"]["version"]
-    hit = pipeline.search(scan, 5, rerank=False).hits[0]
-    assert hit.image_id == LocalPipeline.open(store, before.number).search(scan, 5, rerank=False).hits[0].image_id
+    hit = pipeline.search(scan, Wanted(k=5, rerank=False)).hits[0]
+    assert (
+        hit.image_id
+        == LocalPipeline.open(store, before.number).search(scan, Wanted(k=5, rerank=False)).hits[0].image_id
+    )
     assert run(capsys, "releases", "rollback", before.number, "--store", store.url)[0] == 0
     assert read_release(store).pins == before.pins

@@ -60,7 +60,7 @@ def test_every_entry_point_can_be_loaded():
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "CONTRIBUTING.md", "docs/design.md", "docs/corpus.md", "docs/results.md"]
+    "name", ["README.md", "CONTRIBUTING.md", "docs/design.md", "docs/corpus.md", "docs/results.md", "docs/serving.md"]
 )
 def test_links_and_settings_in_the_docs_exist(name):
     text = read(name)

@@ -15,6 +15,7 @@ from mrcg.hands import silent
 from mrcg.holding import GRACE_DAYS, all_manifests, chain, key_of, name_of, sweep
 from mrcg.manifest import KINDS, make_manifest
 from mrcg.pipeline import LocalPipeline
+from mrcg.query import Wanted
 from mrcg.release import HISTORY, Release, missing_parts, promote, read_release, rollback
 from mrcg.store import Store
 from mrcg.verification import verify_store
@@ -118,7 +119,7 @@ def test_the_swept_release_still_answers(library_store, scans, tmp_path):
     assert sweep(store, keep_releases=1, grace_days=0) == sweep(store, dry_run=True, grace_days=0)
     assert_whole(store)
     image = sorted(scans.rglob("*.png"))[0].read_bytes()
-    assert len(LocalPipeline.open(store).search(image, k=5).hits) == 5
+    assert len(LocalPipeline.open(store).search(image, Wanted(k=5)).hits) == 5
 
 
 def test_young_versions_stay_with_all_that_they_were_made_from(store):

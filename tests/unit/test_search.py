@@ -6,15 +6,27 @@ import numpy as np
 import pytest
 
 from mrcg.pipeline import _finish
-from mrcg.search import AllowAll, Found, RequestContext, SearchSettings, StageUnavailableError, answer
+from mrcg.query import ByEmbedding, ByImage, ByPixels, Filters, Query, Wanted
+from mrcg.search import (
+    AllowAll,
+    Facts,
+    Found,
+    Influences,
+    RequestContext,
+    SearchSettings,
+    StageUnavailableError,
+    answer,
+)
 
 SETTINGS = SearchSettings(neighbours=4, ood_threshold=10.0, rerank_reserve_ms=50)
+
+SCAN = ByPixels(np.zeros((4, 4), np.uint8))
 
 
 class Stages:
     def __init__(self, scores=(0.1, 0.9, 0.5, 0.9), fail="", nearest=1.0, found=4):
         self.scores, self.fail, self.nearest, self.found = np.array(scores[:found]), fail, nearest, found
-        self.asked = []
+        self.asked, self.shards = [], 4
 
     def _ask(self, stage):
         self.asked.append(stage)
@@ -25,20 +37,33 @@ class Stages:
         self._ask("embed")
         return np.zeros(3, dtype=np.float32)
 
-    async def search(self, context, embedding_d, n):
+    async def look_up(self, context, image_id):
+        self._ask("look up")
+        return np.zeros(3, dtype=np.float32)
+
+    async def search(self, context, embedding_d, n, scope):
         self._ask("search")
+        self.scope = scope
         names = [f"id{i}" for i in range(self.found)]
         distances = [self.nearest + i for i in range(self.found)]
-        return Found(names, ["a"] * self.found, distances, np.zeros((self.found, 3), dtype=np.float16))
+        facts = [Facts(label, "axial", "T1", "north", f"g{i}") for i, label in enumerate("abab"[: self.found])]
+        vectors = np.zeros((self.found, 3), dtype=np.float16)
+        return Found(names, facts, distances, vectors, self.nearest, 90, 40, self.shards, 4)
 
     async def rerank(self, context, embedding_d, vectors_nd):
         self._ask("rerank")
         return self.scores
 
+    async def explain(self, context, embedding_d, vectors_nd, nodes):
+        self._ask("explain")
+        self.nodes = nodes
+        moved = np.array([[0.0, 0.2, -0.3, 0.1], [0.0, 0.0, 0.0, 0.0]], dtype=np.float32)
+        return Influences(np.full((4, 4), 0.5, dtype=np.float32), moved[: len(nodes)])
 
-def ask(stages, k=3, rerank=True, seconds=10.0):
+
+def ask(stages, k=3, seconds=10.0, subject=SCAN, **wanted):
     context = RequestContext("me", AllowAll().allowed("me"), time.time() + seconds, 7, "trace")
-    return _finish(answer(stages, SETTINGS, context, np.zeros((4, 4), np.uint8), k, rerank))
+    return _finish(answer(stages, SETTINGS, context, Query.of(subject, Wanted(k=k, **wanted))))
 
 
 def test_hits_are_ordered_by_score_ties_by_ann_rank():
@@ -91,3 +116,63 @@ def test_fewer_than_asked_is_said():
 @pytest.mark.parametrize(("nearest", "far"), [(9.9, False), (10.1, True)])
 def test_a_query_far_from_everything_is_flagged(nearest, far):
     assert ask(Stages(nearest=nearest)).out_of_distribution is far
+
+
+def test_an_image_of_the_gallery_and_an_embedding_are_not_embedded():
+    stages = Stages()
+    ask(stages, subject=ByImage("id9"))
+    assert stages.asked == ["look up", "search", "rerank"]
+    assert stages.scope.exclude_image == "id9"
+    stages = Stages()
+    ask(stages, subject=ByEmbedding(np.ones(3, np.float32)))
+    assert stages.asked == ["search", "rerank"]
+    assert stages.scope.exclude_image is None
+
+
+def test_the_searcher_is_told_the_scope():
+    stages = Stages()
+    ask(stages, filters=Filters(label=("a",), years=(2001, 2005)), exclude_patient="p", group_by="study")
+    scope = stages.scope
+    assert (scope.where.label, scope.where.years) == (("a",), (2001, 2005))
+    assert (scope.exclude_patient, scope.group_by) == ("p", "study")
+
+
+def test_the_answer_counts_what_could_be_found_and_the_classes_of_its_hits():
+    result = ask(Stages())
+    assert (result.allowed, result.passing) == (90, 40)
+    assert result.classes == {"b": 2, "a": 1}
+    assert list(result.classes) == ["b", "a"]
+    assert result.hits[0].preview == "/v1/images/id1/preview"
+    assert (result.hits[0].plane, result.hits[0].site, result.hits[0].group) == ("axial", "north", "g1")
+
+
+def test_missing_shards_are_said():
+    stages = Stages()
+    stages.shards = 3
+    result = ask(stages)
+    assert (result.partial, result.shards_answered, result.shards) == (True, 3, 4)
+    assert not ask(Stages()).partial
+
+
+def test_an_explanation_names_the_whole_graph_and_what_moved_the_hits():
+    stages = Stages()
+    result = ask(stages, k=2, explain=True)
+    assert stages.nodes == [1, 3]
+    made = result.explanation
+    assert [(node.image_id, node.ann_rank, node.rank) for node in made.nodes] == [
+        ("id0", 1, 4),
+        ("id1", 2, 1),
+        ("id2", 3, 3),
+        ("id3", 4, 2),
+    ]
+    assert made.weights == [[0.5] * 4] * 4
+    assert [(hit.image_id, hit.rank_change) for hit in made.hits] == [("id1", 1), ("id3", 2)]
+    assert [one.image_id for one in made.hits[0].neighbours] == ["id2", "id1", "id3"]
+    assert made.hits[1].neighbours == []
+
+
+def test_what_was_not_reranked_is_not_explained():
+    assert ask(Stages(fail="rerank"), explain=True).explanation is None
+    assert ask(Stages(), rerank=False, explain=True).explanation is None
+    assert ask(Stages()).explanation is None
+    assert ask(Stages(fail="explain"), explain=True).reranked

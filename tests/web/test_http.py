@@ -1,10 +1,15 @@
 """What the service says over HTTP, to good and to bad requests."""
 
+import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from tests.making import bomb, mrcg
+
+from mrcg.answers import Hit
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +34,10 @@ def test_ten_hits_with_release_and_times(http, scan):
     assert response.status_code == 200
     body = response.json()
     assert len(body["hits"]) == 10
-    assert set(body["hits"][0]) == {"image_id", "label", "score", "distance", "ann_rank"}
+    assert set(body["hits"][0]) == set(Hit.model_fields)
+    assert sum(body["classes"].values()) == 10
+    assert body["passing"] == body["allowed"] > 10
+    assert (body["shards_answered"], body["explanation"]) == (body["shards"], None)
     assert body["release"] == 1
     assert set(body["milliseconds"]) == {"decode", "embed", "search", "rerank", "total"}
     assert body["reranked"]
@@ -58,8 +66,43 @@ def test_bad_requests_name_the_limit(http, scan, image, form, status, code, deta
     assert detail in body["detail"]
 
 
+def test_an_image_of_the_gallery_finds_others(http, scan):
+    first = search(http, scan, k=5, rerank=False).json()["hits"][0]["image_id"]
+    response = http.post("/v1/search", json={"image_id": first, "k": 20, "rerank": False})
+    assert response.status_code == 200
+    assert first not in {hit["image_id"] for hit in response.json()["hits"]}
+    missing = http.post("/v1/search", json={"image_id": "nobody"})
+    assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
+    assert "no image nobody: ask with" in missing.json()["detail"]
+
+
+def test_filters_and_groups_leave_what_was_asked_for(http, scan):
+    whole = search(http, scan, k=20).json()
+    label = whole["hits"][0]["label"]
+    filtered = search(http, scan, k=20, filters=json.dumps({"label": [label]})).json()
+    assert {hit["label"] for hit in filtered["hits"]} == {label}
+    assert filtered["passing"] < filtered["allowed"] == whole["allowed"]
+    assert filtered["found"] == min(20, filtered["passing"])
+    grouped = search(http, scan, k=20, group_by="patient").json()
+    assert len({hit["group"] for hit in grouped["hits"]}) == grouped["found"]
+
+
+def test_an_embedding_has_to_be_of_the_releases_encoder(http):
+    response = http.post("/v1/search", json={"embedding": [0.0, 1.0], "encoder": "another"})
+    assert (response.status_code, response.json()["code"]) == (409, "other_encoder")
+
+
+def test_an_explanation_has_the_graph_of_the_query(http, scan):
+    body = search(http, scan, k=3, explain=True).json()
+    made = body["explanation"]
+    assert [hit["image_id"] for hit in made["hits"]] == [hit["image_id"] for hit in body["hits"]]
+    assert len(made["weights"]) == len(made["nodes"]) == 20
+    assert all(hit["neighbours"] for hit in made["hits"])
+    assert "explain" in body["milliseconds"]
+
+
 def test_no_file(http):
-    response = http.post("/v1/search", data={"k": "3"})
+    response = http.post("/v1/search", files={"k": (None, "3")})
     assert (response.status_code, response.json()["code"]) == (422, "invalid_request")
     assert response.json()["detail"] == "image: Field required"
 
@@ -84,7 +127,7 @@ def test_many_at_once_are_all_answered(http, scan):
 def test_previews(http, scan):
     hit = search(http, scan).json()["hits"][0]["image_id"]
     response = http.get(f"/v1/images/{hit}/preview")
-    assert (response.status_code, response.headers["content-type"]) == (200, "image/png")
+    assert (response.status_code, response.headers["content-type"]) == (200, "image/webp")
     missing = http.get("/v1/images/nobody/preview")
     assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
 
@@ -94,16 +137,43 @@ def test_health_readiness_and_metrics(http, scan):
     search(http, b"no image")
     assert http.get("/healthz").json() == {"status": "ok", "release": 1}
     assert http.get("/readyz").json() == {"status": "ready", "release": 1}
-    text = http.get("/metrics").text
-    assert 'mrcg_requests_total{outcome="reranked"}' in text
-    assert 'mrcg_requests_total{outcome="image_not_an_image"}' in text
-    assert 'mrcg_stage_seconds_bucket{le="0.1",stage="embed"}' in text
+
+
+def test_metrics_are_of_all_replicas(http, scan):
+    search(http, scan)
+    search(http, b"no image")
+    wanted = [
+        ("ray_mrcg_requests_total", {"outcome": "reranked", "deployment": "Gateway"}),
+        ("ray_mrcg_requests_total", {"outcome": "image_not_an_image"}),
+        ("ray_mrcg_stage_seconds_bucket", {"stage": "embed", "le": "0.1"}),
+        ("ray_mrcg_batch_size_count", {"deployment": "Embedder"}),
+        ("ray_mrcg_batch_size_count", {"deployment": "Reranker"}),
+        ("ray_mrcg_release", {}),
+    ]
+    deadline = time.monotonic() + 60  # Ray carries them every few seconds
+    while time.monotonic() < deadline:
+        samples = [
+            one for family in text_string_to_metric_families(http.get("/metrics").text) for one in family.samples
+        ]
+        missing = [
+            (name, tags)
+            for name, tags in wanted
+            if not any(one.name == name and tags.items() <= one.labels.items() for one in samples)
+        ]
+        if not missing:
+            return
+        time.sleep(1)
+    raise AssertionError(f"not counted: {missing}")
 
 
 def test_openapi_describes_the_search(http):
     document = http.get("/openapi.json").json()
     assert {"/v1/search", "/healthz", "/readyz", "/metrics"} <= set(document["paths"])
     assert {"200", "413", "422", "503"} <= set(document["paths"]["/v1/search"]["post"]["responses"])
+    search = document["paths"]["/v1/search"]["post"]
+    assert set(search["requestBody"]["content"]) == {"multipart/form-data", "application/json"}
+    assert "Filters" in document["components"]["schemas"]
+    assert {"404", "409", "415"} <= set(search["responses"])
     assert http.get("/docs").status_code == 200
     assert http.get("/nowhere").status_code == 404
 

@@ -50,13 +50,10 @@ class Gallery:
 
     def ids(self, rows: Rows) -> list[str]:
         """Image ids of rows."""
-        return self._taken("image_id", rows)
+        return self.values("image_id", rows)
 
-    def labels(self, rows: Rows) -> list[str | None]:
-        """Labels of rows."""
-        return self._taken("label", rows)
-
-    def _taken(self, column: str, rows: Rows) -> list[Any]:
+    def values(self, column: str, rows: Rows) -> list[Any]:
+        """What a column of ``schemas.ROWS`` has for rows."""
         taken: list[Any] = self.table[column].take(pa.array(self._places(rows))).to_pylist()
         return taken
 

@@ -90,6 +90,12 @@ class ShardedIndex:
             buried[rows] = True
             self._buried = buried
 
+    def count(self, allowed: Mask | None) -> int:
+        """Images that are here, allowed and not buried."""
+        if self._buried is not None:
+            allowed = ~self._buried if allowed is None else allowed & ~self._buried
+        return len(self._stored) if allowed is None else int(np.count_nonzero(allowed[self._stored.rows]))
+
     def search(self, queries_qd: Vectors, k: int, allowed: Mask | None = None, effort: int | None = None) -> Neighbours:
         """The k nearest allowed images of each query over all shards, nearest first, by exact squared L2.
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import safetensors.torch
 import torch
 
+from mrcg.graph.adjacency import GraphBatch
 from mrcg.reranker.model import Reranker
 from mrcg.reranker.spec import WEIGHTS, read_spec
+from mrcg.search import Influences
 from mrcg.store import Artefact
+
+#: Graphs that are scored at once while edges are left out.
+EDGES = 256
 
 
 class Scorer:
@@ -52,6 +59,40 @@ class Scorer:
         out: npt.NDArray[np.float32] = scores.cpu().numpy()
         return out
 
+    def influences(
+        self, query_d: npt.NDArray[np.float32], neighbours_nd: npt.NDArray[np.float16], nodes: Sequence[int]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Edges of one query graph and what they did for some of its nodes.
+
+        Returns:
+            (n, n) weights, and (nodes, n) by how much the edge to each other node raised the node's score: the graph
+            is scored once more without each edge.
+        """
+        count = len(neighbours_nd)
+        with torch.inference_mode():
+            queries, neighbours = torch.from_numpy(query_d)[None], torch.from_numpy(neighbours_nd)[None]
+            mask = torch.ones(1, count, dtype=torch.bool, device=self.device)
+            graph = self.reranker.graphs(queries.to(self.device), neighbours.to(self.device), mask)
+            whole = torch.sigmoid(self.reranker(graph))[0]
+            node = torch.tensor(nodes, device=self.device).repeat_interleave(count)
+            other = torch.arange(count, device=self.device).repeat(len(nodes))
+            scores = [
+                torch.sigmoid(self.reranker(_without(graph, i, j))).gather(1, i[:, None])[:, 0]
+                for i, j in zip(node.split(EDGES), other.split(EDGES), strict=True)
+            ]
+            moved = whole[node] - torch.cat(scores)
+        weights: npt.NDArray[np.float32] = graph.adjacency_bnn[0].cpu().numpy()
+        return weights, moved.reshape(len(nodes), count).cpu().numpy()
+
+
+def _without(graph: GraphBatch, i_e: torch.Tensor, j_e: torch.Tensor) -> GraphBatch:
+    """A graph so many times, each time without one edge."""
+    count = len(i_e)
+    adjacency, each = graph.adjacency_bnn.repeat(count, 1, 1), torch.arange(count, device=i_e.device)
+    adjacency[each, i_e, j_e] = 0.0
+    adjacency[each, j_e, i_e] = 0.0
+    return GraphBatch(graph.x_bnf.expand(count, -1, -1), adjacency, graph.mask_bn.expand(count, -1))
+
 
 class Reranking:
     """Scores the neighbours of several queries at once, padded to one length."""
@@ -71,3 +112,9 @@ class Reranking:
             mask[place, : len(vectors)] = True
         scores = self.scorer.score(embeddings_bd, padded, mask)
         return [row[: len(vectors)] for row, vectors in zip(scores, neighbours, strict=True)]
+
+    def explain(
+        self, embedding_d: npt.NDArray[np.float32], vectors_nd: npt.NDArray[np.float16], nodes: Sequence[int]
+    ) -> Influences:
+        """What moved the scores of some of one query's neighbours."""
+        return Influences(*self.scorer.influences(embedding_d, vectors_nd, nodes))

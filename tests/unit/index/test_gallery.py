@@ -84,7 +84,7 @@ def test_rows_ids_and_labels_are_those_of_the_scans(facts, parts):
     made, everywhere = gallery(facts, parts), np.arange(len(facts))
     assert len(made) == len(facts)
     assert made.ids(everywhere) == [image(row) for row in range(len(facts))]
-    assert made.labels(everywhere[::-1]) == [one["label"] for one in reversed(facts)]
+    assert made.values("label", everywhere[::-1]) == [one["label"] for one in reversed(facts)]
     asked = [image(row) for row in (3, 99, 0, 3)]
     assert made.rows_of(asked).tolist() == [row for row in (3, 0, 3) if row < len(facts)]
 
@@ -117,7 +117,7 @@ def test_rows_of_shards_that_are_not_open_are_unknown():
     assert codes[[0, 2, 3, 4, 5]].tolist() == [-1] * 5
     assert len({-1, codes[1], codes[6]}) == 3
     assert made.ids(np.array([6, 1])) == [image(6), image(1)]
-    assert made.labels(np.array([4, 6])) == [None, "x"]
+    assert made.values("label", np.array([4, 6])) == [None, "x"]
     assert made.rows_of([image(0), image(4), image(6)]).tolist() == [4, 6]
 
 

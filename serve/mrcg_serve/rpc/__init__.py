@@ -1,0 +1,1 @@
+"""What gRPC carries: messages and stubs made from ``retrieval.proto`` by ``make proto``."""

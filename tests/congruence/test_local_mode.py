@@ -1,0 +1,74 @@
+"""The whole service in this process (Serve's local testing mode) answers as the local twin: the same classes, no cluster."""
+
+import asyncio
+
+import pytest
+from ray import serve
+from ray.serve.batching import _BatchQueue
+from tests.serving import assert_alike
+
+from mrcg.errors import ImageError, NotFoundError
+from mrcg.pipeline import LocalPipeline
+from mrcg.query import ByImage, Filters, Wanted
+from mrcg_serve.app import ServeArgs, build
+
+
+@pytest.fixture(scope="module")
+def gateway(library_store):
+    with pytest.MonkeyPatch.context() as patch:
+        # Before it warns of a setting Serve asks for the replica's context, which this mode does not have.
+        patch.setattr(_BatchQueue, "_warn_if_max_batch_size_exceeds_max_ongoing_requests", lambda queue: None)
+        yield serve.run(build(ServeArgs(store=library_store.url)), _local_testing_mode=True)
+
+
+@pytest.fixture(scope="module")
+def twin(library_store):
+    return LocalPipeline.open(library_store)
+
+
+def searched(gateway, subject, wanted):
+    return gateway.search.remote("local", subject, wanted).result()
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        Wanted(k=20),
+        Wanted(k=5, rerank=False),
+        Wanted(k=10, group_by="patient"),
+        Wanted(k=3, filters=Filters(label=("glioma_tumor",))),
+        Wanted(k=3, explain=True),
+    ],
+    ids=["plain", "ann", "grouped", "filtered", "explained"],
+)
+def test_hits_are_those_of_the_twin(gateway, twin, scans, wanted):
+    for scan in sorted(scans.rglob("*.png"))[::24]:
+        answer, local = searched(gateway, scan.read_bytes(), wanted), twin.search(scan.read_bytes(), wanted)
+        assert_alike(answer, local)
+        assert (answer.explanation is None) == (local.explanation is None) == (not wanted.explain)
+
+
+def test_an_image_of_the_gallery_finds_others(gateway, twin, scans):
+    scan = sorted(scans.rglob("*.png"))[0].read_bytes()
+    first = twin.search(scan, Wanted(k=1)).hits[0].image_id
+    answer = searched(gateway, ByImage(first), Wanted(k=5))
+    assert_alike(answer, twin.search(ByImage(first), Wanted(k=5)))
+    assert first not in {hit.image_id for hit in answer.hits}
+
+
+def test_what_is_wrong_is_said_as_by_the_twin(gateway):
+    with pytest.raises(ImageError):
+        searched(gateway, b"no scan", Wanted())
+    with pytest.raises(NotFoundError):
+        searched(gateway, ByImage("nobody"), Wanted())
+
+
+def test_many_at_once_have_each_their_own(gateway, twin, scans):
+    paths = sorted(scans.rglob("*.png"))[:24]
+
+    async def all_of_them():
+        asked = [gateway.search.remote("local", path.read_bytes(), Wanted(k=5)) for path in paths]
+        return await asyncio.gather(*asked)
+
+    for path, answer in zip(paths, asyncio.run(all_of_them()), strict=True):
+        assert_alike(answer, twin.search(path.read_bytes(), Wanted(k=5)))

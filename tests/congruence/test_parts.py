@@ -1,0 +1,58 @@
+"""Searchers that have a part of the shards each, put together, answer as one that has them all."""
+
+import numpy as np
+import pytest
+
+from mrcg.gathering import assemble, gather, rows_of
+from mrcg.index.gallery import Where
+from mrcg.index.searcher import Searcher
+from mrcg.query import Scope
+from mrcg.release import read_release
+from mrcg.search import RequestContext
+
+N = 20
+SCOPES = [
+    Scope(),
+    Scope(group_by="patient"),
+    Scope(group_by="study"),
+    Scope(where=Where(label=("glioma_tumor",))),
+    Scope(where=Where(label=("glioma_tumor", "no_tumor")), group_by="patient"),
+]
+
+
+@pytest.fixture(scope="module")
+def version(library_store):
+    return read_release(library_store).index
+
+
+def context(allowed=None):
+    return RequestContext("test", allowed, 1e18, 1, "trace")
+
+
+def together(searchers, query, scope, allowed=None):
+    parts = [one.near(query, [context(allowed)], N, [scope])[0] for one in searchers]
+    places = gather(parts, N)
+    fetched = [
+        one.fetch(rows) if rows else None for one, rows in zip(searchers, rows_of(places, len(parts)), strict=True)
+    ]
+    return assemble(places, parts, fetched)
+
+
+@pytest.mark.parametrize("scope", SCOPES, ids=["all", "patient", "study", "label", "both"])
+@pytest.mark.parametrize("parts", [2, 3])
+def test_parts_answer_as_the_whole(library_store, version, scope, parts):
+    whole = Searcher.open(library_store, version)
+    searchers = [Searcher.open(library_store, version, part, parts) for part in range(parts)]
+    rng = np.random.default_rng(0)
+    rows = whole.index.gallery.rows
+    allowed = rng.random(len(whole.index)) < 0.7
+    for mask in (None, allowed):
+        for row in rows[::17]:
+            query = whole.index.vectors(np.array([row])).astype(np.float32)
+            one, other = whole.search(query, [context(mask)], N, [scope])[0], together(searchers, query, scope, mask)
+            assert other.image_ids == one.image_ids
+            assert other.facts == one.facts
+            assert other.distances == one.distances
+            assert (other.vectors_nd == one.vectors_nd).all()
+            same = ("nearest", "allowed", "passing", "shards", "of")
+            assert [getattr(other, name) for name in same] == [getattr(one, name) for name in same]

@@ -1,0 +1,62 @@
+"""Thousands of damaged uploads: each is refused with a reason or answered, and the service keeps its memory."""
+
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import psutil
+import pytest
+from tests.faults.test_fuzz import dicom, jpeg, matlab, mutants, nifti, png
+from tests.making import make_release
+from tests.serving import ONE_OF_EACH, started
+
+from mrcg.store import Store
+
+pytestmark = pytest.mark.slow
+
+REQUESTS, CLIENTS = 5000, 8
+#: After a first thousand, in which caches fill.
+WARM, MOST_GROWTH = 1000, 60e6
+
+
+@pytest.fixture(scope="module")
+def served(scans, tmp_path_factory):
+    store = Store(str(tmp_path_factory.mktemp("uploads") / "store"))
+    make_release(store, scans)
+    with started(store.url, *ONE_OF_EACH) as (url, pid):
+        yield url, psutil.Process(pid)
+
+
+def memory(service):
+    """Bytes that the replicas hold for themselves."""
+    return sum(
+        one.memory_full_info().uss
+        for one in service.children(recursive=True)
+        if "ServeReplica" in " ".join(one.cmdline())
+    )
+
+
+def test_five_thousand_uploads_leave_the_service_as_it_was(served, scans, tmp_path):
+    url, service = served
+    damaged = [data for kind in (nifti, png, jpeg, matlab) for data in mutants(kind(tmp_path))]
+    # Fewer of those whose decoders take the time that they are given.
+    damaged += itertools.islice(mutants(dicom(tmp_path)), 100)
+    good = [one.read_bytes() for one in sorted(scans.rglob("*.png"))[:50]]
+
+    def upload(number):
+        # One of ten is a scan: what is answered has to be let go of, too.
+        content = good[number // 10 % len(good)] if number % 10 == 0 else damaged[number % len(damaged)]
+        return http.post("/v1/search", files={"image": content}, data={"k": 3})
+
+    with httpx.Client(base_url=url, timeout=120) as http, ThreadPoolExecutor(CLIENTS) as pool:
+        answers = list(pool.map(upload, range(WARM)))
+        before = memory(service)
+        answers += pool.map(upload, range(WARM, REQUESTS))
+        grown = memory(service) - before
+        assert http.get("/readyz").is_success
+    for answer in answers:
+        assert answer.status_code in {200, 413, 422, 503}, answer.text
+        assert answer.status_code == 200 or answer.json()["code"]
+    assert sum(answer.status_code == 503 for answer in answers) < REQUESTS / 100
+    assert sum(answer.status_code == 422 for answer in answers) > REQUESTS / 4
+    assert grown < MOST_GROWTH, f"{grown / 1e6:.0f} MB more after {REQUESTS - WARM} requests"

@@ -1,0 +1,128 @@
+import asyncio
+
+import httpx
+import pytest
+
+from mrcg import client as module
+from mrcg.answers import Answer
+from mrcg.client import AsyncClient, Client
+from mrcg.errors import ServiceError
+from mrcg.query import ByImage
+
+ANSWER = Answer(
+    release=3,
+    request_id="r",
+    hits=[],
+    classes={},
+    reranked=True,
+    partial=False,
+    shards_answered=1,
+    shards=1,
+    requested=10,
+    found=0,
+    allowed=0,
+    passing=0,
+    out_of_distribution=False,
+    milliseconds={},
+)
+GOOD = httpx.Response(200, text=ANSWER.model_dump_json())
+BUSY = httpx.Response(503, json={"detail": "overloaded"}, headers={"Retry-After": "1"})
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """Answers that a service gives, one after the other; pauses are noted, not waited."""
+    answers, pauses = [], []
+
+    def reply(request):
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return httpx.Response(answer.status_code, headers=answer.headers, content=answer.content)
+
+    sync, asynchronous = httpx.Client, httpx.AsyncClient
+    transport = httpx.MockTransport(reply)
+    monkeypatch.setattr(module.httpx, "Client", lambda **words: sync(transport=transport, **words))
+    monkeypatch.setattr(module.httpx, "AsyncClient", lambda **words: asynchronous(transport=transport, **words))
+    monkeypatch.setattr(module.time, "sleep", pauses.append)
+
+    async def pause(seconds):
+        pauses.append(seconds)
+
+    monkeypatch.setattr(module.asyncio, "sleep", pause)
+    return answers, pauses
+
+
+def ask(url="http://here", **words):
+    with Client(url, **words) as client:
+        return client.search(ByImage("a"))
+
+
+def ask_async(url="http://here", **words):
+    async def run():
+        async with AsyncClient(url, **words) as client:
+            return await client.search(ByImage("a"))
+
+    return asyncio.run(run())
+
+
+both = pytest.mark.parametrize("ask", [ask, ask_async], ids=["waiting", "asyncio"])
+
+
+@both
+def test_what_passes_is_tried_again(said, ask):
+    answers, pauses = said
+    answers += [BUSY, httpx.ConnectError("refused"), GOOD]
+    assert ask() == ANSWER
+    assert len(pauses) == 2
+    assert pauses[0] >= 1, "as long as the service said"
+    assert 0.2 <= pauses[1] <= 0.4
+
+
+@both
+def test_what_does_not_pass_is_not(said, ask):
+    answers, pauses = said
+    answers += [httpx.Response(422, json={"detail": "k = 0: ask for 1 to 50 hits"})]
+    with pytest.raises(ServiceError, match="answered 422: k = 0"):
+        ask()
+    assert pauses == []
+
+
+@both
+def test_a_replica_that_died_is_not_an_error_of_the_service(said, ask):
+    answers, pauses = said
+    answers += [httpx.Response(500, text="Internal Server Error"), GOOD]
+    assert ask() == ANSWER
+    ours = {"content-type": "application/problem+json"}
+    answers += [httpx.Response(500, json={"detail": "the service failed; its log says why"}, headers=ours)]
+    with pytest.raises(ServiceError, match="500: the service failed"):
+        ask()
+    assert len(pauses) == 1
+
+
+@both
+def test_it_ends_with_the_last_reason(said, ask):
+    answers, _ = said
+    answers += [httpx.ConnectError("refused"), BUSY, BUSY, BUSY]
+    with pytest.raises(ServiceError, match="answered 503: overloaded"):
+        ask()
+    answers += [httpx.ConnectError("refused")] * 2
+    with pytest.raises(ServiceError, match="cannot be reached .ConnectError.: is `mrcg serve` running there"):
+        ask(retries=1)
+
+
+@both
+def test_nobody_waits_past_the_time_for_the_call(said, ask):
+    answers, pauses = said
+    answers += [BUSY]
+    with pytest.raises(ServiceError, match="503"):
+        ask(timeout=0.5)
+    assert pauses == []
+
+
+@both
+def test_an_answer_of_another_version_is_named(said, ask):
+    answers, _ = said
+    answers += [httpx.Response(200, json={"hits": 1})]
+    with pytest.raises(ServiceError, match="cannot read: use the versions that fit"):
+        ask()

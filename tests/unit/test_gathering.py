@@ -1,0 +1,60 @@
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mrcg.gathering import Fetched, Near, assemble, gather, rows_of
+from mrcg.search import Facts
+
+
+def near(rows, distances, groups=None, shards=1):
+    return Near(rows, distances, groups, min(distances, default=None), len(rows) + 5, len(rows), shards, 3)
+
+
+def fetched(rows):
+    facts = [Facts(None, None, None, None, f"g{row}") for row in rows]
+    return Fetched([f"i{row}" for row in rows], facts, np.array(rows, dtype=np.float16)[:, None])
+
+
+scans = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9), st.sampled_from(["a", "b", "c", None])), max_size=40)
+
+
+@given(scans, st.integers(1, 3), st.integers(1, 8), st.booleans())
+def test_parts_together_are_the_whole(drawn, parts, n, grouped):
+    """(part, distance, group) of each row, against sorting everything at once."""
+    everything = sorted(
+        (float(distance), row, part % parts, group) for row, (part, distance, group) in enumerate(drawn)
+    )
+
+    def first_of_each(found):
+        seen, kept = set(), []
+        for one in found:
+            if not grouped or one[3] is None or one[3] not in seen:
+                kept.append(one)
+                seen.add(one[3])
+        return kept
+
+    found = [first_of_each([one for one in everything if one[2] == part])[:n] for part in range(parts)]
+    answers = [
+        near([one[1] for one in some], [one[0] for one in some], [one[3] for one in some] if grouped else None)
+        for some in found
+    ]
+    wanted = first_of_each(everything)[:n]
+    assert [(one.distance, one.row, one.part) for one in gather(answers, n)] == [one[:3] for one in wanted]
+
+
+def test_what_is_fetched_stands_in_the_order_of_distances():
+    parts = [near([4, 1], [1.0, 3.0], shards=1), None, near([7, 2], [2.0, 4.0], shards=1)]
+    places = gather(parts, 3)
+    rows = rows_of(places, 3)
+    assert rows == [[4, 1], [], [7]]
+    found = assemble(places, parts, [fetched(rows[0]), None, fetched(rows[2])])
+    assert found.image_ids == ["i4", "i7", "i1"]
+    assert [one.group for one in found.facts] == ["g4", "g7", "g1"]
+    assert found.distances == [1.0, 2.0, 3.0]
+    assert found.vectors_nd[:, 0].tolist() == [4, 7, 1]
+    assert (found.nearest, found.allowed, found.passing, found.shards, found.of) == (1.0, 14, 4, 2, 3)
+
+
+def test_nothing_found_is_an_answer():
+    found = assemble([], [near([], [])], [None])
+    assert (found.image_ids, found.nearest, found.shards) == ([], None, 1)

@@ -1,0 +1,54 @@
+"""Replicas listen for calls of other stages, on all addresses: nobody is heard without the cluster's token."""
+
+import os
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+from tests.making import make_release
+from tests.serving import ONE_OF_EACH, started
+
+from mrcg.store import Store
+
+pytestmark = pytest.mark.slow
+
+METHOD = "/ray.serve.ASGIService/HandleRequest"
+
+
+@pytest.fixture(scope="module")
+def ports(scans, tmp_path_factory):
+    """Those on which each of the four replicas listens."""
+    store = Store(str(tmp_path_factory.mktemp("strangers") / "store"))
+    make_release(store, scans)
+    with started(store.url, *ONE_OF_EACH) as (_, pid):
+        replicas = [one for one in psutil.Process(pid).children(recursive=True) if "ServeReplica" in one.name()]
+        listening = [
+            [one.laddr.port for one in replica.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+            for replica in replicas
+        ]
+        assert len(listening) == 4
+        yield listening
+
+
+def codes(listening, *metadata):
+    """What each replica's ports say to a call that has no content."""
+    said = []
+    for port in listening:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, pytest.raises(grpc.RpcError) as raised:
+            channel.unary_unary(METHOD)(b"", timeout=5, metadata=metadata)
+        said.append(raised.value.code())
+    return said
+
+
+def test_a_call_without_the_token_is_refused(ports):
+    for listening in ports:
+        assert grpc.StatusCode.UNAUTHENTICATED in codes(listening)
+        assert grpc.StatusCode.UNKNOWN not in codes(listening)
+
+
+def test_the_same_call_with_the_token_is_heard(ports):
+    token = os.environ.get("RAY_AUTH_TOKEN") or (Path.home() / ".ray" / "auth_token").read_text().strip()
+    for listening in ports:
+        # It is read, and has no content.
+        assert grpc.StatusCode.UNKNOWN in codes(listening, ("authorization", f"Bearer {token}"))

@@ -1,0 +1,114 @@
+"""Between gRPC's messages and the library's own, nothing is lost."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from mrcg.answers import Answer, BatchLine, Explained, Explanation, Hit, Influence, Node
+from mrcg.errors import UsageError
+from mrcg.query import ByImage, Filters, Sent, Wanted
+from mrcg_serve.access import Peer
+from mrcg_serve.rpc import retrieval_pb2 as rpc
+from mrcg_serve.rpc.translating import answer_in, answer_out, line_out, question_in, questions_in
+
+words = st.text(max_size=8)
+unknown = st.none() | words
+numbers = st.integers(0, 2**31 - 1)
+floats = st.floats(allow_nan=False, allow_infinity=False)
+hits = st.builds(
+    Hit, image_id=words, label=unknown, plane=unknown, sequence=unknown, site=unknown, group=words,
+    score=st.none() | floats, distance=floats, ann_rank=numbers, preview=words,
+)  # fmt: skip
+explanations = st.builds(
+    Explanation,
+    nodes=st.lists(st.builds(Node, image_id=words, ann_rank=numbers, rank=numbers, score=floats), max_size=3),
+    weights=st.lists(st.lists(floats, max_size=3), max_size=3),
+    hits=st.lists(
+        st.builds(
+            Explained,
+            image_id=words,
+            rank_change=st.integers(-50, 50),
+            neighbours=st.lists(st.builds(Influence, image_id=words, moved=floats), max_size=2),
+        ),
+        max_size=2,
+    ),
+)
+answers = st.builds(
+    Answer, release=numbers, request_id=words, hits=st.lists(hits, max_size=3),
+    classes=st.dictionaries(words, numbers, max_size=3), reranked=st.booleans(), partial=st.booleans(),
+    shards_answered=numbers, shards=numbers, requested=numbers, found=numbers, allowed=numbers, passing=numbers,
+    out_of_distribution=st.booleans(), milliseconds=st.dictionaries(words, floats, max_size=3),
+    explanation=st.none() | explanations,
+)  # fmt: skip
+
+
+@given(answers)
+def test_an_answer_arrives_as_it_was(answer):
+    assert answer_in(rpc.SearchAnswer.FromString(answer_out(answer).SerializeToString())) == answer
+
+
+@given(answers)
+def test_a_line_has_its_answer_or_its_problem(answer):
+    line = line_out(BatchLine(index=3, answer=answer))
+    assert (line.index, answer_in(line.answer), line.HasField("code")) == (3, answer, False)
+    line = line_out(BatchLine(index=0, code="image_empty", detail="no bytes"))
+    assert (line.index, line.code, line.detail, line.HasField("answer")) == (0, "image_empty", "no bytes", False)
+
+
+def test_what_is_left_out_has_the_defaults_of_http():
+    assert question_in(rpc.SearchRequest(image=b"scan")).wanted == Wanted()
+
+
+def test_all_that_can_be_wanted_arrives():
+    wanted = rpc.Wanted(
+        k=3, rerank=False, group_by="study", exclude_patient="p", deadline_ms=50, explain=True,
+        filters=rpc.Filters(label=["a", "b"], site=["s"], sequence=["T1"], plane=["axial"], years=[2001, 2009]),
+    )  # fmt: skip
+    filters = Filters(label=("a", "b"), site=("s",), sequence=("T1",), plane=("axial",), years=(2001, 2009))
+    expected = Wanted(
+        k=3, rerank=False, group_by="study", exclude_patient="p", deadline_ms=50, explain=True, filters=filters
+    )
+    assert question_in(rpc.SearchRequest(image_id="x", wanted=wanted)).wanted == expected
+    assert questions_in(rpc.SearchBatchRequest(images=[b"1", b"2"], wanted=wanted)).wanted == expected
+
+
+@pytest.mark.parametrize(
+    ("request_", "subject"),
+    [
+        (rpc.SearchRequest(image=b"scan"), b"scan"),
+        (rpc.SearchRequest(image_id="x"), ByImage("x")),
+        (rpc.SearchRequest(sent=rpc.Embedding(embedding=[0.5, 1], encoder="e")), Sent(embedding=(0.5, 1), encoder="e")),
+    ],
+)
+def test_each_subject_arrives(request_, subject):
+    assert question_in(request_).subject == subject
+
+
+def test_a_search_of_nothing_is_refused():
+    with pytest.raises(UsageError, match="give image, image_id, or sent"):
+        question_in(rpc.SearchRequest())
+    with pytest.raises(UsageError, match="0 images: give 1 to"):
+        questions_in(rpc.SearchBatchRequest())
+
+
+@pytest.mark.parametrize(
+    "wanted", [rpc.Wanted(group_by="street"), rpc.Wanted(deadline_ms=0), rpc.Wanted(filters=rpc.Filters(years=[2001]))]
+)
+def test_what_cannot_be_wanted_is_refused(wanted):
+    with pytest.raises(ValidationError):
+        question_in(rpc.SearchRequest(image=b"scan", wanted=wanted))
+
+
+@pytest.mark.parametrize(
+    ("peer", "host"),
+    [
+        ("ipv4:127.0.0.1:50000", "127.0.0.1"),
+        ("ipv6:[::1]:50000", "::1"),
+        ("ipv6:%5B::1%5D:50000", "::1"),
+        ("ipv4:10.0.0.7:1", "10.0.0.7"),
+        ("unix:", ""),
+    ],
+)
+def test_a_peer_has_its_address(peer, host):
+    assert Peer.of_grpc(peer, {}).host == host
