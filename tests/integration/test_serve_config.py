@@ -46,7 +46,11 @@ def test_serve_run_takes_it_as_it_is_but_for_the_place_of_the_store(library_stor
             answer = client.search(image, Wanted(k=5))
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(60)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:  # it would stay, and its Ray with it, under all tests that follow
+            process.kill()
+            raise
     twin = LocalPipeline.open(library_store).search(image, Wanted(k=5))
     assert [hit.image_id for hit in answer.hits] == [hit.image_id for hit in twin.hits]
 
