@@ -25,9 +25,9 @@ from pathlib import Path
 import index_figures
 import serve_figures
 
-from mrcg.evaluation.bootstrap import Gain, Interval
-from mrcg.evaluation.report import Report
-from mrcg.evaluation.systems import Reproduction, reproduction_markdown
+from mrcg.evaluation.paper_systems import Reproduction, reproduction_markdown
+from mrcg.metrics.bootstrap import Gain, Interval
+from mrcg.metrics.report import Report
 
 DOCS = Path(__file__).parent
 PAGES = (DOCS.parent / "README.md", DOCS / "corpus.md", DOCS / "results.md")

@@ -13,9 +13,9 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from mrcg.config import ReadSettings
+from mrcg.config.settings import ReadSettings
 from mrcg.errors import ImageError
-from mrcg.imaging.guard import Guard
+from mrcg.imaging.isolated_reader import Guard
 from mrcg.imaging.readers import format_of
 from mrcg.imaging.slices import Reading
 

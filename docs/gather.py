@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mrcg import schemas
-from mrcg.evaluation.bootstrap import paired
-from mrcg.evaluation.report import QUERIES, REPORT, SEED, Report
-from mrcg.store import Store
+from mrcg.metrics.bootstrap import paired
+from mrcg.metrics.report import QUERIES, REPORT, SEED, Report
+from mrcg.storage import schemas
+from mrcg.storage.store import Store
 
 DOCS = Path(__file__).parent
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mrcg.index.planner import IndexPlan, plan_index
+from mrcg.index_build.sizing import IndexPlan, plan_index
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

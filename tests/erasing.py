@@ -1,4 +1,4 @@
-"""What erasures are tested with: a scanner that shares nothing with ``mrcg.traces``, and releases with patients."""
+"""What erasures are tested with: a scanner that shares nothing with ``mrcg.erasure.discovery``, and releases with patients."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ import pyarrow.parquet as pq
 import pydicom
 from PIL import Image
 
-from mrcg import schemas
-from mrcg.attempt import begin
-from mrcg.config import Config
-from mrcg.corpus import SPLITS, Corpus, read_scans
+from mrcg.config.settings import Config
+from mrcg.corpus.listing import file_digests, known_files
+from mrcg.corpus.reader import Corpus, read_scans
+from mrcg.corpus.sources import Source, open_source, survey
+from mrcg.corpus.splits import SPLITS, make_splits
 from mrcg.encoder.spec import read_spec
 from mrcg.evaluation.evaluate import evaluate
-from mrcg.hands import OwnHands, silent
-from mrcg.holding import all_manifests, remove_versions
+from mrcg.execution.executor import OwnHands, silent
 from mrcg.imaging.phantom import CLASSES
 from mrcg.imaging.samples import SampleFormat, write_samples
-from mrcg.lineage import ancestry_of, source_name
-from mrcg.listing import file_digests, known_files
-from mrcg.manifest import derive_version, make_manifest
-from mrcg.privacy import Pseudonyms
-from mrcg.release import Release, promote
-from mrcg.signing import Signer
-from mrcg.source import open_source, survey
-from mrcg.splits import make_splits
-from mrcg.stages import STAGES, Source, Step, open_inputs, plan
-from mrcg.store import Store
-from mrcg_jobs.erase import Eraser, forget_here
-from mrcg_jobs.pipeline import run_stages
+from mrcg.pipeline.ancestry import ancestry_of, source_name
+from mrcg.pipeline.stages import STAGES, Step, open_inputs, plan
+from mrcg.privacy.pseudonyms import Pseudonyms
+from mrcg.privacy.signing import Signer
+from mrcg.releases.release import Release, promote
+from mrcg.storage import schemas
+from mrcg.storage.attempts import begin
+from mrcg.storage.catalog import all_manifests, remove_versions
+from mrcg.storage.manifest import derive_version, make_manifest
+from mrcg.storage.store import Store
+from mrcg_jobs.erasure import Eraser, forget_here
+from mrcg_jobs.runner import run_stages
 from tests import making
 
 #: Settings of a source of DICOM phantoms: folders of classes are named where a key is set.

@@ -10,16 +10,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from mrcg import schemas
-from mrcg.attempt import begin
-from mrcg.config import Config, load_config
-from mrcg.hands import OwnHands, silent
+from mrcg.config.loading import load_config
+from mrcg.config.settings import Config
+from mrcg.execution.executor import OwnHands, silent
 from mrcg.hashing import digest
-from mrcg.index.blueprint import IndexWork
-from mrcg.index.making import Made, make_index
-from mrcg.index.sharded import ShardedIndex
-from mrcg.manifest import derive_version, make_manifest
-from mrcg.store import Store
+from mrcg.index.sharded_index import ShardedIndex
+from mrcg.index_build.build import Made, make_index
+from mrcg.index_build.build_plan import IndexWork
+from mrcg.storage import schemas
+from mrcg.storage.attempts import begin
+from mrcg.storage.manifest import derive_version, make_manifest
+from mrcg.storage.store import Store
 
 #: Scans in one file of pixels, and so of embeddings.
 PER_FILE = 1000

@@ -18,32 +18,33 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from mrcg import schemas
-from mrcg.attempt import begin
-from mrcg.config import Config, IngestSettings, load_config
-from mrcg.corpus import SPLITS, Corpus, read_scans
-from mrcg.embeddings import files_of
+from mrcg.config.loading import load_config
+from mrcg.config.settings import Config, IngestSettings
+from mrcg.corpus.assembly import Joined, join_corpus
+from mrcg.corpus.embeddings import files_of
+from mrcg.corpus.ingestion import ImagesWriter, Rules, Segment, ingest_files
+from mrcg.corpus.reader import Corpus, read_scans
+from mrcg.corpus.sources import SourceFile, open_source, survey
+from mrcg.corpus.splits import SPLITS, make_splits
 from mrcg.encoder.spec import HISTORY, SPEC, WEIGHTS, fingerprint, spec_bytes
 from mrcg.evaluation.evaluate import evaluate
-from mrcg.files import HashingFile
-from mrcg.graph.making import GraphWork, make_graphs
-from mrcg.hands import OwnHands, silent
+from mrcg.execution.executor import OwnHands, silent
 from mrcg.imaging.readers import read
-from mrcg.index import kinds
-from mrcg.index.blueprint import IndexWork
+from mrcg.index import faiss_backend
 from mrcg.index.layout import shards_of
-from mrcg.index.making import make_index
-from mrcg.index.planner import first_effort, shape_of
-from mrcg.index.shard import Part
-from mrcg.index.sharded import ShardedIndex
-from mrcg.ingest import ImagesWriter, Rules, Segment, ingest_files
-from mrcg.joining import Joined, join_corpus
-from mrcg.manifest import FileEntry, Manifest, make_manifest
-from mrcg.release import Release, promote
-from mrcg.source import SourceFile, open_source, survey
-from mrcg.splits import make_splits
-from mrcg.stages import Step, open_inputs, plan
-from mrcg.store import Artefact, Store
+from mrcg.index.part import Part
+from mrcg.index.sharded_index import ShardedIndex
+from mrcg.index_build.build import make_index
+from mrcg.index_build.build_plan import IndexWork
+from mrcg.index_build.sizing import first_effort, shape_of
+from mrcg.pipeline.stages import Step, open_inputs, plan
+from mrcg.releases.release import Release, promote
+from mrcg.reranker.graph_build import GraphWork, make_graphs
+from mrcg.storage import schemas
+from mrcg.storage.attempts import begin
+from mrcg.storage.filesystem import HashingFile
+from mrcg.storage.manifest import FileEntry, Manifest, make_manifest
+from mrcg.storage.store import Artefact, Store
 
 #: Overrides that make every stage take seconds.
 OVERRIDES = (
@@ -182,10 +183,10 @@ def make_release(store: Store, scans: Path, config: Config | None = None) -> Rel
 
 def _models(store: Store, config: Config, steps: dict[str, Step]) -> None:
     from mrcg.encoder.embedder import Embedder
-    from mrcg.encoder.train import new_encoder
+    from mrcg.encoder.trainer import new_encoder
     from mrcg.reranker import spec as reranker_files
-    from mrcg.reranker.train import new_reranker
-    from mrcg.training import TrainingState, snapshot_name
+    from mrcg.reranker.trainer import new_reranker
+    from mrcg.training.state import TrainingState, snapshot_name
 
     def weights(model: Any) -> bytes:
         import torch
@@ -261,7 +262,7 @@ def index_of(
     """An index over vectors, in memory."""
     count, dim = vectors.shape
     shape = shape_of(kind, count, dim, 0.95)  # type: ignore[arg-type]
-    trained = kinds.train(shape, vectors.astype(np.float32), 1) if shape.trained else None
+    trained = faiss_backend.train(shape, vectors.astype(np.float32), 1) if shape.trained else None
     parts = []
     of = shards_of(strings(ids), strings([None] * count), {}, shards)
     facts: dict[str, Any] = {"image_id": ids, "row": range(count), "label": labels, "group_id": groups}
@@ -269,7 +270,7 @@ def index_of(
     table = pa.table({name: {**facts, **nothing}[name] for name in schemas.ROWS.names}, schema=schemas.ROWS)
     for shard in range(shards):
         mine = np.flatnonzero(of == shard)
-        index = kinds.new_index(shape, 1) if trained is None else faiss.clone_index(trained)
+        index = faiss_backend.new_index(shape, 1) if trained is None else faiss.clone_index(trained)
         stored = vectors[mine].astype(np.float16)
         if len(mine):
             index.add(stored.astype(np.float32))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mrcg.answers import Answer
+from mrcg.api.responses import Answer
 from tests import making
 
 TOLERANCE = 1e-4

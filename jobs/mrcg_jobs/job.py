@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mrcg.attempt import Attempt
-from mrcg.config import Config
-from mrcg.hands import Hands, Progress
-from mrcg.manifest import FileEntry
-from mrcg.stages import Source, Step
-from mrcg.store import Artefact, Store
+from mrcg.config.settings import Config
+from mrcg.corpus.sources import Source
+from mrcg.execution.executor import Hands, Progress
+from mrcg.pipeline.stages import Step
+from mrcg.storage.attempts import Attempt
+from mrcg.storage.manifest import FileEntry
+from mrcg.storage.store import Artefact, Store
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ from ray.serve import Application
 from ray.serve.config import BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
-from mrcg import rayenv
-from mrcg.config import Autoscale, load_config
-from mrcg.release import read_release
-from mrcg.store import Store
-from mrcg_serve.api import api
+from mrcg.config.loading import load_config
+from mrcg.config.settings import Autoscale
+from mrcg.execution import ray_environment
+from mrcg.releases.release import read_release
+from mrcg.storage.store import Store
 from mrcg_serve.gateway import Gateway
-from mrcg_serve.problems import RETRY_AFTER_S
+from mrcg_serve.http.application import api
+from mrcg_serve.problem_details import RETRY_AFTER_S
 from mrcg_serve.replicas import EmbedderReplica, Pin, RerankerReplica, SearcherReplica
 
 APP_NAME = "mrcg"
@@ -51,7 +52,7 @@ def build(args: ServeArgs | dict[str, Any]) -> Application:
     pin = Pin(release=args.release).model_dump()
 
     def deployment(cls: type, name: str, scale: Autoscale, *collaborators: object) -> Application:
-        options = _options(scale, rayenv.COMPUTE_ENV if scale is settings.embedder else {})
+        options = _options(scale, ray_environment.COMPUTE_ENV if scale is settings.embedder else {})
         made = serve.deployment(name=name, user_config=pin, **options)(cls)
         bound: Application = made.bind(store.url, settings, *collaborators)
         return bound

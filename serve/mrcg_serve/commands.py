@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
-from mrcg import console, rayenv
-from mrcg.console import JsonOption, RecipeOption, SetOption, StoreOption
+from mrcg.cli import console
+from mrcg.cli.console import JsonOption, RecipeOption, SetOption, StoreOption
 from mrcg.errors import UsageError
+from mrcg.execution import ray_environment
 
 
 def serve(
@@ -38,10 +39,10 @@ def serve(
     as_json: JsonOption = False,
 ) -> None:
     """Serve the current release over HTTP until Ctrl-C or SIGTERM, which drain."""
-    rayenv.prepare_serving()
-    from mrcg_serve.access import is_loopback
+    ray_environment.prepare_serving()
     from mrcg_serve.app import ServeArgs, build
-    from mrcg_serve.running import Service, Ways
+    from mrcg_serve.auth import is_loopback
+    from mrcg_serve.service import Service, Ways
 
     if not is_loopback(host):
         raise UsageError(

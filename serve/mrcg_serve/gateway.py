@@ -1,4 +1,4 @@
-"""The gateway's work: checked pixels on, answers out. Its routes are in ``mrcg_serve.api``."""
+"""The gateway's work: checked pixels on, answers out. Its routes are in ``mrcg_serve.http.application``."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ import numpy.typing as npt
 from PIL import Image
 from ray.serve.handle import DeploymentHandle
 
-from mrcg.answers import Answer, BatchLine, ImageFacts, Refused
-from mrcg.config import ServeSettings
-from mrcg.corpus import Corpus, read_quarantine
+from mrcg.api.requests import ByImage, Sent, Wanted
+from mrcg.api.responses import Answer, BatchLine, ImageFacts, Refused
+from mrcg.config.settings import ServeSettings
+from mrcg.corpus.assembly import bad_rows
+from mrcg.corpus.reader import Corpus, read_quarantine
 from mrcg.errors import MrcgError, NotFoundError
-from mrcg.index.metric import Mask
-from mrcg.joining import bad_rows
-from mrcg.query import ByImage, ByPixels, Query, Sent, Subject, Wanted
-from mrcg.resident import NotResidentError
-from mrcg.search import AllowAll, Policy, StageUnavailableError, answer
-from mrcg.serving import QueryRules
-from mrcg.store import Store
-from mrcg.tombstones import Tombstones
-from mrcg_serve import logs
-from mrcg_serve.access import Authenticator, LoopbackOnly
-from mrcg_serve.metrics import SearchMeters
-from mrcg_serve.pinning import Desk, Pinned
-from mrcg_serve.problems import problem_of
-from mrcg_serve.remote import Remote
+from mrcg.index.distances import Mask
+from mrcg.privacy.tombstones import Tombstones
+from mrcg.retrieval.hot_swap import NotResidentError
+from mrcg.retrieval.preprocessing import QueryRules
+from mrcg.retrieval.query import ByPixels, Query, Subject
+from mrcg.retrieval.search import AllowAll, Policy, StageUnavailableError, answer
+from mrcg.storage.store import Store
+from mrcg_serve.auth import Authenticator, LoopbackOnly
+from mrcg_serve.observability import logs
+from mrcg_serve.observability.metrics import SearchMeters
+from mrcg_serve.problem_details import problem_of
+from mrcg_serve.release_pinning import Desk, Pinned
+from mrcg_serve.remote_stages import RemoteStages
 from mrcg_serve.replicas import Pin
-from mrcg_serve.stages import RemoteStages
+from mrcg_serve.rpc.servicer import Remote
 
 log = logging.getLogger(__name__)
 

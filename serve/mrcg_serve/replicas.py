@@ -18,22 +18,23 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 from ray import serve
 
-from mrcg.config import Autoscale, ServeSettings
+from mrcg.config.settings import Autoscale, ServeSettings
 from mrcg.errors import MrcgError, NotFoundError, require
-from mrcg.gathering import Fetched, Near
 from mrcg.imaging.slices import Grey
-from mrcg.loading import Embeds, LoadEmbedder, Loading, LoadReranker, LoadSearcher
-from mrcg.query import Embedding, Scope
-from mrcg.release import Release
-from mrcg.resident import Following, NotResidentError, Residents
-from mrcg.search import Found, Influences, RequestContext
-from mrcg.store import Store
-from mrcg_serve import logs
-from mrcg_serve.metrics import BatchMeter
+from mrcg.releases.release import Release
+from mrcg.reranker.influence import Influences
+from mrcg.retrieval.hot_swap import Following, NotResidentError, Residents
+from mrcg.retrieval.loaders import Embeds, LoadEmbedder, Loading, LoadReranker, LoadSearcher
+from mrcg.retrieval.merge import Fetched, Near
+from mrcg.retrieval.query import Embedding, Scope
+from mrcg.retrieval.search import Found, RequestContext
+from mrcg.storage.store import Store
+from mrcg_serve.observability import logs
+from mrcg_serve.observability.metrics import BatchMeter
 
 if TYPE_CHECKING:
-    from mrcg.index.searcher import Searcher
     from mrcg.reranker.scorer import Reranking
+    from mrcg.retrieval.searcher import Searcher
 
 T = TypeVar("T")
 Item = TypeVar("Item")

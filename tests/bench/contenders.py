@@ -17,17 +17,17 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from mrcg.config import load_config
-from mrcg.hands import OwnHands, silent
-from mrcg.index import kinds
-from mrcg.index.blueprint import IndexWork
+from mrcg.config.loading import load_config
+from mrcg.execution.executor import OwnHands, silent
+from mrcg.index import faiss_backend
+from mrcg.index.distances import BLOCK
 from mrcg.index.layout import IndexFacts, KindName, Shape
-from mrcg.index.making import make_index
-from mrcg.index.metric import BLOCK
-from mrcg.index.planner import first_effort, shape_of
-from mrcg.index.shard import Part
-from mrcg.index.sharded import ShardedIndex
-from mrcg.store import Store
+from mrcg.index.part import Part
+from mrcg.index.sharded_index import ShardedIndex
+from mrcg.index_build.build import make_index
+from mrcg.index_build.build_plan import IndexWork
+from mrcg.index_build.sizing import first_effort, shape_of
+from mrcg.storage.store import Store
 from tests.bench.mixture import Versions
 
 Queries = npt.NDArray[np.float32]
@@ -94,7 +94,7 @@ class Ours:
 
 class _Ours:
     def __init__(self, index: ShardedIndex) -> None:
-        kinds.use_threads(THREADS)
+        faiss_backend.use_threads(THREADS)
         assert len(index)  # who serves knows what each row is
         self.index, self.first, self.most = index, _first(index.shape), index.shape.lists or 4096
 
@@ -132,9 +132,9 @@ class Plain:
     def build(self, vectors: Path, folder: Path) -> dict[str, Any]:
         faiss.omp_set_num_threads(THREADS)
         shape, data = self.shape, np.load(vectors, mmap_mode="r", allow_pickle=False)
-        index = kinds.new_index(shape, SEED)
+        index = faiss_backend.new_index(shape, SEED)
         if shape.trained:
-            count = min(len(data), max(kinds.OPQ_VECTORS, shape.lists * kinds.TRAIN_PER_LIST))
+            count = min(len(data), max(faiss_backend.OPQ_VECTORS, shape.lists * faiss_backend.TRAIN_PER_LIST))
             rows = np.sort(np.random.default_rng(SEED).permutation(len(data))[:count])
             faiss.extract_index_ivf(index).cp.use_super_kmeans = self.pruned
             index.train(data[rows].astype(np.float32))
@@ -189,7 +189,7 @@ class Hnswlib:
 
         data = np.load(vectors, mmap_mode="r", allow_pickle=False)
         index = hnswlib.Index(space="l2", dim=self.dim)
-        index.init_index(len(data), ef_construction=kinds.HNSW_BUILD_EFFORT, M=32, random_seed=SEED)
+        index.init_index(len(data), ef_construction=faiss_backend.HNSW_BUILD_EFFORT, M=32, random_seed=SEED)
         index.set_num_threads(THREADS)
         for start in range(0, len(data), BLOCK):
             index.add_items(
@@ -234,7 +234,9 @@ class Usearch:
         from usearch.index import Index
 
         data = np.load(vectors, mmap_mode="r", allow_pickle=False)
-        index = Index(ndim=self.dim, metric="l2sq", dtype="f32", connectivity=32, expansion_add=kinds.HNSW_BUILD_EFFORT)
+        index = Index(
+            ndim=self.dim, metric="l2sq", dtype="f32", connectivity=32, expansion_add=faiss_backend.HNSW_BUILD_EFFORT
+        )
         for start in range(0, len(data), BLOCK):
             block = data[start : start + BLOCK].astype(np.float32)
             index.add(np.arange(start, start + len(block)), block, threads=THREADS)

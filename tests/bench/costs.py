@@ -22,15 +22,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from mrcg import schemas
-from mrcg.config import load_config
-from mrcg.index import kinds
-from mrcg.index.blueprint import IndexWork, draw_up, facts_table
+from mrcg.config.loading import load_config
+from mrcg.index import faiss_backend
 from mrcg.index.layout import PartFacts, Shape, part_files
-from mrcg.index.planner import LINKS, Costs
-from mrcg.index.shard import Part
-from mrcg.index.sharded import ShardedIndex
-from mrcg.store import Store
+from mrcg.index.part import Part
+from mrcg.index.sharded_index import ShardedIndex
+from mrcg.index_build.build_plan import IndexWork, draw_up, facts_table
+from mrcg.index_build.sizing import LINKS, Costs
+from mrcg.storage import schemas
+from mrcg.storage.store import Store
 from tests.bench.measured import measured
 from tests.bench.mixture import enlarged, fill_store, image_ids, real_embeddings, scans_table, write_vectors
 
@@ -60,7 +60,7 @@ def searching(vectors: Floats, queries: Floats) -> dict[str, float | dict[str, f
     for kind in ("ivf_flat", "ivf_sq", "opq_ivf_pq"):
         shape = Shape(kind=kind, dim=dim, lists=LISTS, pq_bytes=64 if kind == "opq_ivf_pq" else 0)
         start = time.perf_counter()
-        index = kinds.train(shape, vectors[: LISTS * kinds.TRAIN_PER_LIST], 1)
+        index = faiss_backend.train(shape, vectors[: LISTS * faiss_backend.TRAIN_PER_LIST], 1)
         trained = time.perf_counter() - start
         ivf = faiss.extract_index_ivf(index)
         if kind == "ivf_flat":
@@ -70,7 +70,9 @@ def searching(vectors: Floats, queries: Floats) -> dict[str, float | dict[str, f
         encode[kind] = max(0.0, filled - COUNT * LISTS * dim * coarse) / (COUNT * dim)
         if kind == "opq_ivf_pq":
             rotation = max(0.0, trained - plain_training) / dim**2
-        few, many = (best(lambda n=n, i=index, s=shape: kinds.candidates(i, s, queries, 66, None, n)) for n in (8, 136))
+        few, many = (
+            best(lambda n=n, i=index, s=shape: faiss_backend.candidates(i, s, queries, 66, None, n)) for n in (8, 136)
+        )
         width = shape.pq_bytes or dim
         scan[kind] = max(0.0, many - few) / (len(queries) * 128 / LISTS * COUNT * width)
     return {
@@ -86,9 +88,9 @@ def graphs(vectors: Floats, queries: Floats) -> dict[str, float]:
     """Costs of a graph."""
     dim = vectors.shape[1]
     shape = Shape(kind="hnsw", dim=dim, links=LINKS)
-    index = kinds.new_index(shape, 1)
+    index = faiss_backend.new_index(shape, 1)
     added = best(lambda: index.add(vectors[:GRAPH]), 1)
-    few, many = (best(lambda n=n: kinds.candidates(index, shape, queries, 66, None, n)) for n in (66, 322))
+    few, many = (best(lambda n=n: faiss_backend.candidates(index, shape, queries, 66, None, n)) for n in (66, 322))
     step = max(0.0, many - few) / (256 * len(queries) * dim)
     return {"hnsw_add": added / (GRAPH * dim) / DEPTH, "hnsw_step": step / DEPTH}
 
@@ -160,7 +162,7 @@ def main() -> None:
     parser.add_argument("--real", help="a version of embeddings, STORE/embeddings/VERSION; without it bytes alone")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    kinds.use_threads(1)
+    faiss_backend.use_threads(1)
     seconds = _seconds(options.real) if options.real else json.loads(options.out.read_text())
     options.out.write_text(Costs.model_validate({**seconds, **memory()}).model_dump_json(indent=1) + "\n")
 

@@ -12,17 +12,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mrcg.config import EngineName
-from mrcg.corpus import Corpus, Split
-from mrcg.evaluation.metrics import mean_average_precision
+from mrcg.config.settings import EngineName
+from mrcg.corpus.reader import Corpus
+from mrcg.corpus.splits import Split
 from mrcg.imaging.slices import Grey
-from mrcg.index.searcher import Searcher
-from mrcg.loading import Embeds, LoadEmbedder, LoadReranker, LoadSearcher, take_on
-from mrcg.query import Scope
-from mrcg.release import Release, read_release
+from mrcg.metrics.ranking import mean_average_precision
+from mrcg.releases.release import Release, read_release
 from mrcg.reranker.scorer import Reranking
-from mrcg.search import Found, RequestContext
-from mrcg.store import Store
+from mrcg.retrieval.loaders import Embeds, LoadEmbedder, LoadReranker, LoadSearcher, take_on
+from mrcg.retrieval.query import Scope
+from mrcg.retrieval.search import Found, RequestContext
+from mrcg.retrieval.searcher import Searcher
+from mrcg.storage.store import Store
 
 ENGINES: tuple[EngineName, ...] = ("torch", "openvino", "openvino-int8")
 GALLERY_ENGINE = "torch"

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mrcg.config import Config, load_config
+from mrcg.config.loading import load_config
+from mrcg.config.settings import Config
 from mrcg.encoder.model import Encoder, to_input
-from mrcg.encoder.train import EncoderTrainer, LabelledImages, new_encoder
+from mrcg.encoder.trainer import EncoderTrainer, LabelledImages, new_encoder
 
 CLASSES = ("a", "b", "c", "d")
 SECONDS = 5.0
@@ -85,7 +86,7 @@ def measure(recipe: str, device: str, batch: int) -> list[dict[str, object]]:
 
 
 def _trainer(config: Config, encoder: Encoder, device: str, batch: int) -> tuple[EncoderTrainer, torch.Tensor]:
-    from mrcg.training import Worker
+    from mrcg.training.state import Worker
 
     rng, side = np.random.default_rng(1), config.encoder.input_size
     pixels, names = rng.integers(0, 256, (batch, side, side), dtype=np.uint8), [str(n) for n in range(batch)]

@@ -27,29 +27,31 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from mrcg import schemas
-from mrcg.attempt import begin
-from mrcg.config import Config, load_config
-from mrcg.corpus import QUARANTINE, pixels_writer
+from mrcg.config.loading import load_config
+from mrcg.config.settings import Config
+from mrcg.corpus.reader import QUARANTINE, pixels_writer
+from mrcg.corpus.sources import Source
 from mrcg.encoder.spec import HISTORY, SPEC, WEIGHTS, fingerprint, spec_bytes
-from mrcg.encoder.train import new_encoder
-from mrcg.erasure import Wanted
-from mrcg.growth import Line
-from mrcg.hands import OwnHands, silent
-from mrcg.index import kinds
-from mrcg.index.sharded import ShardedIndex
-from mrcg.manifest import FileEntry, make_manifest
-from mrcg.privacy import Pseudonyms
-from mrcg.release import promote, read_release
+from mrcg.encoder.trainer import new_encoder
+from mrcg.erasure.records import Wanted
+from mrcg.execution.executor import OwnHands, silent
+from mrcg.index import faiss_backend
+from mrcg.index.sharded_index import ShardedIndex
+from mrcg.pipeline.stages import Ancestry, Step, plan
+from mrcg.pipeline.update import Line
+from mrcg.privacy.pseudonyms import Pseudonyms
+from mrcg.privacy.signing import Signer
+from mrcg.privacy.suppression import PATIENT
+from mrcg.releases.release import promote, read_release
 from mrcg.reranker import spec as reranker_files
-from mrcg.reranker.train import new_reranker
-from mrcg.signing import Signer
-from mrcg.stages import Ancestry, Source, Step, plan
-from mrcg.store import Store
-from mrcg.suppression import PATIENT
-from mrcg.training import TrainingState, snapshot_name
-from mrcg_jobs.erase import Eraser, forget_here
-from mrcg_jobs.pipeline import run_stages
+from mrcg.reranker.trainer import new_reranker
+from mrcg.storage import schemas
+from mrcg.storage.attempts import begin
+from mrcg.storage.manifest import FileEntry, make_manifest
+from mrcg.storage.store import Store
+from mrcg.training.state import TrainingState, snapshot_name
+from mrcg_jobs.erasure import Eraser, forget_here
+from mrcg_jobs.runner import run_stages
 from tests.bench.mixture import (
     PER_FILE,
     PER_PATIENT,
@@ -166,7 +168,7 @@ class Bench:
     def search_rate(self, index: str) -> float:
         """Queries per second in batches of 64."""
         opened = ShardedIndex.open(self.store.artefact("indexes", index))
-        kinds.use_threads(THREADS)
+        faiss_backend.use_threads(THREADS)
         queries = next(enlarged(self.real_nd, 1024, 2)).astype(np.float32)
         start, done = time.perf_counter(), 0
         while time.perf_counter() - start < 2:

@@ -35,9 +35,9 @@ from typing import Any
 import faiss
 import numpy as np
 
+from mrcg.index.distances import exact_search, recall_at
 from mrcg.index.layout import KindName
-from mrcg.index.metric import exact_search, recall_at
-from mrcg.store import Store
+from mrcg.storage.store import Store
 from tests.bench.contenders import (
     RECALL,
     THREADS,

@@ -26,11 +26,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mrcg import schemas
-from mrcg.config import IngestSettings
+from mrcg.config.settings import IngestSettings
+from mrcg.corpus.sources import SourceFile, open_source
 from mrcg.imaging.readers import read
 from mrcg.imaging.samples import write_samples
-from mrcg.source import SourceFile, open_source
+from mrcg.storage import schemas
 
 IMAGES = 3264
 CHUNK = 512

@@ -28,22 +28,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mrcg import rayenv
-from mrcg.attempt import begin
-from mrcg.config import Config, load_config
-from mrcg.encoder.batches import shuffled_batches, triplet_batches
+from mrcg.config.loading import load_config
+from mrcg.config.settings import Config
+from mrcg.corpus.sources import Source
+from mrcg.encoder.embedder import trunk_features
 from mrcg.encoder.losses import classification_loss, mined_triplet_loss, triplet_loss
 from mrcg.encoder.model import Encoder, to_input
-from mrcg.encoder.train import EncoderTrainer, LabelledImages, new_encoder, trunk_features
-from mrcg.graph.adjacency import query_graphs
+from mrcg.encoder.samplers import triplet_batches
+from mrcg.encoder.trainer import EncoderTrainer, LabelledImages, new_encoder
+from mrcg.execution import ray_environment
+from mrcg.pipeline.stages import plan
+from mrcg.reranker.graph_features import query_graphs
 from mrcg.reranker.layers import SkipConvolution
-from mrcg.stages import Source, plan
-from mrcg.store import Store
-from mrcg.training import Worker
+from mrcg.storage.attempts import begin
+from mrcg.storage.store import Store
+from mrcg.training.batches import shuffled_batches
+from mrcg.training.state import Worker
 from mrcg_jobs.job import Job
 
 if TYPE_CHECKING:
-    from mrcg_jobs.training import TrainTask, Wrap
+    from mrcg_jobs.ray_runtime.trainer import TrainTask, Wrap
 
 CLASSES = ("a", "b", "c", "d")
 TIMES = "times.json"
@@ -93,15 +97,15 @@ def save(trainer: Any) -> dict[str, bytes]:
 
 def ray_rate(count: int) -> float:
     """Images per second of one Ray Train worker."""
-    rayenv.prepare()  # before anything imports Ray
-    from mrcg_jobs import runtime
-    from mrcg_jobs.training import TrainTask, train
+    ray_environment.prepare()  # before anything imports Ray
+    from mrcg_jobs.ray_runtime import cluster
+    from mrcg_jobs.ray_runtime.trainer import TrainTask, train
 
     config = recipe_mobilenet()
     step = plan(config, Source("bench", "bench", count, 1, False), "none")[2]
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)
-        runtime.start(None)
+        cluster.start(None)
         try:
             with begin(store, step.stage.kind, step.version) as attempt:
                 job = Job(store, config, Source("", "", 0, 0, False), step, {}, attempt, lambda *_: None)
@@ -111,7 +115,7 @@ def ray_rate(count: int) -> float:
                 train(job, task, 1)
                 begins = json.loads(store.read_bytes(f"{attempt.output}/{TIMES}"))
         finally:
-            runtime.stop()
+            cluster.stop()
     # The first epoch warms up.
     return count * (len(begins) - 2) / (begins[-1] - begins[1])
 

@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from mrcg import schemas
-from mrcg.attempt import Attempt, begin
-from mrcg.corpus import embeddings_of
-from mrcg.index.metric import BLOCK
-from mrcg.manifest import FileEntry, derive_version, make_manifest
-from mrcg.store import Store
+from mrcg.corpus.embeddings import embeddings_of
+from mrcg.index.distances import BLOCK
+from mrcg.storage import schemas
+from mrcg.storage.attempts import Attempt, begin
+from mrcg.storage.manifest import FileEntry, derive_version, make_manifest
+from mrcg.storage.store import Store
 
 Vectors = npt.NDArray[np.float16]
 #: Scans in one file of pixels, and so of embeddings; near to what 192 MB of pixels are.

@@ -19,13 +19,14 @@ import torch
 import uvicorn
 from fastapi import FastAPI, File
 
-from mrcg.config import ServeSettings, load_config
-from mrcg.loading import LoadEmbedder, LoadReranker, LoadSearcher, take_on
-from mrcg.query import Scope
-from mrcg.release import read_release
-from mrcg.search import RequestContext
-from mrcg.serving import QueryRules
-from mrcg.store import Store
+from mrcg.config.loading import load_config
+from mrcg.config.settings import ServeSettings
+from mrcg.releases.release import read_release
+from mrcg.retrieval.loaders import LoadEmbedder, LoadReranker, LoadSearcher, take_on
+from mrcg.retrieval.preprocessing import QueryRules
+from mrcg.retrieval.query import Scope
+from mrcg.retrieval.search import RequestContext
+from mrcg.storage.store import Store
 
 K = 10
 MOST = 16

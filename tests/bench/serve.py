@@ -33,10 +33,10 @@ import httpx
 import numpy as np
 import torch
 
-from mrcg.config import load_config
-from mrcg.pipeline import LocalPipeline
-from mrcg.query import Wanted
-from mrcg.store import Store
+from mrcg.api.requests import Wanted
+from mrcg.config.loading import load_config
+from mrcg.retrieval.local import LocalPipeline
+from mrcg.storage.store import Store
 from tests.bench.engines import GALLERY_ENGINE, engines
 from tests.making import free_port
 from tests.serving import serving

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.making import index_of
 
-from mrcg.index import kinds
-from mrcg.index.groups import numbered, search_groups
-from mrcg.index.metric import exact_distances
+from mrcg.index import faiss_backend
+from mrcg.index.distances import exact_distances
+from mrcg.index.group_search import numbered, search_groups
 
 #: Cells or breadth that leaves nothing out.
 ALL = 10**6
@@ -16,7 +16,7 @@ ALL = 10**6
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    kinds.use_threads(1)
+    faiss_backend.use_threads(1)
 
 
 def by_hand(queries, vectors, groups, allowed, k):

@@ -5,12 +5,12 @@ import pytest
 from tests.making import free_port
 from tests.serving import assert_alike, serving
 
-from mrcg.client import Client
-from mrcg.pipeline import LocalPipeline
-from mrcg.query import Wanted
+from mrcg.api.client import Client
+from mrcg.api.requests import Wanted
+from mrcg.retrieval.local import LocalPipeline
 from mrcg_serve.rpc import retrieval_pb2 as rpc
+from mrcg_serve.rpc.conversions import answer_in
 from mrcg_serve.rpc.retrieval_pb2_grpc import RetrievalStub
-from mrcg_serve.rpc.translating import answer_in
 
 pytestmark = pytest.mark.slow
 

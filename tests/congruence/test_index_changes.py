@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 from tests.galleries import Line, Scan, index_config, vectors_of
 
-from mrcg.index import sharded
-from mrcg.index.gallery import Where
+from mrcg.index import sharded_index
 from mrcg.index.layout import TRAINED, part_files
-from mrcg.store import Store
+from mrcg.index.metadata import Where
+from mrcg.storage.store import Store
 
 DIM = 6
 #: Cells that leave nothing out: then an approximate index is exact.
@@ -143,8 +143,8 @@ class Changing(RuleBasedStateMachine):
         assert said_of(grown) == said_of(fresh)
         filters = [None, *(fresh.gallery.mask(one) for one in (Where(site=("north",)), Where(label=("a", "c"))))]
         # Both ways to search through a filter, or around scans that are gone.
-        for scan_below in (0, sharded.SCAN_BELOW):
-            with mock.patch.object(sharded, "SCAN_BELOW", scan_below):
+        for scan_below in (0, sharded_index.SCAN_BELOW):
+            with mock.patch.object(sharded_index, "SCAN_BELOW", scan_below):
                 for allowed in filters:
                     for k in (1, 15, 200):
                         mine = grown.search(QUERIES, k, allowed, ALL)

@@ -7,9 +7,9 @@ from ray import serve
 from ray.serve.batching import _BatchQueue
 from tests.serving import assert_alike
 
+from mrcg.api.requests import ByImage, Filters, Wanted
 from mrcg.errors import ImageError, NotFoundError
-from mrcg.pipeline import LocalPipeline
-from mrcg.query import ByImage, Filters, Wanted
+from mrcg.retrieval.local import LocalPipeline
 from mrcg_serve.app import ServeArgs, build
 
 

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from mrcg.gathering import assemble, gather, rows_of
-from mrcg.index.gallery import Where
-from mrcg.index.searcher import Searcher
-from mrcg.query import Scope
-from mrcg.release import read_release
-from mrcg.search import RequestContext
+from mrcg.index.metadata import Where
+from mrcg.releases.release import read_release
+from mrcg.retrieval.merge import assemble, gather, rows_of
+from mrcg.retrieval.query import Scope
+from mrcg.retrieval.search import RequestContext
+from mrcg.retrieval.searcher import Searcher
 
 N = 20
 SCOPES = [

@@ -6,9 +6,9 @@ import pytest
 from tests.making import mrcg
 from tests.serving import assert_alike
 
-from mrcg.client import Client
-from mrcg.pipeline import LocalPipeline
-from mrcg.query import ByImage, Filters, Wanted
+from mrcg.api.client import Client
+from mrcg.api.requests import ByImage, Filters, Wanted
+from mrcg.retrieval.local import LocalPipeline
 
 pytestmark = pytest.mark.slow
 

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.making import index_of
 
-from mrcg import schemas
 from mrcg.hashing import digest
-from mrcg.index import kinds, sharded
+from mrcg.index import faiss_backend, sharded_index
+from mrcg.index.distances import Neighbours, exact_distances, exact_search, merge, nearest, recall_at
 from mrcg.index.layout import PartFacts, Shape, part_files
-from mrcg.index.metric import Neighbours, exact_distances, exact_search, merge, nearest, recall_at
-from mrcg.index.shard import Part
-from mrcg.index.sharded import ShardedIndex
+from mrcg.index.part import Part
+from mrcg.index.sharded_index import ShardedIndex
+from mrcg.storage import schemas
 
 #: Cells or breadth that leaves nothing out.
 ALL = 10**6
@@ -24,7 +24,7 @@ ALL = 10**6
 @pytest.fixture(autouse=True)
 def _one_thread():
     # Small work is not done sooner by several, and on a busy machine they wait for each other.
-    kinds.use_threads(1)
+    faiss_backend.use_threads(1)
 
 
 def gallery(count, dim=6, seed=0, copies=True):
@@ -48,7 +48,7 @@ def index(vectors, shards, kind="flat"):
 
 def of_shape(vectors, shards, shape):
     """An index of any shape, for the kinds that are planned for more vectors than a test has."""
-    trained, parts = kinds.train(shape, vectors.astype(np.float32), 1), []
+    trained, parts = faiss_backend.train(shape, vectors.astype(np.float32), 1), []
     for part in index(vectors, shards).parts:
         filled = faiss.clone_index(trained)
         filled.add(part.vectors_nd.astype(np.float32))
@@ -93,7 +93,7 @@ def test_sharded_equals_single_exact(count, shards, k, seed, share, gone):
 @given(
     *(st.integers(80, 300), st.integers(1, 9), st.sampled_from([1, 10, 50, 400]), st.integers(0, 20)),
     *(st.none() | st.floats(0, 1), st.floats(0, 0.6), st.sampled_from(["ivf_flat", "hnsw"])),
-    st.sampled_from([0, sharded.SCAN_BELOW]),
+    st.sampled_from([0, sharded_index.SCAN_BELOW]),
 )
 def test_an_approximate_search_that_leaves_nothing_out_is_exact(count, shards, k, seed, share, gone, kind, scan_below):
     vectors = gallery(count, seed=seed, copies=False)
@@ -103,7 +103,7 @@ def test_an_approximate_search_that_leaves_nothing_out_is_exact(count, shards, k
     made = index(vectors, shards, kind)
     made.bury([name(row) for row in np.flatnonzero(buried).tolist()])
     reached = ~buried if allowed is None else allowed & ~buried
-    with mock.patch.object(sharded, "SCAN_BELOW", scan_below):
+    with mock.patch.object(sharded_index, "SCAN_BELOW", scan_below):
         found = made.search(queries, k, allowed, ALL)
     assert made.shape.kind == kind
     assert same(found, by_hand(queries, vectors, reached, k))
@@ -112,7 +112,7 @@ def test_an_approximate_search_that_leaves_nothing_out_is_exact(count, shards, k
 @pytest.mark.parametrize("kind", ["ivf_sq", "opq_ivf_pq"])
 @pytest.mark.parametrize("shards", [1, 4])
 def test_a_coarse_code_only_brings_candidates_and_all_of_them_are_exact(kind, shards, monkeypatch):
-    monkeypatch.setattr(sharded, "SCAN_BELOW", 0)
+    monkeypatch.setattr(sharded_index, "SCAN_BELOW", 0)
     vectors = gallery(400, dim=8, copies=False)
     # So many candidates for each wanted one that all vectors are ordered by their exact distance.
     made = of_shape(vectors, shards, Shape(kind=kind, dim=8, lists=4, pq_bytes=8, refine=40))
@@ -125,14 +125,14 @@ def test_a_coarse_code_only_brings_candidates_and_all_of_them_are_exact(kind, sh
 @given(
     *(st.integers(80, 300), st.integers(1, 6), st.integers(1, 80), st.integers(0, 20)),
     *(st.floats(0, 1), st.integers(1, 4), st.sampled_from(["ivf_flat", "ivf_sq", "hnsw"])),
-    st.sampled_from([0, sharded.SCAN_BELOW]),
+    st.sampled_from([0, sharded_index.SCAN_BELOW]),
 )
 def test_a_filtered_approximate_search_finds_as_many_as_are_allowed(
     count, shards, k, seed, share, effort, kind, scan_below
 ):
     vectors, allowed = gallery(count, seed=seed, copies=False), some_of(count, seed, share)
     queries = gallery(5, seed=seed + 1).astype(np.float32)
-    with mock.patch.object(sharded, "SCAN_BELOW", scan_below):
+    with mock.patch.object(sharded_index, "SCAN_BELOW", scan_below):
         found = index(vectors, shards, kind).search(queries, k, allowed, effort)
     want = min(k, int(allowed.sum()))
     assert ((found.rows_qk >= 0).sum(axis=1) == want).all()
@@ -194,8 +194,8 @@ def test_batches_and_blocks_do_not_show(kind, monkeypatch):
     made, queries = index(gallery(700, dim=8), 3, kind), gallery(30, dim=8, seed=3)
     allowed = some_of(700, 1, 0.5)
     whole = made.search(queries, 20), made.search(queries, 20, allowed), made.exact(queries, 20)
-    monkeypatch.setattr(sharded, "BATCH", 7)
-    monkeypatch.setattr(sharded, "BLOCK", 33)
+    monkeypatch.setattr(sharded_index, "BATCH", 7)
+    monkeypatch.setattr(sharded_index, "BLOCK", 33)
     for before, after in zip(
         whole, (made.search(queries, 20), made.search(queries, 20, allowed), made.exact(queries, 20)), strict=True
     ):
@@ -289,10 +289,14 @@ def test_the_files_of_parts_come_back(kind, tmp_path):
         (tmp_path / files.rows).write_bytes(schemas.to_ipc(part.table))
         if part.load is not None:
             shape = whole.shape
-            filled = kinds.train(shape, vectors.astype(np.float32), 1) if shape.trained else kinds.new_index(shape, 1)
+            filled = (
+                faiss_backend.train(shape, vectors.astype(np.float32), 1)
+                if shape.trained
+                else faiss_backend.new_index(shape, 1)
+            )
             filled.add(part.vectors_nd.astype(np.float32))
             with (tmp_path / files.index).open("wb") as sink:
-                kinds.write_index(filled, sink)
+                faiss_backend.write_index(filled, sink)
         facts = PartFacts(shard=number, name=str(number), rows=len(part), live=len(part))
         parts.append(Part.open(tmp_path.joinpath, whole.shape, facts))
     queries = gallery(9, seed=5).astype(np.float32)

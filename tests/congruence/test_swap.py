@@ -8,11 +8,11 @@ import pytest
 from tests.making import make_release, tiny_config
 from tests.serving import assert_alike, serving
 
-from mrcg.client import Client
-from mrcg.pipeline import LocalPipeline
-from mrcg.query import Wanted
-from mrcg.release import promote, read_release, rollback
-from mrcg.store import Store
+from mrcg.api.client import Client
+from mrcg.api.requests import Wanted
+from mrcg.releases.release import promote, read_release, rollback
+from mrcg.retrieval.local import LocalPipeline
+from mrcg.storage.store import Store
 
 pytestmark = pytest.mark.slow
 

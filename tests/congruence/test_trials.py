@@ -3,9 +3,9 @@
 import pytest
 from tests.making import make_release, tiny_config
 
-from mrcg.evaluation.report import Report
-from mrcg.evaluation.trials import measure_encoder, measure_rerankers
-from mrcg.store import Store
+from mrcg.evaluation.epoch_trials import measure_encoder, measure_rerankers
+from mrcg.metrics.report import Report
+from mrcg.storage.store import Store
 
 FIGURES = ("map", "map_full", "precision_at_1", "precision_at_5", "precision_at_10")
 

@@ -4,30 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from mrcg.attempt import begin
-from mrcg.config import Config, load_config
-from mrcg.corpus import IMAGES
-from mrcg.embeddings import embedding_file
+from mrcg.config.loading import load_config
+from mrcg.config.settings import Config
+from mrcg.corpus.assembly import join_corpus
+from mrcg.corpus.embeddings import embedding_file
+from mrcg.corpus.ingestion import ImagesWriter, Rules, ingest_files
+from mrcg.corpus.listing import file_digests, known_files
+from mrcg.corpus.reader import IMAGES
+from mrcg.corpus.sources import Source, open_source, survey
 from mrcg.encoder.spec import read_spec
-from mrcg.erasure import SignedReceipt, Wanted
-from mrcg.growth import Line
-from mrcg.hands import OwnHands, silent
-from mrcg.holding import Sweep, sweep
+from mrcg.erasure.records import SignedReceipt, Wanted
+from mrcg.execution.executor import OwnHands, silent
 from mrcg.imaging.readers import read
-from mrcg.ingest import ImagesWriter, Rules, ingest_files
-from mrcg.joining import join_corpus
-from mrcg.listing import file_digests, known_files
-from mrcg.manifest import derive_version, make_manifest
-from mrcg.release import Promotion, Release, promote, read_release, rollback
-from mrcg.signing import KEY_BYTES, Signer
-from mrcg.source import open_source, survey
-from mrcg.stages import STAGES, Ancestry, Source, Step
-from mrcg.store import Store
-from mrcg.suppression import IMAGE, list_digest
-from mrcg_jobs.embed import _EmbedFile, _reused
-from mrcg_jobs.erase import Eraser
+from mrcg.pipeline.stages import STAGES, Ancestry, Step
+from mrcg.pipeline.update import Line
+from mrcg.privacy.signing import KEY_BYTES, Signer
+from mrcg.privacy.suppression import IMAGE, list_digest
+from mrcg.releases.gc import Sweep, sweep
+from mrcg.releases.release import Promotion, Release, promote, read_release, rollback
+from mrcg.storage.attempts import begin
+from mrcg.storage.manifest import derive_version, make_manifest
+from mrcg.storage.store import Store
+from mrcg_jobs.erasure import Eraser
 from mrcg_jobs.job import Job, entries
-from mrcg_jobs.pipeline import run_stages
+from mrcg_jobs.runner import run_stages
+from mrcg_jobs.stages.embed import _EmbedFile, _reused
 
 SIGNER = Signer(bytes(range(KEY_BYTES)))
 #: Reports that take less time.

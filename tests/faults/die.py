@@ -8,9 +8,9 @@ import os
 import signal
 import sys
 
-from mrcg.attempt import Attempt
-from mrcg.cli import main
-from mrcg.store import Store
+from mrcg.cli.main import main
+from mrcg.storage.attempts import Attempt
+from mrcg.storage.store import Store
 
 
 def die() -> None:

@@ -20,11 +20,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from mrcg.hands import silent
-from mrcg.pipeline import LocalPipeline
-from mrcg.query import Wanted
-from mrcg.store import Store
-from mrcg.verification import verify_store
+from mrcg.api.requests import Wanted
+from mrcg.execution.executor import silent
+from mrcg.releases.verify import verify_store
+from mrcg.retrieval.local import LocalPipeline
+from mrcg.storage.store import Store
 
 #: What changes a folder, or makes a change last.
 CHANGES = ("mkdir", "fsync", "link", "replace", "unlink", "remove", "rmdir")
@@ -35,15 +35,15 @@ PRELOADED = (
     "pytest",
     "sklearn.manifold",
     "mrcg.evaluation.evaluate",
-    "mrcg.evaluation.page",
-    "mrcg.index.making",
-    "mrcg.pipeline",
-    "mrcg_jobs.build_graphs",
-    "mrcg_jobs.build_index",
-    "mrcg_jobs.embed",
-    "mrcg_jobs.erase",
-    "mrcg_jobs.evaluate",
-    "mrcg_jobs.split",
+    "mrcg.evaluation.html_report",
+    "mrcg.index_build.build",
+    "mrcg.retrieval.local",
+    "mrcg_jobs.stages.build_graphs",
+    "mrcg_jobs.stages.build_index",
+    "mrcg_jobs.stages.embed",
+    "mrcg_jobs.erasure",
+    "mrcg_jobs.stages.evaluate",
+    "mrcg_jobs.stages.split",
 )
 _children = multiprocessing.get_context("forkserver")
 _children.set_forkserver_preload(list(PRELOADED))

@@ -8,8 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from mrcg import release
-from mrcg.cli import main
+from mrcg.cli.main import main
+from mrcg.releases import release
 
 
 def meet(folder: Path, count: int) -> None:

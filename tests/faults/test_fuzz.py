@@ -26,15 +26,16 @@ from pydicom.encaps import encapsulate
 from scipy.io import savemat
 from tests import making
 
-from mrcg.config import IngestSettings
-from mrcg.imaging.guard import Guard, start_child
+from mrcg.config.settings import IngestSettings
+from mrcg.corpus.ingest_worker import SegmentReader, SegmentWork
+from mrcg.corpus.ingestion import ImagesWriter, ingest_files
+from mrcg.corpus.listing import write_listing
+from mrcg.corpus.sources import SourceFile, open_source, survey
+from mrcg.execution.sandbox import start_child
+from mrcg.imaging.isolated_reader import Guard
 from mrcg.imaging.phantom import phantoms
 from mrcg.imaging.samples import SampleFormat, write_samples
-from mrcg.ingest import ImagesWriter, ingest_files
-from mrcg.listing import write_listing
-from mrcg.privacy import Pseudonyms
-from mrcg.segment import SegmentReader, SegmentWork
-from mrcg.source import SourceFile, open_source, survey
+from mrcg.privacy.pseudonyms import Pseudonyms
 
 pytestmark = [
     pytest.mark.slow,
@@ -363,7 +364,7 @@ def test_a_segment_with_a_file_that_breaks_its_reader_keeps_all_others(breaking,
 
 def dies(data, settings):
     """Whether a reader's process ends on a file."""
-    child, pipe = start_child("mrcg.imaging.guard", settings, settings.reader_bytes)
+    child, pipe = start_child("mrcg.imaging.isolated_reader", settings, settings.reader_bytes)
     with pipe:
         pipe.send_bytes(data)
         with contextlib.suppress(EOFError):

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from tests.making import MRCG, TINY
 
-from mrcg.corpus import read_scans
-from mrcg.holding import sweep
-from mrcg.stages import STAGES
-from mrcg.store import Store
+from mrcg.corpus.reader import read_scans
+from mrcg.pipeline.stages import STAGES
+from mrcg.releases.gc import sweep
+from mrcg.storage.store import Store
 
 KINDS = [stage.kind for stage in STAGES]
 

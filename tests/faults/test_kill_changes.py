@@ -11,15 +11,15 @@ from tests.faults import changes
 from tests.faults.killing import Killing, Moment, assert_sound, copy_of, files_of, run
 from tests.galleries import Line, Scan, vectors_of
 
-from mrcg.erasure import check_receipt
-from mrcg.holding import sweep
+from mrcg.api.requests import Wanted
+from mrcg.erasure.records import check_receipt
 from mrcg.imaging.samples import write_samples
-from mrcg.pipeline import LocalPipeline
-from mrcg.query import Wanted
-from mrcg.release import read_release, release_numbers
-from mrcg.store import Store
-from mrcg.suppression import suppressed
-from mrcg.tombstones import FOLDER as TOMBSTONES
+from mrcg.privacy.suppression import suppressed
+from mrcg.privacy.tombstones import FOLDER as TOMBSTONES
+from mrcg.releases.gc import sweep
+from mrcg.releases.release import read_release, release_numbers
+from mrcg.retrieval.local import LocalPipeline
+from mrcg.storage.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

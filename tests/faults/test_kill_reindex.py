@@ -11,11 +11,11 @@ import pytest
 from tests.faults.killing import assert_sound, copy_of
 from tests.making import MRCG, mrcg
 
-from mrcg.growth import Line
+from mrcg.corpus.sources import open_source, survey
 from mrcg.imaging.samples import write_samples
-from mrcg.lineage import ancestry_of, source_name
-from mrcg.release import read_release, release_numbers
-from mrcg.source import open_source, survey
+from mrcg.pipeline.ancestry import ancestry_of, source_name
+from mrcg.pipeline.update import Line
+from mrcg.releases.release import read_release, release_numbers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -11,11 +11,11 @@ import pytest
 from tests.making import make_release
 from tests.serving import ONE_OF_EACH, started
 
-from mrcg.client import Client
-from mrcg.pipeline import LocalPipeline
-from mrcg.query import Wanted
-from mrcg.release import read_release
-from mrcg.store import Store
+from mrcg.api.client import Client
+from mrcg.api.requests import Wanted
+from mrcg.releases.release import read_release
+from mrcg.retrieval.local import LocalPipeline
+from mrcg.storage.store import Store
 
 pytestmark = pytest.mark.slow
 

@@ -11,9 +11,9 @@ import pytest
 from tests.faults.killing import copy_of
 from tests.making import MRCG, publish, tiny_config
 
-from mrcg.release import read_release, release_numbers, rollback
-from mrcg.source import open_source, survey
-from mrcg.stages import plan
+from mrcg.corpus.sources import open_source, survey
+from mrcg.pipeline.stages import plan
+from mrcg.releases.release import read_release, release_numbers, rollback
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

@@ -6,9 +6,9 @@ import subprocess
 import pytest
 from tests.making import MRCG, TINY
 
-from mrcg.release import release_numbers
-from mrcg.stages import STAGES
-from mrcg.store import Store
+from mrcg.pipeline.stages import STAGES
+from mrcg.releases.release import release_numbers
+from mrcg.storage.store import Store
 
 KINDS = [stage.kind for stage in STAGES]
 

@@ -10,7 +10,7 @@ from tests.faults.test_fuzz import dicom, jpeg, matlab, mutants, nifti, png
 from tests.making import make_release
 from tests.serving import ONE_OF_EACH, started
 
-from mrcg.store import Store
+from mrcg.storage.store import Store
 
 pytestmark = pytest.mark.slow
 

@@ -17,12 +17,12 @@ from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 from tests import making
 
-from mrcg import schemas
-from mrcg.corpus import Corpus
+from mrcg.corpus.reader import Corpus
+from mrcg.corpus.report import newest_corpus
 from mrcg.imaging.samples import SampleFormat, write_samples
-from mrcg.inventory import newest_corpus
-from mrcg.privacy import ENVIRONMENT, new_key
-from mrcg.store import Store
+from mrcg.privacy.pseudonyms import ENVIRONMENT, new_key
+from mrcg.storage import schemas
+from mrcg.storage.store import Store
 
 # Planted values break the rules of their elements here and there, as those of real files do.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]

@@ -18,16 +18,16 @@ from tests import erasing, making
 from tests.erasing import Person, endings_of, found, hits_of, kinds_of, person_of, serving
 from tests.unit.test_cli import run
 
-from mrcg import query
-from mrcg.attempt import begin
-from mrcg.corpus import read_scans
-from mrcg.erasure import Wanted, draw_record
-from mrcg.pipeline import LocalPipeline
-from mrcg.privacy import Pseudonyms
-from mrcg.release import read_release
-from mrcg.schemas import from_parquet
-from mrcg.store import Store
-from mrcg.suppression import PATIENT
+from mrcg.corpus.reader import read_scans
+from mrcg.erasure.records import Wanted, draw_record
+from mrcg.privacy.pseudonyms import Pseudonyms
+from mrcg.privacy.suppression import PATIENT
+from mrcg.releases.release import read_release
+from mrcg.retrieval import query
+from mrcg.retrieval.local import LocalPipeline
+from mrcg.storage.attempts import begin
+from mrcg.storage.schemas import from_parquet
+from mrcg.storage.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

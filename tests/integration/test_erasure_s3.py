@@ -10,12 +10,12 @@ import pytest
 from tests import erasing, making
 from tests.erasing import eraser, found, person_of, pseudonym
 
-from mrcg.corpus import Corpus
-from mrcg.erasure import Wanted, check_receipt
-from mrcg.files import open_url
-from mrcg.index.sharded import ShardedIndex
-from mrcg.store import Store
-from mrcg.suppression import PATIENT, suppressed
+from mrcg.corpus.reader import Corpus
+from mrcg.erasure.records import Wanted, check_receipt
+from mrcg.index.sharded_index import ShardedIndex
+from mrcg.privacy.suppression import PATIENT, suppressed
+from mrcg.storage.filesystem import open_url
+from mrcg.storage.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

@@ -5,14 +5,15 @@ import json
 import pytest
 from tests import making
 
-from mrcg.corpus import Corpus, Split
+from mrcg.api.requests import Wanted
+from mrcg.corpus.reader import Corpus
+from mrcg.corpus.splits import Split
 from mrcg.imaging.phantom import CLASSES
 from mrcg.imaging.samples import SampleFormat, write_samples
-from mrcg.pipeline import LocalPipeline
-from mrcg.privacy import ENVIRONMENT, new_key
-from mrcg.query import Wanted
-from mrcg.release import read_release
-from mrcg.store import Store
+from mrcg.privacy.pseudonyms import ENVIRONMENT, new_key
+from mrcg.releases.release import read_release
+from mrcg.retrieval.local import LocalPipeline
+from mrcg.storage.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from tests.making import MRCG, mrcg
 
-from mrcg.corpus import Corpus, read_quarantine
+from mrcg.corpus.reader import Corpus, read_quarantine
+from mrcg.corpus.report import newest_corpus
 from mrcg.imaging.samples import write_samples
-from mrcg.inventory import newest_corpus
-from mrcg.store import Store
-from mrcg.suppression import PIXELS, suppress, token
+from mrcg.privacy.suppression import PIXELS, suppress, token
+from mrcg.storage.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -14,11 +14,11 @@ import pytest
 from tests.making import MRCG, TINY, mrcg
 
 from mrcg.encoder.spec import HISTORY, read_spec
-from mrcg.evaluation.report import Report
-from mrcg.evaluation.systems import MARGINS, SYSTEMS, Reproduction, reproduction_markdown
+from mrcg.evaluation.paper_systems import MARGINS, SYSTEMS, Reproduction, reproduction_markdown
 from mrcg.imaging.samples import write_samples
-from mrcg.store import Store
-from mrcg.training import snapshots_of
+from mrcg.metrics.report import Report
+from mrcg.storage.store import Store
+from mrcg.training.state import snapshots_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

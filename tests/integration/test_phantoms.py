@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from mrcg.config import load_config
-from mrcg.encoder.train import EncoderTrainer, LabelledImages, embed_pixels, new_encoder
-from mrcg.evaluation.metrics import mean_average_precision
+from mrcg.config.loading import load_config
+from mrcg.encoder.embedder import embed_pixels
+from mrcg.encoder.trainer import EncoderTrainer, LabelledImages, new_encoder
 from mrcg.imaging.phantom import CLASSES, phantoms
 from mrcg.imaging.slices import resize
+from mrcg.metrics.ranking import mean_average_precision
 
 pytestmark = pytest.mark.slow
 

@@ -11,23 +11,23 @@ import pytest
 from tests import erasing, making
 from tests.unit.test_cli import run
 
-from mrcg.attempt import begin
-from mrcg.config import load_config
-from mrcg.corpus import Corpus, read_scans
-from mrcg.embeddings import EmbeddingRows, embedding_file, files_of, read_table, vectors_in
+from mrcg.api.requests import Wanted
+from mrcg.config.loading import load_config
+from mrcg.corpus.embeddings import EmbeddingRows, embedding_file, files_of, read_table, vectors_in
+from mrcg.corpus.reader import Corpus, read_scans
+from mrcg.corpus.sources import open_source, survey
 from mrcg.encoder.embedder import Embedder
-from mrcg.hands import OwnHands, silent
+from mrcg.execution.executor import OwnHands, silent
 from mrcg.imaging.samples import write_samples
-from mrcg.index.blueprint import IndexWork
-from mrcg.index.making import make_index
-from mrcg.index.sharded import ShardedIndex, read_facts
-from mrcg.lineage import source_name
-from mrcg.manifest import make_manifest
-from mrcg.pipeline import LocalPipeline
-from mrcg.query import Wanted
-from mrcg.release import read_release, release_numbers
-from mrcg.source import open_source, survey
-from mrcg.store import Artefact, Store
+from mrcg.index.sharded_index import ShardedIndex, read_facts
+from mrcg.index_build.build import make_index
+from mrcg.index_build.build_plan import IndexWork
+from mrcg.pipeline.ancestry import source_name
+from mrcg.releases.release import read_release, release_numbers
+from mrcg.retrieval.local import LocalPipeline
+from mrcg.storage.attempts import begin
+from mrcg.storage.manifest import make_manifest
+from mrcg.storage.store import Artefact, Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

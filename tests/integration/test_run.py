@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from tests.making import BAD_FILES, TINY, mrcg
 
-from mrcg import schemas
-from mrcg.corpus import Corpus, read_quarantine, read_scans
-from mrcg.evaluation.report import Report
-from mrcg.stages import STAGES
-from mrcg.store import Store
+from mrcg.corpus.reader import Corpus, read_quarantine, read_scans
+from mrcg.metrics.report import Report
+from mrcg.pipeline.stages import STAGES
+from mrcg.storage import schemas
+from mrcg.storage.store import Store
 
 KINDS = [stage.kind for stage in STAGES]
 

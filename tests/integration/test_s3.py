@@ -11,12 +11,12 @@ import fsspec
 import pytest
 from tests import making
 
-from mrcg.corpus import Corpus, read_quarantine
+from mrcg.corpus.reader import Corpus, read_quarantine
+from mrcg.corpus.report import newest_corpus
 from mrcg.errors import AlreadyExistsError
-from mrcg.files import open_url
 from mrcg.imaging.samples import write_samples
-from mrcg.inventory import newest_corpus
-from mrcg.store import Store
+from mrcg.storage.filesystem import open_url
+from mrcg.storage.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

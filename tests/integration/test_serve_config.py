@@ -13,9 +13,9 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 from tests.making import free_port
 
-from mrcg.client import Client
-from mrcg.pipeline import LocalPipeline
-from mrcg.query import Wanted
+from mrcg.api.client import Client
+from mrcg.api.requests import Wanted
+from mrcg.retrieval.local import LocalPipeline
 
 FILE = Path(__file__).parents[2] / "deploy" / "serve.yaml"
 

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrcg.arrays import MappedRows, blocks_of, make_block, map_blocks
-from mrcg.store import Store
+from mrcg.storage.store import Store
+from mrcg.training.block_cache import MappedRows, blocks_of, make_block, map_blocks
 
 
 @given(st.integers(1, 200), st.integers(1, 2**26), st.integers(1, 9))

@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from mrcg import attempt as attempts
-from mrcg.attempt import begin, busy_versions, dead_attempts, discard, inputs_of_live_attempts, is_live
 from mrcg.errors import StoreError
-from mrcg.manifest import make_manifest
+from mrcg.storage import attempts
+from mrcg.storage.attempts import begin, busy_versions, dead_attempts, discard, inputs_of_live_attempts, is_live
+from mrcg.storage.manifest import make_manifest
 
 
 def manifest_of(attempt, data):

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrcg.cache import BYTES, DEFAULT_BYTES, FOLDER, Cache
 from mrcg.errors import UsageError
 from mrcg.hashing import sha256
-from mrcg_jobs.erase import forget_here
+from mrcg.storage.cache import BYTES, DEFAULT_BYTES, FOLDER, Cache
+from mrcg_jobs.erasure import forget_here
 
 
 @pytest.fixture

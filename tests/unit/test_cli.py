@@ -8,18 +8,18 @@ import pytest
 from tests import erasing
 from tests.making import make_release, publish, tiny_config
 
-from mrcg.attempt import begin
-from mrcg.cli import ORDER, main
-from mrcg.corpus import read_scans
-from mrcg.evaluation.report import Report
-from mrcg.privacy import ENVIRONMENT as PSEUDONYM_KEY
-from mrcg.privacy import Pseudonyms
-from mrcg.release import read_release
-from mrcg.signing import ENVIRONMENT as SIGNING_KEY
-from mrcg.signing import new_signing_key
-from mrcg.source import open_source, survey
-from mrcg.stages import plan
-from mrcg.store import Store
+from mrcg.cli.main import ORDER, main
+from mrcg.corpus.reader import read_scans
+from mrcg.corpus.sources import open_source, survey
+from mrcg.metrics.report import Report
+from mrcg.pipeline.stages import plan
+from mrcg.privacy.pseudonyms import ENVIRONMENT as PSEUDONYM_KEY
+from mrcg.privacy.pseudonyms import Pseudonyms
+from mrcg.privacy.signing import ENVIRONMENT as SIGNING_KEY
+from mrcg.privacy.signing import new_signing_key
+from mrcg.releases.release import read_release
+from mrcg.storage.attempts import begin
+from mrcg.storage.store import Store
 
 
 def run(capsys, *words):
@@ -32,7 +32,7 @@ def run(capsys, *words):
 @pytest.mark.parametrize("command", ["", "run", "query"])
 def test_help_imports_neither_torch_nor_ray(command):
     code = (
-        "import sys; from mrcg.cli import main\n"
+        "import sys; from mrcg.cli.main import main\n"
         f"try: main({[command, '--help'] if command else ['--help']})\n"
         "except SystemExit as end: assert not end.code, end.code\n"
         "heavy = {'torch', 'ray', 'faiss', 'torchvision'} & set(sys.modules); assert not heavy, heavy"
@@ -129,7 +129,7 @@ def test_errors_are_one_line_with_an_exit_code(capsys, monkeypatch, tmp_path, wo
 
 def test_debug_shows_the_traceback():
     done = subprocess.run(
-        [sys.executable, "-c", "from mrcg.cli import main; main()", "releases", "show", "--store", "x", "--debug"],
+        [sys.executable, "-c", "from mrcg.cli.main import main; main()", "releases", "show", "--store", "x", "--debug"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1

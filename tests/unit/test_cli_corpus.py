@@ -8,16 +8,16 @@ import pytest
 from tests import making
 from tests.unit.test_cli import run
 
-from mrcg.config import load_config
+from mrcg.config.loading import load_config
+from mrcg.corpus.sources import open_source, survey
 from mrcg.errors import SourceError, UsageError
 from mrcg.imaging.samples import SampleFormat, write_samples
-from mrcg.lineage import ancestry_of
-from mrcg.privacy import ENVIRONMENT, KEY_DIGITS, Pseudonyms
-from mrcg.signing import ENVIRONMENT as SIGNING
-from mrcg.signing import signer_from_environment
-from mrcg.source import open_source, survey
-from mrcg.stages import plan
-from mrcg.store import Store
+from mrcg.pipeline.ancestry import ancestry_of
+from mrcg.pipeline.stages import plan
+from mrcg.privacy.pseudonyms import ENVIRONMENT, KEY_DIGITS, Pseudonyms
+from mrcg.privacy.signing import ENVIRONMENT as SIGNING
+from mrcg.privacy.signing import signer_from_environment
+from mrcg.storage.store import Store
 
 
 @pytest.fixture

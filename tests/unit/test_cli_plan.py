@@ -5,7 +5,7 @@ import json
 import pytest
 from tests.unit.test_cli import run
 
-from mrcg.cli_store import bytes_of
+from mrcg.cli.store import bytes_of
 from mrcg.errors import UsageError
 
 

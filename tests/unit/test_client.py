@@ -3,11 +3,11 @@ import asyncio
 import httpx
 import pytest
 
-from mrcg import client as module
-from mrcg.answers import Answer
-from mrcg.client import AsyncClient, Client
+from mrcg.api import client as module
+from mrcg.api.client import AsyncClient, Client
+from mrcg.api.requests import ByImage
+from mrcg.api.responses import Answer
 from mrcg.errors import ServiceError
-from mrcg.query import ByImage
 
 ANSWER = Answer(
     release=3,

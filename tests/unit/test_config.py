@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mrcg.config import Config, known_keys, load_config, recipe_names
+from mrcg.config.loading import known_keys, load_config, recipe_names
+from mrcg.config.settings import Config
 from mrcg.errors import SettingsError
 
 

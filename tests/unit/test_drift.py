@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrcg.drift import HALF_LIFE, LEAST, ScoreDrift
-from mrcg.evaluation.calibration import reliability
+from mrcg.metrics.calibration import reliability
+from mrcg.metrics.drift import HALF_LIFE, LEAST, ScoreDrift
 
 
 def judged(scores):

@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 from tests import galleries
 from tests.galleries import Line, Scan, scans_table, vectors_of
 
-from mrcg import schemas
-from mrcg.embeddings import EmbeddingRows, embedding_file, files_of, reusable
+from mrcg.corpus.embeddings import EmbeddingRows, embedding_file, files_of, reusable
 from mrcg.errors import IntegrityError
-from mrcg.store import Store
+from mrcg.storage import schemas
+from mrcg.storage.store import Store
 
 COUNT, DIM, PER_FILE = 57, 5, 10
 SCANS = [Scan(number) for number in range(COUNT)]

@@ -2,8 +2,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrcg.gathering import Fetched, Near, assemble, gather, rows_of
-from mrcg.search import Facts
+from mrcg.retrieval.merge import Fetched, Near, assemble, gather, rows_of
+from mrcg.retrieval.search import Facts
 
 
 def near(rows, distances, groups=None, shards=1):

@@ -2,10 +2,10 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrcg import schemas
-from mrcg.config import load_config
-from mrcg.grouping import conflicts, group_scans, without_repeats
-from mrcg.splits import make_splits
+from mrcg.config.loading import load_config
+from mrcg.corpus.grouping import conflicts, group_scans, without_repeats
+from mrcg.corpus.splits import make_splits
+from mrcg.storage import schemas
 
 
 def scan(n, look, patient=None, **more):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mrcg.errors import TrainingError
-from mrcg.hands import Hands, OwnHands, silent
+from mrcg.execution.executor import Hands, OwnHands, silent
 
 
 @given(st.lists(st.integers()), st.integers(0, 2**40), st.integers(0, 4))
@@ -61,7 +61,7 @@ def test_own_hands_are_given_their_work_as_all_are():
 
 @pytest.mark.slow
 def test_hands_on_a_cluster_are_given_it_alike_and_without_pieces_ask_no_cluster():
-    from mrcg_jobs.hands import RayHands
+    from mrcg_jobs.ray_runtime.executor import RayHands
 
     assert_is_like_all_hands(RayHands)
     assert list(RayHands().map(lambda item: 1 / 0, [])) == []

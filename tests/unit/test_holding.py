@@ -8,17 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrcg import holding
-from mrcg.attempt import begin
+from mrcg.api.requests import Wanted
 from mrcg.errors import IntegrityError, StoreError
-from mrcg.hands import silent
-from mrcg.holding import GRACE_DAYS, all_manifests, chain, key_of, name_of, sweep
-from mrcg.manifest import KINDS, make_manifest
-from mrcg.pipeline import LocalPipeline
-from mrcg.query import Wanted
-from mrcg.release import HISTORY, Release, missing_parts, promote, read_release, rollback
-from mrcg.store import Store
-from mrcg.verification import verify_store
+from mrcg.execution.executor import silent
+from mrcg.releases import gc
+from mrcg.releases.gc import GRACE_DAYS, sweep
+from mrcg.releases.release import HISTORY, Release, missing_parts, promote, read_release, rollback
+from mrcg.releases.verify import verify_store
+from mrcg.retrieval.local import LocalPipeline
+from mrcg.storage.attempts import begin
+from mrcg.storage.catalog import all_manifests, chain, key_of, name_of
+from mrcg.storage.manifest import KINDS, make_manifest
+from mrcg.storage.store import Store
 
 DAY = 86_400
 
@@ -175,13 +176,13 @@ def test_a_version_that_is_published_while_it_sweeps_stays(store, monkeypatch):
     with begin(store, "corpus", "v") as attempt:
         manifest = make_manifest("corpus", "v", {}, {}, {}, [attempt.write("a", b"1")])
 
-        def held(*args, held=holding._held):
+        def held(*args, held=gc._held):
             # It has looked at the manifests already.
             if not store.has("corpus", "v"):
                 attempt.publish(manifest)
             return held(*args)
 
-        monkeypatch.setattr(holding, "_held", held)
+        monkeypatch.setattr(gc, "_held", held)
         assert sweep(store, grace_days=0).files == ()
     assert store.artefact("corpus", "v").read_bytes("a") == b"1"
 
@@ -189,7 +190,7 @@ def test_a_version_that_is_published_while_it_sweeps_stays(store, monkeypatch):
 def test_what_is_promoted_while_it_sweeps_stays(store, monkeypatch):
     models(store)
     pins = line(store, 1)
-    monkeypatch.setattr("mrcg.holding._leftovers", lambda store: release(store, 1, pins) or [])
+    monkeypatch.setattr("mrcg.releases.gc.abandoned_writes", lambda store: release(store, 1, pins) or [])
     with pytest.raises(StoreError, match="corpus/c1 was taken up while it was found to be old"):
         sweep(store)
     assert missing_parts(store, read_release(store)) == []

@@ -5,14 +5,14 @@ import pytest
 from tests import making
 from tests.unit.imaging.test_raster import encoded, slice_of
 
-from mrcg import schemas
-from mrcg.config import IngestSettings
+from mrcg.config.settings import IngestSettings
+from mrcg.corpus.ingestion import ImagesWriter, ingest_files
+from mrcg.corpus.sources import SourceFile
 from mrcg.errors import UsageError
 from mrcg.imaging.slices import Facts, Reading, Slice, image_id, pixel_hash
-from mrcg.ingest import ImagesWriter, ingest_files
-from mrcg.privacy import Pseudonyms
-from mrcg.source import SourceFile
-from mrcg.suppression import IMAGE, PATIENT, PIXELS, token
+from mrcg.privacy.pseudonyms import Pseudonyms
+from mrcg.privacy.suppression import IMAGE, PATIENT, PIXELS, token
+from mrcg.storage import schemas
 
 NAMES = Pseudonyms(bytes(32))
 

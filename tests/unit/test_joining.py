@@ -5,9 +5,10 @@ from hypothesis import strategies as st
 from tests import making
 from tests.unit.imaging.test_raster import encoded, slice_of
 
-from mrcg import joining, schemas
-from mrcg.joining import bad_rows, forget_names
-from mrcg.source import SourceFile
+from mrcg.corpus import assembly
+from mrcg.corpus.assembly import bad_rows, forget_names
+from mrcg.corpus.sources import SourceFile
+from mrcg.storage import schemas
 
 
 def segment(*files, rules=None):
@@ -150,7 +151,7 @@ def test_a_cluster_whose_first_member_is_gone_is_named_after_the_smallest_that_i
     first = {ident: min(some) for some in clusters.values() for ident in some}
     stay = sorted(data.draw(st.sets(st.sampled_from(sorted(first)))) if first else [])
     table = table_of(*({**scan(ident, "g"), "cluster_id": first[ident]} for ident in stay))
-    renamed = joining._rename_clusters(table)
+    renamed = assembly._rename_clusters(table)
     left = {name: [ident for ident in stay if first[ident] == name] for name in first.values()}
     wanted = [first[ident] if first[ident] in stay else min(left[first[ident]]) for ident in stay]
     assert renamed["cluster_id"].to_pylist() == wanted

@@ -1,13 +1,14 @@
-"""``mrcg.growth``: the line behind a release. (``unit/index/test_growth.py`` is about parts of an index.)"""
+"""``mrcg.pipeline.update``: the line behind a release. (``unit/index/test_growth.py`` is about parts of an index.)"""
 
 import pytest
 from tests import making
 
-from mrcg.config import with_overrides
+from mrcg.config.loading import with_overrides
+from mrcg.corpus.sources import Source
 from mrcg.errors import IntegrityError, NotFoundError, SettingsError
-from mrcg.growth import MEASURED, Line, purged_corpus
-from mrcg.release import read_release
-from mrcg.stages import STAGES, Ancestry, Source
+from mrcg.pipeline.stages import STAGES, Ancestry
+from mrcg.pipeline.update import MEASURED, Line, purged_corpus
+from mrcg.releases.release import read_release
 
 GROWN = ["corpus", "splits", "embeddings", "indexes", "graphs", "reports"]
 SOURCE = Source("/somewhere", "another digest", 10, 10, False)

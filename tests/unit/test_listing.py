@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests import making
 
-from mrcg import listing
-from mrcg.files import HashingFile
+from mrcg.corpus import listing
+from mrcg.corpus.listing import PAGE, Plan, cut_segments, file_digests, known_files, pages_in, read_pages, write_listing
+from mrcg.corpus.sources import SourceFile, survey
 from mrcg.imaging.samples import write_samples
-from mrcg.listing import PAGE, Plan, cut_segments, file_digests, known_files, pages_in, read_pages, write_listing
-from mrcg.privacy import Pseudonyms
-from mrcg.source import SourceFile, survey
-from mrcg.stages import plan
+from mrcg.pipeline.stages import plan
+from mrcg.privacy.pseudonyms import Pseudonyms
+from mrcg.storage.filesystem import HashingFile
 
 
 class Walk:
@@ -100,7 +100,7 @@ def test_what_a_corpus_has_read_is_known_and_what_may_pass_is_not(store, tmp_pat
     (folder / "words.png").write_text("words")
     (folder / "late.png").symlink_to(folder / "not-there-yet.png")
     config = making.tiny_config()
-    from mrcg.source import open_source
+    from mrcg.corpus.sources import open_source
 
     source = open_source(str(folder))
     step = plan(config, survey(source), "none")[0]

@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 from tests.making import make_release
 
-from mrcg.config import ServeSettings
-from mrcg.corpus import Corpus
+from mrcg.api.requests import Wanted
+from mrcg.config.settings import ServeSettings
+from mrcg.corpus.reader import Corpus
 from mrcg.errors import ImageError, IntegrityError, NotFoundError, UsageError
-from mrcg.pipeline import LocalPipeline
-from mrcg.query import Wanted
-from mrcg.store import Store
+from mrcg.retrieval.local import LocalPipeline
+from mrcg.storage.store import Store
 
 
 @pytest.fixture(scope="module")

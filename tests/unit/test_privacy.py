@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from tests.making import rules_of
 
 from mrcg.errors import UsageError
-from mrcg.privacy import ENVIRONMENT, KEPT, KEY_DIGITS, Pseudonyms, key_needed, new_key, pseudonyms_from_environment
+from mrcg.privacy.pseudonyms import (
+    ENVIRONMENT,
+    KEPT,
+    KEY_DIGITS,
+    Pseudonyms,
+    key_needed,
+    new_key,
+    pseudonyms_from_environment,
+)
 
 KEY, OTHER_KEY = bytes(range(32)), bytes(range(1, 33))
 NAMES, OTHER = Pseudonyms(KEY), Pseudonyms(OTHER_KEY)

@@ -10,18 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests import erasing, making
 
-from mrcg import schemas
-from mrcg.attempt import begin
-from mrcg.corpus import Corpus, pixels_writer, read_quarantine, rows_in, without_rows
+from mrcg.corpus.listing import file_digests, known_files
+from mrcg.corpus.reader import Corpus, pixels_writer, read_quarantine, rows_in, without_rows
+from mrcg.corpus.sources import open_source, survey
+from mrcg.erasure.purge import purge_corpus
 from mrcg.errors import NotFoundError
-from mrcg.growth import purged_corpus
 from mrcg.imaging.samples import SampleFormat, write_samples
-from mrcg.listing import file_digests, known_files
-from mrcg.manifest import make_manifest
-from mrcg.purging import purge_corpus
-from mrcg.source import open_source, survey
-from mrcg.stages import plan
-from mrcg.suppression import IMAGE, PATIENT, PIXELS, list_digest, suppress, token
+from mrcg.pipeline.stages import plan
+from mrcg.pipeline.update import purged_corpus
+from mrcg.privacy.suppression import IMAGE, PATIENT, PIXELS, list_digest, suppress, token
+from mrcg.storage import schemas
+from mrcg.storage.attempts import begin
+from mrcg.storage.manifest import make_manifest
 
 # Rows of a file --------------------------------------------------------------------------------------------------
 

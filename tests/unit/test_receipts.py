@@ -10,21 +10,21 @@ from tests import erasing, making
 from tests.erasing import KEY, SIGNER, copied, eraser, pseudonym, restored
 from tests.galleries import published
 
-from mrcg import schemas
-from mrcg.attempt import begin
-from mrcg.corpus import read_quarantine, read_scans
-from mrcg.erasure import RECEIPTS, RECORDS, Wanted, check_receipt, draw_record, read_receipt, versions_back
+from mrcg.corpus.ingestion import is_suppressed
+from mrcg.corpus.reader import read_quarantine, read_scans
+from mrcg.erasure.discovery import traces
+from mrcg.erasure.records import RECEIPTS, RECORDS, Wanted, check_receipt, draw_record, read_receipt, versions_back
 from mrcg.errors import IntegrityError, NotFoundError, StoreError, UsageError
 from mrcg.imaging.samples import SampleFormat, write_samples
-from mrcg.ingest import is_suppressed
-from mrcg.privacy import Pseudonyms
-from mrcg.signing import Signer
-from mrcg.store import Store
-from mrcg.suppression import FOLDER as SUPPRESSION
-from mrcg.suppression import IMAGE, PATIENT, PIXELS, suppressed, token
-from mrcg.tombstones import FOLDER as TOMBSTONES
-from mrcg.tombstones import Tombstones, entry_of
-from mrcg.traces import traces
+from mrcg.privacy.pseudonyms import Pseudonyms
+from mrcg.privacy.signing import Signer
+from mrcg.privacy.suppression import FOLDER as SUPPRESSION
+from mrcg.privacy.suppression import IMAGE, PATIENT, PIXELS, suppressed, token
+from mrcg.privacy.tombstones import FOLDER as TOMBSTONES
+from mrcg.privacy.tombstones import Tombstones, entry_of
+from mrcg.storage import schemas
+from mrcg.storage.attempts import begin
+from mrcg.storage.store import Store
 
 JANE, JOE, TWIN, NOBODY = "PH-glioma_tumor-0-1", "PH-no_tumor-2-1", "TWIN", "NOBODY"
 JANES = Wanted(kind=PATIENT, value=pseudonym(JANE))
@@ -396,7 +396,7 @@ def test_scans_of_hers_from_a_job_that_had_begun_before_are_seen_and_erased(eras
 
 def test_what_is_left_is_named_and_keeps_the_receipt_from_being_signed(made, monkeypatch):
     store, _ = made
-    monkeypatch.setattr("mrcg_jobs.erase.remove_versions", lambda *_: None)
+    monkeypatch.setattr("mrcg_jobs.erasure.remove_versions", lambda *_: None)
     with pytest.raises(IntegrityError, match="still hold them: run the same command again"):
         eraser(store).erase(JANES)
     monkeypatch.undo()

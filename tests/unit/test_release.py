@@ -3,15 +3,15 @@ import threading
 
 import pytest
 
-from mrcg import release as releases
-from mrcg.attempt import begin
 from mrcg.errors import IntegrityError, LostRaceError, NotFoundError, ReleaseError, WeightsError
-from mrcg.evaluation.report import REPORT, Report
-from mrcg.holding import sweep
-from mrcg.manifest import derive_version, make_manifest
-from mrcg.release import Gate, candidate, diff, missing_parts, promote, read_release, release_numbers, rollback
+from mrcg.metrics.report import REPORT, Report
+from mrcg.releases import release as releases
+from mrcg.releases.gc import sweep
+from mrcg.releases.release import Gate, candidate, diff, missing_parts, promote, read_release, release_numbers, rollback
 from mrcg.reranker.spec import SPEC, read_spec
-from mrcg.store import Store
+from mrcg.storage.attempts import begin
+from mrcg.storage.manifest import derive_version, make_manifest
+from mrcg.storage.store import Store
 
 GATE = Gate(map_drop=0.01, recall_drop=0.02)
 
@@ -271,7 +271,7 @@ def test_of_two_rollbacks_at_once_the_second_is_told(released, monkeypatch):
     store, _ = released
     promote(store, another(store), None)
     store.create("releases/history/3.json", store.read_bytes("releases/history/1.json"))
-    monkeypatch.setattr("mrcg.release.release_numbers", lambda store: [1, 2])
+    monkeypatch.setattr("mrcg.releases.release.release_numbers", lambda store: [1, 2])
     with pytest.raises(ReleaseError, match="release 3 was made by somebody else just now"):
         rollback(store)
 

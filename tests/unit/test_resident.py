@@ -2,10 +2,10 @@ import time
 
 import pytest
 
-from mrcg import resident
 from mrcg.errors import IntegrityError, StoreError
-from mrcg.release import Release
-from mrcg.resident import Following, NotResidentError, Residents
+from mrcg.releases.release import Release
+from mrcg.retrieval import hot_swap
+from mrcg.retrieval.hot_swap import Following, NotResidentError, Residents
 
 
 def release(number, encoder=None):
@@ -90,8 +90,8 @@ def test_one_that_was_never_asked_for_goes_too(residents):
 @pytest.fixture
 def there(monkeypatch):
     found = {1: release(1), 2: release(2)}
-    monkeypatch.setattr(resident, "release_numbers", lambda store: sorted(found))
-    monkeypatch.setattr(resident, "read_release", lambda store, number: found[number])
+    monkeypatch.setattr(hot_swap, "release_numbers", lambda store: sorted(found))
+    monkeypatch.setattr(hot_swap, "read_release", lambda store, number: found[number])
     return found
 
 
@@ -149,7 +149,7 @@ def test_a_store_that_cannot_be_read_is_looked_at_again(residents, there, monkey
 
     following = Following(None, residents)
     with monkeypatch.context() as patched:
-        patched.setattr(resident, "release_numbers", broken)
+        patched.setattr(hot_swap, "release_numbers", broken)
         following.step()
     assert "cannot be looked at now" in caplog.text
     assert residents.numbers == (1,)

@@ -2,7 +2,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrcg import schemas
+from mrcg.storage import schemas
 
 rows = st.lists(st.tuples(st.one_of(st.none(), st.text(max_size=5)), st.integers(0, 9)), max_size=20)
 

@@ -5,18 +5,11 @@ import time
 import numpy as np
 import pytest
 
-from mrcg.pipeline import _finish
-from mrcg.query import ByEmbedding, ByImage, ByPixels, Filters, Query, Wanted
-from mrcg.search import (
-    AllowAll,
-    Facts,
-    Found,
-    Influences,
-    RequestContext,
-    SearchSettings,
-    StageUnavailableError,
-    answer,
-)
+from mrcg.api.requests import ByImage, Filters, Wanted
+from mrcg.reranker.influence import Influences
+from mrcg.retrieval.local import _finish
+from mrcg.retrieval.query import ByEmbedding, ByPixels, Query
+from mrcg.retrieval.search import AllowAll, Facts, Found, RequestContext, SearchSettings, StageUnavailableError, answer
 
 SETTINGS = SearchSettings(neighbours=4, ood_threshold=10.0, rerank_reserve_ms=50)
 

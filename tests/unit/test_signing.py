@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mrcg.errors import UsageError
-from mrcg.signing import (
+from mrcg.privacy.signing import (
     ENVIRONMENT,
     KEY_BYTES,
     Signature,

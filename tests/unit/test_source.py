@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 import scipy.io
 
+from mrcg.corpus.sources import listed, listing_table, open_source, survey
 from mrcg.errors import SourceError
-from mrcg.source import listed, listing_table, open_source, survey
 
 
 def folder(tmp_path, *keys):

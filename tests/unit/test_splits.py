@@ -3,10 +3,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from mrcg import schemas
-from mrcg.config import load_config
+from mrcg.config.loading import load_config
+from mrcg.corpus.splits import make_splits
 from mrcg.errors import SourceError
-from mrcg.splits import make_splits
+from mrcg.storage import schemas
 
 
 def scans(count, groups=None, **columns):

@@ -4,10 +4,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.making import tiny_config
 
+from mrcg.corpus.sources import Source
+from mrcg.corpus.splits import Fold
 from mrcg.errors import NotFoundError
-from mrcg.manifest import KINDS
-from mrcg.splits import Fold
-from mrcg.stages import STAGES, Source, open_inputs, plan
+from mrcg.pipeline.stages import STAGES, open_inputs, plan
+from mrcg.storage.manifest import KINDS
 
 SOURCE = Source("somewhere", "listing", 1, 1, False)
 

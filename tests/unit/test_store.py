@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from tests.making import publish, tiny_config
 
-from mrcg.attempt import begin
+from mrcg.corpus.sources import Source
 from mrcg.errors import AlreadyExistsError, IntegrityError, NotFoundError, StoreError
-from mrcg.manifest import make_manifest
-from mrcg.stages import Source, plan
-from mrcg.store import Store, spill
+from mrcg.pipeline.stages import plan
+from mrcg.storage.attempts import begin
+from mrcg.storage.manifest import make_manifest
+from mrcg.storage.store import Store, spill
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -175,7 +176,7 @@ def test_what_no_cache_may_keep_goes_with_this_process(remote, tmp_path, monkeyp
 
 
 def test_the_place_of_what_is_spilled_goes_when_its_process_ends():
-    code = "from mrcg.store import spill; folder = spill(); (folder / 'a').write_text('x'); print(folder); assert spill() == folder"
+    code = "from mrcg.storage.store import spill; folder = spill(); (folder / 'a').write_text('x'); print(folder); assert spill() == folder"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not Path(done.stdout.strip()).exists()
     assert Path(done.stdout.strip()).name.startswith("mrcg-")

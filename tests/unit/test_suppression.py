@@ -3,8 +3,8 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrcg.privacy import Pseudonyms
-from mrcg.suppression import FOLDER, IMAGE, PATIENT, PIXELS, suppress, suppressed, token
+from mrcg.privacy.pseudonyms import Pseudonyms
+from mrcg.privacy.suppression import FOLDER, IMAGE, PATIENT, PIXELS, suppress, suppressed, token
 
 KEYS = [None, Pseudonyms(bytes(32)), Pseudonyms(bytes(range(32)))]
 KINDS = [PATIENT, IMAGE, PIXELS]

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mrcg.errors import IntegrityError
-from mrcg.store import Store
-from mrcg.tombstones import FOLDER, LOOK_SECONDS, Tombstones, bury, entry_of
+from mrcg.privacy.tombstones import FOLDER, LOOK_SECONDS, Tombstones, bury, entry_of
+from mrcg.storage.store import Store
 
 IMAGES = [f"{number:032x}" for number in range(6)]
 
@@ -87,7 +87,7 @@ def counted(tmp_path):
 def clock(monkeypatch):
     """Seconds that pass when a test says so."""
     now = [1000.0]
-    monkeypatch.setattr("mrcg.tombstones.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("mrcg.privacy.tombstones.time.monotonic", lambda: now[0])
     return now
 
 

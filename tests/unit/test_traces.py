@@ -4,13 +4,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.galleries import Line, Scan, index_config, published, vectors_of
 
-from mrcg import schemas, traces
+from mrcg.erasure import discovery
 from mrcg.errors import IntegrityError
 from mrcg.hashing import digest
-from mrcg.holding import all_manifests
-from mrcg.manifest import KINDS, Manifest, derive_version, make_manifest
-from mrcg.stages import STAGES
-from mrcg.tombstones import entry_of
+from mrcg.pipeline.stages import STAGES
+from mrcg.privacy.tombstones import entry_of
+from mrcg.storage import schemas
+from mrcg.storage.catalog import all_manifests
+from mrcg.storage.manifest import KINDS, Manifest, derive_version, make_manifest
 
 # Who is tainted ---------------------------------------------------------------------------------------------------
 
@@ -46,14 +47,14 @@ def naively_tainted(manifests, key, roots):
     """Whether a version may hold something of the roots, seen from the version itself."""
     if key in roots:
         return True
-    if key[0] in traces.MODELS:
+    if key[0] in discovery.MODELS:
         return False
     one = manifests[key]
     for kind, version in one.inputs.items():
         own = kind == one.kind
         if own and (kind != "indexes" or one.settings.get("purge")):
             continue
-        if kind not in traces.MODELS and naively_tainted(manifests, (kind, version), roots):
+        if kind not in discovery.MODELS and naively_tainted(manifests, (kind, version), roots):
             return True
     return False
 
@@ -61,16 +62,16 @@ def naively_tainted(manifests, key, roots):
 @given(lines())
 def test_what_was_made_from_somebody_is_tainted_and_nothing_else(drawn):
     manifests, roots = drawn
-    found = traces.tainted(manifests, roots)
+    found = discovery.tainted(manifests, roots)
     assert found == {key for key in manifests if naively_tainted(manifests, key, roots)}
 
 
 @given(lines())
 def test_models_taint_nothing_and_are_not_tainted(drawn):
     manifests, roots = drawn
-    assert not {key for key in traces.tainted(manifests, roots) if key[0] in traces.MODELS}
-    models = [key for key in manifests if key[0] in traces.MODELS]
-    assert traces.tainted(manifests, models) == set(models), "as roots they would be alone"
+    assert not {key for key in discovery.tainted(manifests, roots) if key[0] in discovery.MODELS}
+    models = [key for key in manifests if key[0] in discovery.MODELS]
+    assert discovery.tainted(manifests, models) == set(models), "as roots they would be alone"
 
 
 @given(lines())
@@ -80,7 +81,7 @@ def test_a_line_that_was_purged_is_clean(drawn):
     versions = {kind: [version for of, version in manifests if of == kind][-1] for kind in ORDER}
     purged: dict[str, str] = {"encoders": versions["encoders"], "rerankers": versions["rerankers"]}
     for kind in ORDER:
-        if kind in traces.MODELS:
+        if kind in discovery.MODELS:
             continue
         inputs = {name: purged[name] for name in INPUTS[kind]}
         if kind in ("corpus", "embeddings", "indexes"):
@@ -88,16 +89,16 @@ def test_a_line_that_was_purged_is_clean(drawn):
         one = made(kind, 99, inputs, purge=kind == "indexes")
         manifests[kind, one.version] = one
         purged[kind] = one.version
-    found = traces.tainted(manifests, roots)
+    found = discovery.tainted(manifests, roots)
     assert not found.intersection(purged.items())
 
 
 def test_damaged_versions_taint_nothing_that_is_known():
-    assert traces.tainted({("corpus", "a"): None, ("splits", "b"): None}, [("corpus", "a")]) == {("corpus", "a")}
+    assert discovery.tainted({("corpus", "a"): None, ("splits", "b"): None}, [("corpus", "a")]) == {("corpus", "a")}
 
 
 def test_every_kind_is_pixels_tables_or_a_model():
-    assert set(traces.MODELS) < set(KINDS)
+    assert set(discovery.MODELS) < set(KINDS)
 
 
 # Galleries --------------------------------------------------------------------------------------------------------
@@ -140,17 +141,17 @@ def model_of(line, splits, name="a"):
 
 
 def learned(store):
-    located = traces.locate(store, "image_id", MINE)
-    return set(traces.learned_from(store, all_manifests(store), located))
+    located = discovery.locate(store, "image_id", MINE)
+    return set(discovery.learned_from(store, all_manifests(store), located))
 
 
 def test_who_is_where_and_who_is_not(store, line):
-    (where,) = traces.locate(store, "patient", [SCANS[0].patient])
+    (where,) = discovery.locate(store, "patient", [SCANS[0].patient])
     assert where.corpus == line.corpus
     assert where.mine["image_id"].to_pylist() == MINE
     assert where.others.num_rows == 36
-    assert traces.locate(store, "patient", ["nobody"]) == []
-    (nobody,) = traces.each_corpus(store, "patient", ["nobody"])
+    assert discovery.locate(store, "patient", ["nobody"]) == []
+    (nobody,) = discovery.each_corpus(store, "patient", ["nobody"])
     assert (nobody.mine.num_rows, nobody.others.num_rows) == (0, 40)
 
 
@@ -187,7 +188,7 @@ def test_splits_that_an_erasure_made_in_their_place_tell_it_too(store, line, dra
     published(store, "reports", {}, inputs, {})
     store.remove(f"splits/{splits}")
     assert learned(store) == (models if drawn in MINE else set())
-    nobody = traces.learned_from(store, all_manifests(store), [])
+    nobody = discovery.learned_from(store, all_manifests(store), [])
     assert set(nobody) == models, "who has no scan any more may have been learned from"
 
 
@@ -195,10 +196,10 @@ def test_vectors_are_known_by_their_hashes_but_not_those_that_others_share(store
     vectors = VECTORS.copy()
     vectors[20] = vectors[1]  # somebody else's, the very same
     Line.of(store, SCANS, vectors)
-    found = traces.vectors_of(store, all_manifests(store), set(MINE))
+    found = discovery.vectors_of(store, all_manifests(store), set(MINE))
     assert len(found) == 3
     assert all(len(one) == 32 for one in found)
-    assert traces.vectors_of(store, all_manifests(store), set()) == set()
+    assert discovery.vectors_of(store, all_manifests(store), set()) == set()
 
 
 # What is left -----------------------------------------------------------------------------------------------------
@@ -207,7 +208,7 @@ def test_vectors_are_known_by_their_hashes_but_not_those_that_others_share(store
 def asked(store):
     """Hashes of what names the first patient, and of their vectors."""
     names = [entry_of(one) for one in (*MINE, SCANS[0].patient)]
-    return names, sorted(traces.vectors_of(store, all_manifests(store), set(MINE)))
+    return names, sorted(discovery.vectors_of(store, all_manifests(store), set(MINE)))
 
 
 def test_names_and_vectors_are_found_in_every_kind_of_file(store, line):
@@ -217,7 +218,7 @@ def test_names_and_vectors_are_found_in_every_kind_of_file(store, line):
     published(
         store, "reports", {}, {"corpus": line.corpus}, {"a.html": page, "b.md": page, "c.txt": page, "d.json": page}
     )
-    assert sorted(traces.traces(store, names, vectors)) == sorted(
+    assert sorted(discovery.traces(store, names, vectors)) == sorted(
         [
             *(store.artefact("corpus", line.corpus).relative(name) for name in ["scans/00000.parquet"]),
             *(
@@ -234,43 +235,43 @@ def test_names_and_vectors_are_found_in_every_kind_of_file(store, line):
             ),
         ]
     )
-    assert traces.traces(store, [entry_of("nobody")], [digest("none", 32)]) == []
+    assert discovery.traces(store, [entry_of("nobody")], [digest("none", 32)]) == []
 
 
 def test_a_vector_without_a_name_is_found(store, line):
     version, _ = line.index(SMALL)
     _, vectors = asked(store)
-    assert traces.traces(store, [], vectors) == [
+    assert discovery.traces(store, [], vectors) == [
         store.artefact("embeddings", line.embeddings).relative("embeddings/g000-00000-00.arrow"),
         store.artefact("indexes", version).relative("parts/00000-000-00.vectors.f16"),
     ]
 
 
 def test_an_id_in_a_list_is_found(store, line):
-    table = traces.read_scans(store.artefact("corpus", line.corpus))
+    table = discovery.read_scans(store.artefact("corpus", line.corpus))
     rows = table.slice(10, 2).to_pylist()
     rows[0]["joins"] = ["a" * 32, MINE[0]]
     files = {"scans/00000.parquet": schemas.to_parquet(pa.Table.from_pylist(rows, schemas.SCANS))}
     version = published(store, "corpus", {"listing": "joined"}, {}, files)
-    found = traces.traces(store, [entry_of(MINE[0])], [])
+    found = discovery.traces(store, [entry_of(MINE[0])], [])
     assert store.artefact("corpus", version).relative("scans/00000.parquet") in found
 
 
 def test_a_damaged_version_is_not_passed_over(store, line):
     store.write_bytes(f"embeddings/{line.embeddings}/manifest.json", b"{}")
     with pytest.raises(IntegrityError, match=f"embeddings/{line.embeddings} is damaged: `mrcg verify` says how"):
-        traces.traces(store, [], [])
+        discovery.traces(store, [], [])
 
 
 def test_an_index_that_holds_more_than_is_listed_has_residue(store, line):
     first, _ = line.index(SMALL)
-    assert traces.with_residue(store, all_manifests(store)) == []
+    assert discovery.with_residue(store, all_manifests(store)) == []
     left = Line.of(store, SCANS[4:], VECTORS[4:])
     second, _ = left.index(SMALL, base=first)
-    assert traces.with_residue(store, all_manifests(store)) == [("indexes", second)]
+    assert discovery.with_residue(store, all_manifests(store)) == [("indexes", second)]
     purged, _ = left.index(SMALL, base=second, purge=True)
-    assert traces.with_residue(store, all_manifests(store)) == [("indexes", second)]
+    assert discovery.with_residue(store, all_manifests(store)) == [("indexes", second)]
     _, vectors = asked(store)
-    found = traces.traces(store, [], vectors)
+    found = discovery.traces(store, [], vectors)
     assert not [one for one in found if purged in one]
     assert [one for one in found if second in one or first in one]

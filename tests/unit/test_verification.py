@@ -6,16 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.galleries import Line, Scan, index_config, vectors_of
 
-from mrcg.attempt import begin
 from mrcg.errors import IntegrityError, NotFoundError, StoreError
-from mrcg.hands import silent
+from mrcg.execution.executor import silent
 from mrcg.index.layout import TRAINED
-from mrcg.index.sharded import ShardedIndex
-from mrcg.manifest import KINDS, Manifest
-from mrcg.pipeline import LocalPipeline
-from mrcg.release import read_release
-from mrcg.store import Store
-from mrcg.verification import verify_store
+from mrcg.index.sharded_index import ShardedIndex
+from mrcg.releases.release import read_release
+from mrcg.releases.verify import verify_store
+from mrcg.retrieval.local import LocalPipeline
+from mrcg.storage.attempts import begin
+from mrcg.storage.manifest import KINDS, Manifest
+from mrcg.storage.store import Store
 
 #: What a store with a release has; trials are made by `mrcg reproduce` alone.
 MADE = [kind for kind in KINDS if kind != "trials"]

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mrcg.errors import NotFoundError
-from mrcg.search import RequestContext
-from mrcg_serve import coalescing
-from mrcg_serve.coalescing import Coalescer
+from mrcg.retrieval.search import RequestContext
+from mrcg_serve import batching
+from mrcg_serve.batching import Coalescer
 
 
 def context(seconds=60.0):
@@ -92,7 +92,7 @@ def test_a_call_that_fails_fails_for_all_in_it_and_the_next_goes_on():
 
 
 def test_a_replica_that_hangs_keeps_others_waiting_for_a_moment_only(monkeypatch):
-    monkeypatch.setattr(coalescing, "PATIENCE", 0.05)
+    monkeypatch.setattr(batching, "PATIENCE", 0.05)
 
     async def run():
         async def call(contexts, items):

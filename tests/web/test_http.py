@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.making import bomb, mrcg
 
-from mrcg.answers import Hit
+from mrcg.api.responses import Hit
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ from schemathesis.specs.openapi.checks import negative_data_rejection, positive_
 from tests.making import make_release
 from tests.serving import serving
 
-from mrcg.store import Store
+from mrcg.storage.store import Store
 
 pytestmark = pytest.mark.slow
 

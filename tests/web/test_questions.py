@@ -7,9 +7,10 @@ import httpx
 import pytest
 from fastapi import Depends, FastAPI
 
-from mrcg.query import ByImage, Filters, Sent, Wanted
-from mrcg_serve.problems import install
-from mrcg_serve.questions import Question, question
+from mrcg.api.requests import ByImage, Filters, Sent, Wanted
+from mrcg_serve.http.parsing import question
+from mrcg_serve.problem_details import install
+from mrcg_serve.requests import Question
 
 asked = []
 app = FastAPI()

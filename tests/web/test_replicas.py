@@ -6,15 +6,15 @@ import time
 import numpy as np
 import pytest
 
-from mrcg.config import ServeSettings
+from mrcg.config.settings import ServeSettings
 from mrcg.errors import NotFoundError
-from mrcg.gathering import Fetched, Near
-from mrcg.query import Scope
-from mrcg.resident import NotResidentError
-from mrcg.search import Facts, RequestContext, StageUnavailableError
-from mrcg_serve import stages
+from mrcg.retrieval.hot_swap import NotResidentError
+from mrcg.retrieval.merge import Fetched, Near
+from mrcg.retrieval.query import Scope
+from mrcg.retrieval.search import Facts, RequestContext, StageUnavailableError
+from mrcg_serve import remote_stages
+from mrcg_serve.remote_stages import RemoteStages
 from mrcg_serve.replicas import together
-from mrcg_serve.stages import RemoteStages
 
 
 def test_a_batch_of_two_releases_is_worked_on_release_by_release():
@@ -66,7 +66,7 @@ def test_another_replica_is_asked_while_one_lacks_the_release():
     embed.outcomes, embed.calls = [MISSING] * 20, 0
     with pytest.raises(NotResidentError):
         asyncio.run(asked.embed(context(), None))
-    assert embed.calls == stages.ASKED
+    assert embed.calls == remote_stages.ASKED
 
 
 def near(rows, shards=1):

@@ -9,7 +9,7 @@ import pytest
 from tests.making import make_release
 from tests.serving import ONE_OF_EACH, started
 
-from mrcg.store import Store
+from mrcg.storage.store import Store
 
 pytestmark = pytest.mark.slow
 

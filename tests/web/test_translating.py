@@ -5,12 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mrcg.answers import Answer, BatchLine, Explained, Explanation, Hit, Influence, Node
+from mrcg.api.requests import ByImage, Filters, Sent, Wanted
+from mrcg.api.responses import Answer, BatchLine, Explained, Explanation, Hit, Influence, Node
 from mrcg.errors import UsageError
-from mrcg.query import ByImage, Filters, Sent, Wanted
-from mrcg_serve.access import Peer
+from mrcg_serve.auth import Peer
 from mrcg_serve.rpc import retrieval_pb2 as rpc
-from mrcg_serve.rpc.translating import answer_in, answer_out, line_out, question_in, questions_in
+from mrcg_serve.rpc.conversions import answer_in, answer_out, line_out, question_in, questions_in
 
 words = st.text(max_size=8)
 unknown = st.none() | words

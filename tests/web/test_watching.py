@@ -11,7 +11,7 @@ import pytest
 from tests.making import make_release
 from tests.serving import serving
 
-from mrcg.store import Store
+from mrcg.storage.store import Store
 
 pytestmark = pytest.mark.slow
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import numpy.typing as npt
 import safetensors.torch
+import torch
+from torch import Tensor
 
-from mrcg.encoder.model import Encoder
+from mrcg.encoder.augmentation import augment
+from mrcg.encoder.model import Encoder, to_input
 from mrcg.encoder.spec import WEIGHTS, fingerprint, read_spec
-from mrcg.encoder.train import embed_pixels
 from mrcg.errors import IntegrityError
 from mrcg.imaging.slices import Grey, resize
-from mrcg.store import Artefact
+from mrcg.storage.store import Artefact
+from mrcg.training.block_cache import Rows
 
 #: Images resized and embedded at a time: bounds the memory whatever the size of a file.
 SLICE = 256
@@ -70,3 +73,43 @@ def embed_images(
         ids += [ident for ident, _ in some]
         parts.append(embed_pixels(encoder, pixels, batch_size, device).astype(np.float16))
     return ids, np.concatenate(parts)
+
+
+Vectors = npt.NDArray[np.float32]
+
+
+def embed_pixels(encoder: Encoder, pixels_nss: Rows, batch_size: int, device: str) -> Vectors:
+    """(n, s, s) grey levels -> (n, d) float32 embeddings, without gradients."""
+    return _in_batches(encoder, pixels_nss, batch_size, device, lambda grey: encoder(to_input(grey))[0])
+
+
+def embed_features(encoder: Encoder, features_nf: Rows, batch_size: int, device: str) -> Vectors:
+    """(n, f) features of the trunk -> (n, d) float32 embeddings, without gradients."""
+    return _in_batches(encoder, features_nf, batch_size, device, lambda features: encoder.branches(features)[0])
+
+
+def trunk_features(
+    encoder: Encoder, pixels_nss: Rows, batch_size: int, device: str, augment_seed: int | None = None
+) -> Vectors:
+    """(n, s, s) grey levels -> (n, f) what the branches see, of an augmented view where there is a seed."""
+    done = 0
+
+    def run(grey: Tensor) -> Tensor:
+        nonlocal done
+        done += 1
+        return encoder.features(to_input(grey if augment_seed is None else augment(grey, augment_seed + done)))
+
+    return _in_batches(encoder, pixels_nss, batch_size, device, run)
+
+
+def _in_batches(encoder: Encoder, rows: Rows, batch_size: int, device: str, run: Callable[[Tensor], Tensor]) -> Vectors:
+    encoder.eval()
+    out: list[Tensor] = []
+    with torch.inference_mode():
+        for start in range(0, len(rows), batch_size):
+            batch = torch.tensor(rows[start : start + batch_size], device=device)  # a copy: Ray's arrays are read-only
+            out.append(run(batch).float().cpu())
+    if not out:
+        return np.empty((0, encoder.spec.embedding_dim), dtype=np.float32)
+    vectors: Vectors = torch.cat(out).numpy()
+    return vectors

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mrcg.training import LossSum
+from mrcg.training.state import LossSum
 
 Mining = Literal["batch_all", "semi_hard", "hard"]
 

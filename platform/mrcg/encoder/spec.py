@@ -7,8 +7,8 @@ import json
 
 from pydantic import BaseModel, ConfigDict
 
-from mrcg.config import EncoderSettings
-from mrcg.store import Artefact
+from mrcg.config.settings import EncoderSettings
+from mrcg.storage.store import Artefact
 
 WEIGHTS, SPEC, HISTORY = "model.safetensors", "encoder.json", "history.json"
 

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from mrcg import schemas
-from mrcg.config import EvaluateSettings
-from mrcg.corpus import Corpus, Split, embeddings_of
-from mrcg.evaluation.calibration import Calibration, fit_platt, reliability
+from mrcg.config.settings import EvaluateSettings
+from mrcg.corpus.embeddings import embeddings_of
+from mrcg.corpus.reader import Corpus
+from mrcg.corpus.splits import Split
 from mrcg.evaluation.figures import (
     MapPoints,
     confusion_figure,
@@ -24,12 +24,15 @@ from mrcg.evaluation.figures import (
     nodes_figure,
     reliability_figure,
 )
+from mrcg.evaluation.html_report import Drawings, report_page
+from mrcg.evaluation.markdown import tables_markdown
 from mrcg.evaluation.masking import Owners, masks_own, reachable, shared_with, without_own
-from mrcg.evaluation.metrics import DEPTH
-from mrcg.evaluation.page import Drawings, report_page
-from mrcg.evaluation.panels import retrieval_panels
 from mrcg.evaluation.projection import plane
-from mrcg.evaluation.report import (
+from mrcg.evaluation.retrieval_picture import retrieval_panels
+from mrcg.hashing import draw
+from mrcg.metrics.calibration import Calibration, fit_platt, reliability
+from mrcg.metrics.ranking import DEPTH
+from mrcg.metrics.report import (
     CAVEAT,
     CAVEAT_KNOWN,
     PAGE,
@@ -47,14 +50,12 @@ from mrcg.evaluation.report import (
     gains,
     order_figures,
     query_figures,
-    tables_markdown,
 )
-from mrcg.graph.table import GraphTable, read_graphs
-from mrcg.hashing import draw
-from mrcg.reranker.scorer import Scorer
+from mrcg.reranker.graph_table import GraphTable, read_graphs
+from mrcg.reranker.scorer import Scorer, rerank_order, score_graphs
 from mrcg.reranker.spec import HISTORY
-from mrcg.reranker.train import rerank_order, score_graphs
-from mrcg.store import Artefact
+from mrcg.storage import schemas
+from mrcg.storage.store import Artefact
 
 BATCH = 64
 

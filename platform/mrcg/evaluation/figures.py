@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mrcg.errors import require
-from mrcg.evaluation.calibration import Calibration, Reliability
 from mrcg.evaluation.projection import Plane
-from mrcg.evaluation.report import Confusion, OutOfDistribution, Training
+from mrcg.metrics.calibration import Calibration, Reliability
+from mrcg.metrics.report import Confusion, OutOfDistribution, Training
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

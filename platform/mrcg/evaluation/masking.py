@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mrcg.graph.table import GraphTable
+from mrcg.reranker.graph_table import GraphTable
 
 Codes = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]

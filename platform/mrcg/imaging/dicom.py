@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mrcg.config import ReadSettings
+from mrcg.config.settings import ReadSettings
 from mrcg.errors import ImageError, MissingExtraError, require
 from mrcg.imaging.sequences import normal_of, plane_of, sequence_of_text, sequence_of_times
-from mrcg.imaging.slices import (  # fmt: skip
+from mrcg.imaging.slices import (
     Facts,
     Grey,
     Levels,

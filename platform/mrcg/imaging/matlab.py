@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mrcg.config import ReadSettings
+from mrcg.config.settings import ReadSettings
 from mrcg.errors import ImageError, MissingExtraError, require
 from mrcg.imaging.slices import Facts, Reading, Slice, check_size, finish, stretch
 

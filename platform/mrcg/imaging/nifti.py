@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mrcg.config import ReadSettings
+from mrcg.config.settings import ReadSettings
 from mrcg.errors import ImageError, require
 from mrcg.imaging.sequences import PLANES
 from mrcg.imaging.slices import Facts, Grey, Reading, Refusal, Slice, check_size, check_spacing, finish, stretch

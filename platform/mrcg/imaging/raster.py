@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from mrcg.config import ReadSettings
+from mrcg.config.settings import ReadSettings
 from mrcg.errors import ImageError
 from mrcg.imaging.slices import Facts, Grey, Reading, Slice, check_size, finish, stretch
 

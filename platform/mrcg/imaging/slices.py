@@ -1,6 +1,6 @@
 """What every reader gives: grey slices with the few facts that are kept of a header (DESIGN §5).
 
-Identifiers in ``Facts`` are still raw. They live in memory only: `mrcg.privacy` turns them into
+Identifiers in ``Facts`` are still raw. They live in memory only: `mrcg.privacy.pseudonyms` turns them into
 pseudonyms before anything is written.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from mrcg.config import ReadSettings
+from mrcg.config.settings import ReadSettings
 from mrcg.errors import ImageError
 
 Grey = npt.NDArray[np.uint8]

@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mrcg.errors import require
-from mrcg.index import kinds
-from mrcg.index.kinds import Faiss, Queries
+from mrcg.index import faiss_backend
+from mrcg.index.distances import Distances, Mask, Rows, nearest, scan, widen
+from mrcg.index.faiss_backend import Faiss, Queries
 from mrcg.index.layout import Shape
-from mrcg.index.metric import Distances, Mask, Rows, nearest, scan, widen
-from mrcg.index.shard import Part
-from mrcg.index.stored import Stored
+from mrcg.index.part import Part
+from mrcg.index.vectors import Stored
 
 #: Vectors that are copied at once.
 FLAT_BLOCK = 8192
@@ -58,16 +58,16 @@ class _Joined:
 
     def candidates(self, queries_qd: Queries, count: int, allowed: Mask | None, effort: int) -> Candidates:
         if self._shape.kind == "flat" and allowed is None:
-            places = scan(queries_qd, kinds.vectors_of(self._index), count)
-            near = nearest(places, kinds.own_distances(self._index, queries_qd, places), count)
+            places = scan(queries_qd, faiss_backend.vectors_of(self._index), count)
+            near = nearest(places, faiss_backend.own_distances(self._index, queries_qd, places), count)
             return Candidates(near.rows_qk, near.distances_qk, near.distances_qk)
-        rough, places = kinds.candidates(self._index, self._shape, queries_qd, count, allowed, effort)
+        rough, places = faiss_backend.candidates(self._index, self._shape, queries_qd, count, allowed, effort)
         match self._shape.kind:
             case "ivf_flat":
                 # Its lists are scanned by the very routine of exact distances (a test says so).
                 exact = rough
             case "flat":
-                exact = kinds.own_distances(self._index, queries_qd, places)
+                exact = faiss_backend.own_distances(self._index, queries_qd, places)
             case _:
                 exact = self._stored.distances(queries_qd, places)
         return Candidates(places, rough, exact)
@@ -92,8 +92,8 @@ class _Graphs:
     def _of_graph(self, number: int, queries_qd: Queries, count: int, allowed: Mask | None, effort: int) -> Candidates:
         index, places, live, in_order = self._graphs[number]
         mask = None if allowed is None and live.all() else live if allowed is None else live & allowed[places]
-        rough, local = kinds.candidates(index, self._shape, queries_qd, count, mask, effort)
-        exact = kinds.own_distances(index.storage, queries_qd, local)
+        rough, local = faiss_backend.candidates(index, self._shape, queries_qd, count, mask, effort)
+        exact = faiss_backend.own_distances(index.storage, queries_qd, local)
         return Candidates(local if in_order else np.where(local >= 0, places[local], -1), rough, exact)
 
 
@@ -102,7 +102,7 @@ def _flat(stored: Stored) -> Faiss:
     count, dim, index = len(stored), stored.dim, require("faiss").IndexFlatL2(stored.dim)
     index.codes.resize(4 * count * dim)
     index.ntotal = count
-    vectors = kinds.vectors_of(index)
+    vectors = faiss_backend.vectors_of(index)
     for start in range(0, count, FLAT_BLOCK):
         widen(stored.halves(np.arange(start, min(count, start + FLAT_BLOCK))), vectors[start : start + FLAT_BLOCK])
     return index
@@ -112,7 +112,7 @@ def _joined(shape: Shape, parts: Sequence[Part], stored: Stored, mapped: bool) -
     places = [stored.places_of(number) for number in range(len(parts))]
     if len(parts) == 1 and _in_order(places[0]):
         assert parts[0].load is not None
-        return kinds.make_searchable(parts[0].load(mapped), shape)
+        return faiss_backend.make_searchable(parts[0].load(mapped), shape)
     faiss = require("faiss")
     held = [_ids(part, shape.lists) for part in parts]
     width, lists = held[0][1], faiss.ArrayInvertedLists(shape.lists, held[0][1])
@@ -132,7 +132,7 @@ def _joined(shape: Shape, parts: Sequence[Part], stored: Stored, mapped: bool) -
     faiss.extract_index_ivf(index).replace_invlists(lists, True)
     lists.this.disown()
     index.ntotal = faiss.extract_index_ivf(index).ntotal = len(stored)
-    return kinds.make_searchable(index, shape)
+    return faiss_backend.make_searchable(index, shape)
 
 
 def _in_order(places: Rows) -> bool:

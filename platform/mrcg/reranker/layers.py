@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch_geometric.nn import DenseGATConv, DenseGCNConv, DenseSAGEConv
 
-from mrcg.graph.adjacency import GraphBatch
+from mrcg.reranker.graph_features import GraphBatch
 
 
 class SkipConvolution(nn.Module):

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mrcg.config import RerankerSettings
-from mrcg.training import LossSum
+from mrcg.config.settings import RerankerSettings
+from mrcg.training.state import LossSum
 
 
 def graph_loss(settings: RerankerSettings, logits_bn: Tensor, targets_bn: Tensor, mask_bn: Tensor) -> LossSum:

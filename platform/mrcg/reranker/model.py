@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mrcg.errors import WeightsError
-from mrcg.graph.adjacency import GraphBatch, drop_edge, feature_widths, query_graphs
+from mrcg.reranker.graph_features import GraphBatch, drop_edge, feature_widths, query_graphs
 from mrcg.reranker.layers import AttentionLayer, ChebyshevLayer, FeatureScale, GCNLayer, SAGELayer, SkipConvolution
 from mrcg.reranker.spec import RerankerSpec
 

@@ -8,12 +8,15 @@ import numpy as np
 import numpy.typing as npt
 import safetensors.torch
 import torch
+from torch import Tensor
 
-from mrcg.graph.adjacency import GraphBatch
+from mrcg.reranker.graph_features import GraphBatch
+from mrcg.reranker.graph_table import GraphTable
+from mrcg.reranker.influence import Influences
 from mrcg.reranker.model import Reranker
 from mrcg.reranker.spec import WEIGHTS, read_spec
-from mrcg.search import Influences
-from mrcg.store import Artefact
+from mrcg.storage.store import Artefact
+from mrcg.training.batches import Indices
 
 #: Graphs that are scored at once while edges are left out.
 EDGES = 256
@@ -118,3 +121,33 @@ class Reranking:
     ) -> Influences:
         """What moved the scores of some of one query's neighbours."""
         return Influences(*self.scorer.influences(embedding_d, vectors_nd, nodes))
+
+
+def gather(
+    reranker: Reranker, graphs: GraphTable, which: Indices, vectors_nd: npt.NDArray[np.float16], device: str
+) -> tuple[GraphBatch, Tensor]:
+    """Graphs of some queries with features gathered from the stored embeddings, and their (b, n) labels."""
+    rows = graphs.neighbours_qn[which]
+    neighbours = torch.from_numpy(vectors_nd[rows]).to(device)
+    queries = torch.from_numpy(vectors_nd[graphs.queries[which]]).to(device)
+    batch = reranker.graphs(queries, neighbours, torch.from_numpy(rows >= 0).to(device))
+    return batch, torch.from_numpy(graphs.relevant_qn[which]).to(device)
+
+
+def score_graphs(
+    reranker: Reranker, graphs: GraphTable, vectors_nd: npt.NDArray[np.float16], batch_size: int, device: str
+) -> npt.NDArray[np.float32]:
+    """(q, n) scores in [0, 1] of all nodes, -1 where there is none."""
+    reranker.eval()
+    scores = np.full(graphs.neighbours_qn.shape, -1.0, dtype=np.float32)
+    with torch.inference_mode():
+        for start in range(0, len(graphs), batch_size):
+            which = np.arange(start, min(start + batch_size, len(graphs)))
+            batch, _ = gather(reranker, graphs, which, vectors_nd, device)
+            scores[which] = torch.where(batch.mask_bn, torch.sigmoid(reranker(batch)), -1.0).cpu().numpy()
+    return scores
+
+
+def rerank_order(scores_qn: npt.NDArray[np.float32]) -> Indices:
+    """(q, n) ANN ranks by falling score, ties by ANN rank (DESIGN §3)."""
+    return np.argsort(-scores_qn, axis=1, kind="stable")

@@ -6,9 +6,9 @@ import json
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mrcg.config import RerankerSettings
+from mrcg.config.settings import RerankerSettings
 from mrcg.errors import WeightsError
-from mrcg.store import Artefact
+from mrcg.storage.store import Artefact
 
 WEIGHTS, SPEC, HISTORY = "model.safetensors", "reranker.json", "history.json"
 

@@ -3,14 +3,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrcg.encoder.augment import augment
-from mrcg.encoder.batches import (
-    class_balanced_batches,
-    learning_rate,
-    own_share,
-    shuffled_batches,
-    triplet_batches,
-)
+from mrcg.encoder.augmentation import augment
+from mrcg.encoder.samplers import class_balanced_batches, learning_rate, triplet_batches
+from mrcg.training.batches import own_share, shuffled_batches
 
 
 @given(st.integers(0, 80), st.integers(2, 16), st.integers(0, 5))

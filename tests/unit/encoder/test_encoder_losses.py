@@ -13,7 +13,7 @@ from mrcg.encoder.losses import (
     squared_distances,
     triplet_loss,
 )
-from mrcg.training import LossSum, Worker
+from mrcg.training.state import LossSum, Worker
 
 
 def vectors(count, dim=4, seed=0):

@@ -3,11 +3,11 @@ import safetensors.torch
 import torch
 import torchvision
 
-from mrcg.config import load_config
+from mrcg.config.loading import load_config
 from mrcg.encoder.model import Encoder, load_pretrained, to_input
+from mrcg.encoder.pretrained import resolve_weights
 from mrcg.encoder.spec import EncoderSpec, fingerprint
-from mrcg.encoder.train import new_encoder
-from mrcg.encoder.weights import resolve_weights
+from mrcg.encoder.trainer import new_encoder
 from mrcg.errors import SettingsError, WeightsError
 
 SPEC = EncoderSpec(

@@ -5,11 +5,12 @@ import pytest
 import torch
 from tests.making import tiny_config
 
-from mrcg.encoder.train import EncoderTrainer, LabelledImages, leave_one_out_map, new_encoder, trunk_features
+from mrcg.encoder.embedder import trunk_features
+from mrcg.encoder.trainer import EncoderTrainer, LabelledImages, leave_one_out_map, new_encoder
 from mrcg.errors import IntegrityError, TrainingError
 from mrcg.imaging.phantom import CLASSES, phantoms
 from mrcg.imaging.slices import resize
-from mrcg.training import Worker
+from mrcg.training.state import Worker
 
 
 def images(count, seed=1):

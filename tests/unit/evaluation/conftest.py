@@ -11,15 +11,15 @@ import pyarrow as pa
 import pytest
 from tests.making import index_of, publish, publish_corpus, tiny_config
 
-from mrcg import schemas
-from mrcg.config import Config
-from mrcg.corpus import SPLITS, Corpus, Split
-from mrcg.graph.neighbours import codes_of, neighbour_lists
-from mrcg.graph.table import graph_table
-from mrcg.source import open_source, survey
-from mrcg.splits import make_splits
-from mrcg.stages import plan
-from mrcg.store import Artefact, Store
+from mrcg.config.settings import Config
+from mrcg.corpus.reader import Corpus
+from mrcg.corpus.sources import open_source, survey
+from mrcg.corpus.splits import SPLITS, Split, make_splits
+from mrcg.pipeline.stages import plan
+from mrcg.reranker.graph_table import graph_table
+from mrcg.reranker.neighbours import codes_of, neighbour_lists
+from mrcg.storage import schemas
+from mrcg.storage.store import Artefact, Store
 
 FACTS = {"recall": 1.0, "epochs": 3.0}
 DIM = 16

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrcg.evaluation import bootstrap
-from mrcg.evaluation.bootstrap import interval, intervals, paired, resampled_means
+from mrcg.metrics import bootstrap
+from mrcg.metrics.bootstrap import interval, intervals, paired, resampled_means
 
 samples = st.lists(st.tuples(st.floats(0, 1), st.sampled_from("abcdef")), min_size=1, max_size=30)
 

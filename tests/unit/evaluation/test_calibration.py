@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrcg.evaluation.calibration import MIN_SLOPE, Platt, fit_platt, reliability
+from mrcg.metrics.calibration import MIN_SLOPE, Platt, fit_platt, reliability
 
 hits = st.lists(st.tuples(st.floats(0, 1, width=32), st.booleans()), min_size=1, max_size=40)
 

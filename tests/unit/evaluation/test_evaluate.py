@@ -5,12 +5,12 @@ import pytest
 from tests.making import tiny_config
 from tests.unit.evaluation.conftest import FACTS
 
-from mrcg import schemas
-from mrcg.corpus import Corpus
+from mrcg.corpus.reader import Corpus
 from mrcg.evaluation.evaluate import evaluate
-from mrcg.evaluation.metrics import mean_average_precision
-from mrcg.evaluation.report import PAGE, PICTURE, QUERIES, REPORT, TABLES, Report
-from mrcg.graph.table import read_graphs
+from mrcg.metrics.ranking import mean_average_precision
+from mrcg.metrics.report import PAGE, PICTURE, QUERIES, REPORT, TABLES, Report
+from mrcg.reranker.graph_table import read_graphs
+from mrcg.storage import schemas
 
 pytestmark = pytest.mark.usefixtures("scored_by_distance")
 
@@ -83,10 +83,10 @@ def test_dedup_leaves_out_hits_of_the_querys_own_patient(dedup_inputs, monkeypat
         names = ["p" if row in own else None for row in range(scans.num_rows)]
         return scans.set_column(scans.schema.get_field_index("patient"), "patient", [names])
 
-    from mrcg import corpus
+    from mrcg.corpus import reader
 
-    real = corpus.read_scans
-    monkeypatch.setattr(corpus, "read_scans", with_patient)
+    real = reader.read_scans
+    monkeypatch.setattr(reader, "read_scans", with_patient)
     after = Report.model_validate_json(measured(dedup_inputs)[REPORT])
     assert after.masked_hits == 2
     assert after.leakage.same_patient == 1

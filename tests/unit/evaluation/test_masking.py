@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mrcg.evaluation.masking import Owners, reachable, shared_with, without_own
-from mrcg.graph.table import GraphTable
+from mrcg.reranker.graph_table import GraphTable
 
 OWNERS = Owners(
     labels=["a", "a", "a", "b", "a"],

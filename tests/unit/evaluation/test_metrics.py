@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from mrcg.evaluation.metrics import average_precision, mean_average_precision, precision_at, recall_at
-from mrcg.evaluation.report import Queries, gains, order_figures
+from mrcg.metrics.ranking import average_precision, mean_average_precision, precision_at, recall_at
+from mrcg.metrics.report import Queries, gains, order_figures
 
 relevance = arrays.arrays(bool, st.tuples(st.integers(1, 6), st.integers(1, 12)))
 

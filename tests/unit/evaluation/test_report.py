@@ -3,18 +3,13 @@ import io
 import numpy as np
 from PIL import Image
 
-from mrcg.evaluation.calibration import Calibration, fit_platt, reliability
-from mrcg.evaluation.figures import (
-    confusion_figure,
-    curves_figure,
-    distance_figure,
-    nodes_figure,
-    reliability_figure,
-)
-from mrcg.evaluation.page import Drawings, mix_ups, report_page
-from mrcg.evaluation.picture import FRAME, TILE, WRONG, Panel, PanelRow, retrieval_picture
+from mrcg.evaluation.figures import confusion_figure, curves_figure, distance_figure, nodes_figure, reliability_figure
+from mrcg.evaluation.html_report import Drawings, mix_ups, report_page
+from mrcg.evaluation.markdown import tables_markdown
 from mrcg.evaluation.projection import plane
-from mrcg.evaluation.report import (
+from mrcg.imaging.contact_sheet import FRAME, TILE, WRONG, Panel, PanelRow, retrieval_picture
+from mrcg.metrics.calibration import Calibration, fit_platt, reliability
+from mrcg.metrics.report import (
     Epoch,
     Leakage,
     OutOfDistribution,
@@ -24,7 +19,6 @@ from mrcg.evaluation.report import (
     confusion,
     gains,
     order_figures,
-    tables_markdown,
 )
 
 EVIL = "a<script>alert('x')</script>|$x_y$\n腫瘍"

@@ -1,8 +1,9 @@
 import pytest
 from tests.making import tiny_config
 
-from mrcg.evaluation.systems import SYSTEMS, Reproduction, Row, Trial, TrialEpoch, reproduction_markdown
-from mrcg.stages import MEASURE_ENCODER, MEASURE_RERANKER, Source, measuring, plan
+from mrcg.corpus.sources import Source
+from mrcg.evaluation.paper_systems import SYSTEMS, Reproduction, Row, Trial, TrialEpoch, reproduction_markdown
+from mrcg.pipeline.stages import MEASURE_ENCODER, MEASURE_RERANKER, measuring, plan
 
 SOURCE = Source("somewhere", "listing", 1, 1, False)
 

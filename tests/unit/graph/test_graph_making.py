@@ -5,17 +5,16 @@ import numpy as np
 import pytest
 from tests.galleries import Line, Scan, index_config, published, scans_table, vectors_of
 
-from mrcg import schemas
-from mrcg.attempt import begin
-from mrcg.corpus import SPLITS, Split
-from mrcg.graph import making
-from mrcg.graph.making import GraphWork, gather, make_graphs
-from mrcg.graph.table import read_graphs
-from mrcg.hands import OwnHands, silent
-from mrcg.index.metric import exact_distances
-from mrcg.manifest import make_manifest
-from mrcg.splits import Fold, make_splits
-from mrcg.store import Store
+from mrcg.corpus.splits import SPLITS, Fold, Split, make_splits
+from mrcg.execution.executor import OwnHands, silent
+from mrcg.index.distances import exact_distances
+from mrcg.reranker import graph_build
+from mrcg.reranker.graph_build import GraphWork, gather, make_graphs
+from mrcg.reranker.graph_table import read_graphs
+from mrcg.storage import schemas
+from mrcg.storage.attempts import begin
+from mrcg.storage.manifest import make_manifest
+from mrcg.storage.store import Store
 
 DIM, SHARDS, BLOCK = 4, 3, 29
 #: Vectors come in seven clusters. A group is larger than some lists, lies in one cluster and so in one shard.
@@ -43,7 +42,7 @@ def gallery(request, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
-    monkeypatch.setattr(making, "BLOCK", BLOCK)
+    monkeypatch.setattr(graph_build, "BLOCK", BLOCK)
 
 
 def work_of(gallery, attempt, neighbours=6, fold=None, parts=None):
@@ -101,7 +100,7 @@ def test_a_block_is_a_file_and_blocks_do_not_show(gallery, monkeypatch):
     sizes = [schemas.from_parquet(data).num_rows for _, data in several.each("graphs/")]
     total = sum(sizes)
     assert sizes == [BLOCK] * (total // BLOCK) + [total % BLOCK]
-    monkeypatch.setattr(making, "BLOCK", 4096)
+    monkeypatch.setattr(graph_build, "BLOCK", 4096)
     _, one = graphs(gallery, "one")
     assert len(one.names("graphs/")) == 1
     for part in ("train", "held_out", "validation", "test"):

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from tests.making import index_of
 
-from mrcg import schemas
-from mrcg.graph.adjacency import angular_adjacency, drop_edge, feature_widths, query_graphs
-from mrcg.graph.neighbours import neighbour_lists
-from mrcg.graph.table import graph_table
 from mrcg.hashing import digest
-from mrcg.index.metric import exact_distances
+from mrcg.index.distances import exact_distances
+from mrcg.reranker.graph_features import angular_adjacency, drop_edge, feature_widths, query_graphs
+from mrcg.reranker.graph_table import graph_table
+from mrcg.reranker.neighbours import neighbour_lists
+from mrcg.storage import schemas
 
 nodes = arrays.arrays(
     np.float32,

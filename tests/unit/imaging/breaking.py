@@ -9,7 +9,7 @@ from multiprocessing.connection import Connection
 import numpy as np
 
 from mrcg.errors import ImageError
-from mrcg.imaging import guard
+from mrcg.imaging import isolated_reader
 from mrcg.imaging.slices import Facts, Reading, Slice
 
 SECRET = "JANE^DOE"
@@ -47,5 +47,5 @@ def breaking_read(data, settings):
 
 
 if __name__ == "__main__":
-    guard.read = breaking_read
-    guard.serve(Connection(int(sys.argv[1])))
+    isolated_reader.read = breaking_read
+    isolated_reader.serve(Connection(int(sys.argv[1])))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydicom import uid
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 
-from mrcg.config import ReadSettings
+from mrcg.config.settings import ReadSettings
 from mrcg.errors import ImageError
 from mrcg.imaging.dicom import is_dicom, read_dicom, stored_frames
 

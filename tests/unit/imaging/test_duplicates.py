@@ -2,8 +2,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrcg.imaging import duplicates
-from mrcg.imaging.duplicates import difference_hash, join_groups, near_pairs
+from mrcg.imaging import near_duplicates
+from mrcg.imaging.near_duplicates import difference_hash, join_groups, near_pairs
 from mrcg.imaging.phantom import draw_slice
 
 hashes = st.lists(
@@ -46,7 +46,7 @@ def test_no_way_of_flipping_twelve_bits_hides_a_copy(value, flipped):
 
 
 def test_pairs_reach_over_blocks(monkeypatch):
-    monkeypatch.setattr(duplicates, "_BLOCK", 3)
+    monkeypatch.setattr(near_duplicates, "_BLOCK", 3)
     values = [bytes([n]) + bytes(31) for n in range(16)]
     assert len(near_pairs(matrix(values), 12)) == 16 * 15 / 2
 

@@ -16,10 +16,12 @@ from PIL import Image
 from tests.unit.imaging.breaking import READ, SECRET, breaking_read
 from tests.unit.imaging.test_raster import encoded, slice_of
 
-from mrcg.config import ReadSettings
+from mrcg.config.settings import ReadSettings
 from mrcg.errors import ImageError
-from mrcg.imaging import guard, readers
-from mrcg.imaging.guard import Guard, bare, decoding, start_child
+from mrcg.execution import sandbox
+from mrcg.execution.sandbox import bare, start_child
+from mrcg.imaging import isolated_reader, readers
+from mrcg.imaging.isolated_reader import Guard, decoding
 
 ROOT = Path(__file__).parents[3]
 SETTINGS = ReadSettings(max_side=128)
@@ -161,8 +163,8 @@ def test_the_child_ends_with_its_guard_and_a_later_read_starts_another():
 def test_the_child_dies_with_a_parent_that_is_killed(data):
     code = f"""
 import sys
-from mrcg.config import ReadSettings
-from mrcg.imaging.guard import start_child
+from mrcg.config.settings import ReadSettings
+from mrcg.execution.sandbox import start_child
 child, pipe = start_child("tests.unit.imaging.breaking", ReadSettings(), {MEMORY})
 pipe.send_bytes({data!r})
 print(child.pid, flush=True)
@@ -207,7 +209,7 @@ def test_errors_are_bare_and_memory_and_depth_become_reasons(monkeypatch):
     except ImageError as error:
         plain = bare(error)
     assert (plain.__cause__, plain.__context__, plain.__traceback__) == (None, None, None)
-    monkeypatch.setattr(guard, "read", breaking_read)
+    monkeypatch.setattr(isolated_reader, "read", breaking_read)
     assert reason_of(decoding(SETTINGS), b"memory") == "too_much_memory"
     assert reason_of(decoding(SETTINGS), b"deep") == "unreadable"
 
@@ -219,9 +221,9 @@ def reason_of(call, data):
 
 
 def test_a_child_that_is_slow_to_start_is_said_to_be(monkeypatch):
-    monkeypatch.setattr(guard, "START_SECONDS", 0.0)
+    monkeypatch.setattr(sandbox, "START_SECONDS", 0.0)
     with pytest.raises(RuntimeError, match="did not start: it took longer than 0 s"):
-        start_child("mrcg.imaging.guard", SETTINGS, MEMORY)
+        start_child("mrcg.imaging.isolated_reader", SETTINGS, MEMORY)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import scipy.io
 
-from mrcg.config import ReadSettings
+from mrcg.config.settings import ReadSettings
 from mrcg.errors import ImageError
 from mrcg.imaging.matlab import LABELS, is_matlab, read_folds, read_matlab
 from mrcg.imaging.phantom import phantoms

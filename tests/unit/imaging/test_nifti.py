@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
-from mrcg.config import ReadSettings
+from mrcg.config.settings import ReadSettings
 from mrcg.errors import ImageError
 from mrcg.imaging.nifti import is_nifti, read_nifti
 from mrcg.imaging.sequences import PLANES

@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 from tests.making import bomb
 
-from mrcg.config import ReadSettings
+from mrcg.config.settings import ReadSettings
 from mrcg.errors import ImageError
 from mrcg.imaging.readers import read
 from mrcg.imaging.slices import Grey, image_id, pixel_hash, resize

@@ -20,10 +20,10 @@ import pytest
 from PIL import Image, UnidentifiedImageError
 from tests.conftest import REPOSITORY
 
-from mrcg.config import ReadSettings
+from mrcg.config.settings import ReadSettings
 from mrcg.errors import ImageError
 from mrcg.imaging.dicom import stored_frames
-from mrcg.imaging.guard import Guard
+from mrcg.imaging.isolated_reader import Guard
 
 # Many of these files are odd on purpose, and the libraries say so.
 pytestmark = pytest.mark.filterwarnings("ignore")

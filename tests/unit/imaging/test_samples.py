@@ -5,7 +5,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from mrcg.config import ReadSettings
+from mrcg.config.settings import ReadSettings
 from mrcg.errors import UsageError
 from mrcg.imaging.matlab import LABELS, read_folds
 from mrcg.imaging.phantom import phantoms

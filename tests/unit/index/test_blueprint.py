@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrcg import schemas
-from mrcg.index.blueprint import facts_table, places_of, take_rows
+from mrcg.index_build.build_plan import facts_table, places_of, take_rows
+from mrcg.storage import schemas
 
 NAMES = [name for name in schemas.ROWS.names if name != "row"]
 

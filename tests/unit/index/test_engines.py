@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrcg import schemas
-from mrcg.index import kinds
+from mrcg.index import faiss_backend
+from mrcg.index.distances import exact_distances
 from mrcg.index.engines import assemble
 from mrcg.index.layout import Shape
-from mrcg.index.metric import exact_distances
-from mrcg.index.shard import Part
-from mrcg.index.stored import Stored
+from mrcg.index.part import Part
+from mrcg.index.vectors import Stored
+from mrcg.storage import schemas
 
 DIM, COUNT = 16, 900
 SHAPES = {
@@ -34,15 +34,15 @@ joinable = pytest.mark.parametrize("kind", [kind for kind in SHAPES if kind != "
 
 @functools.cache
 def trained(kind):
-    return kinds.train(SHAPES[kind], VECTORS.astype(np.float32), 1)
+    return faiss_backend.train(SHAPES[kind], VECTORS.astype(np.float32), 1)
 
 
 def filled(kind, rows):
     shape = SHAPES[kind]
-    index = faiss.clone_index(trained(kind)) if shape.trained else kinds.new_index(shape, 1)
+    index = faiss.clone_index(trained(kind)) if shape.trained else faiss_backend.new_index(shape, 1)
     if len(rows):
         index.add(VECTORS[rows].astype(np.float32))
-    return kinds.make_searchable(index, shape)
+    return faiss_backend.make_searchable(index, shape)
 
 
 def rows_table(rows):
@@ -58,8 +58,8 @@ def parts_of(folder, kind, cut, gone=()):
         path = folder / f"{number}.faiss"
         if kind != "flat":
             with path.open("wb") as sink:
-                kinds.write_index(filled(kind, rows), sink)
-        load = None if kind == "flat" else partial(kinds.read_index, path)
+                faiss_backend.write_index(filled(kind, rows), sink)
+        load = None if kind == "flat" else partial(faiss_backend.read_index, path)
         parts.append(Part(load, VECTORS[rows], rows_table(np.where(np.isin(rows, gone), -1, rows))))
     return parts
 
@@ -88,7 +88,7 @@ def test_joined_parts_answer_as_one_index_filled_with_what_is_there(kind, gone, 
     assert (stored.rows == there).all()
     allowed = None if share is None else np.random.default_rng(5).random(len(there)) < share
     found = joined.candidates(QUERIES, 40, allowed, 5)
-    rough, places = kinds.candidates(filled(kind, there), SHAPES[kind], QUERIES, 40, allowed, 5)
+    rough, places = faiss_backend.candidates(filled(kind, there), SHAPES[kind], QUERIES, 40, allowed, 5)
     assert (found.places_qc == places).all()
     assert (found.rough_qc == rough).all()
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrcg import schemas
 from mrcg.hashing import digest
-from mrcg.index.gallery import COLUMNS, Gallery, Where
+from mrcg.index.metadata import COLUMNS, Gallery, Where
+from mrcg.storage import schemas
 
 VALUES = ("x", "y", "z")
 values = st.none() | st.sampled_from(VALUES)

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrcg.index.growth import ABSORB, Fill, Kept, grow, in_pieces, measure_again, train_again
 from mrcg.index.layout import PartFacts
+from mrcg.index_build.compaction import ABSORB, Fill, Kept, grow, in_pieces, measure_again, train_again
 
 
 def part(shard, rows, number=0):

@@ -7,14 +7,14 @@ from tests import galleries
 from tests.galleries import Line, Scan, index_config, vectors_of
 
 from mrcg.errors import IntegrityError, TrainingError
-from mrcg.hands import OwnHands
+from mrcg.execution.executor import OwnHands
 from mrcg.hashing import seed_of
+from mrcg.index.distances import exact_search, recall_at
 from mrcg.index.layout import FACTS, TRAINED, part_files, shard_of
-from mrcg.index.metric import exact_search, recall_at
-from mrcg.index.planner import KINDS
-from mrcg.index.recall import DEPTH
-from mrcg.index.sharded import read_facts
-from mrcg.store import Store
+from mrcg.index.sharded_index import read_facts
+from mrcg.index_build.recall import DEPTH
+from mrcg.index_build.sizing import KINDS
+from mrcg.storage.store import Store
 
 #: What each kind needs to be itself: a PQ wants 39 vectors for each of its 256 codes.
 SIZES = {
@@ -132,7 +132,7 @@ def test_another_seed_learns_other_cells(store):
 
 
 def test_a_recall_that_cannot_be_reached_is_said_with_the_way_out(store, monkeypatch):
-    monkeypatch.setattr("mrcg.index.recall.TRIES", 2)
+    monkeypatch.setattr("mrcg.index_build.recall.TRIES", 2)
     line = gallery(store, scans_of(3000))
     with pytest.raises(
         TrainingError,
@@ -167,7 +167,7 @@ def test_many_copies_of_one_scan_are_no_loss_of_recall(kind, store):
 
 def test_scans_that_are_gone_do_not_make_recall_look_better_than_it_is(store, monkeypatch):
     """A small shard that lacks scans is scanned, the whole index is not."""
-    monkeypatch.setattr("mrcg.index.sharded.SCAN_BELOW", 1000)
+    monkeypatch.setattr("mrcg.index.sharded_index.SCAN_BELOW", 1000)
     config = index_config("index.kind=ivf_flat", "index.shards=3", "index.min_recall=0.9")
     base, before = gallery(store, scans_of(3000)).index(config)
     left = [one for one in scans_of(3000) if one.number % 8]

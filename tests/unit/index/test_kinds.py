@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrcg.index import kinds
+from mrcg.index import faiss_backend
+from mrcg.index.distances import MANY, exact_distances
 from mrcg.index.layout import Shape
-from mrcg.index.metric import MANY, exact_distances
-from mrcg.index.planner import KINDS, shape_of
+from mrcg.index_build.sizing import KINDS, shape_of
 
 DIM, COUNT = 16, 2003
 SHAPES = {
@@ -28,11 +28,11 @@ QUERIES = np.random.default_rng(2).normal(size=(30, DIM)).astype(np.float32)
 
 @functools.cache
 def trained(kind):
-    return kinds.train(SHAPES[kind], VECTORS, 1)
+    return faiss_backend.train(SHAPES[kind], VECTORS, 1)
 
 
 def filled(kind, vectors):
-    index = faiss.clone_index(trained(kind)) if kind in TRAINED else kinds.new_index(SHAPES[kind], 1)
+    index = faiss.clone_index(trained(kind)) if kind in TRAINED else faiss_backend.new_index(SHAPES[kind], 1)
     for start in range(0, len(vectors), 1000):
         index.add(vectors[start : start + 1000])
     return index
@@ -48,11 +48,11 @@ def made():
 @pytest.mark.parametrize("kind", TRAINED)
 def test_the_inner_dimension_is_that_of_the_cells(kind, dim):
     shape = shape_of(kind, 1_000_000, dim, 0.95)
-    assert faiss.extract_index_ivf(kinds.new_index(shape, 1)).d == shape.inner_dim
+    assert faiss.extract_index_ivf(faiss_backend.new_index(shape, 1)).d == shape.inner_dim
 
 
 def search(index, shape, count, allowed=None, effort=8, queries=QUERIES):
-    return kinds.candidates(index, shape, queries, count, allowed, effort)
+    return faiss_backend.candidates(index, shape, queries, count, allowed, effort)
 
 
 def parameters(kind, count, effort, selector=None):
@@ -67,7 +67,7 @@ def parameters(kind, count, effort, selector=None):
 
 def written(index):
     sink = io.BytesIO()
-    kinds.write_index(index, sink)
+    faiss_backend.write_index(index, sink)
     return sink.getvalue()
 
 
@@ -126,7 +126,7 @@ def test_nothing_that_is_not_allowed_is_ever_found(made, kind, seed, share, coun
 def test_an_index_comes_back_from_its_file(made, kind, tmp_path):
     data = written(made[kind])
     (tmp_path / "index.faiss").write_bytes(data)
-    back = kinds.make_searchable(kinds.read_index(tmp_path / "index.faiss"), SHAPES[kind])
+    back = faiss_backend.make_searchable(faiss_backend.read_index(tmp_path / "index.faiss"), SHAPES[kind])
     assert back.ntotal == COUNT
     for mine, other in zip(search(back, SHAPES[kind], 20), search(made[kind], SHAPES[kind], 20), strict=True):
         assert (mine == other).all()
@@ -136,7 +136,7 @@ def test_an_index_comes_back_from_its_file(made, kind, tmp_path):
 @every_kind
 def test_an_index_that_came_back_takes_more(made, kind, tmp_path):
     (tmp_path / "index.faiss").write_bytes(written(made[kind]))
-    back = kinds.read_index(tmp_path / "index.faiss")
+    back = faiss_backend.read_index(tmp_path / "index.faiss")
     back.add(QUERIES)
     # A PQ does not tell a vector from one that has its code.
     near = search(back, SHAPES[kind], 5, effort=16)[1]
@@ -158,7 +158,7 @@ def test_more_cells_than_there_are_is_all_of_them(made, kind):
 
 @pytest.mark.parametrize("kind", TRAINED)
 def test_training_follows_from_the_seed(kind):
-    again, other = (written(kinds.train(SHAPES[kind], VECTORS, seed)) for seed in (1, 6))
+    again, other = (written(faiss_backend.train(SHAPES[kind], VECTORS, seed)) for seed in (1, 6))
     assert again == written(trained(kind))
     assert again != other
 
@@ -174,9 +174,9 @@ def test_fewer_vectors_than_are_asked_for_are_padded(kind, count):
 @given(st.sampled_from(KINDS), st.integers(0, 30_000), st.integers(1, 400), st.sampled_from([0.9, 0.99]))
 def test_faiss_takes_every_shape_that_is_planned(kind, count, dim, recall):
     shape = shape_of(kind, count, dim, recall)
-    index = kinds.new_index(shape, 2**40)
+    index = faiss_backend.new_index(shape, 2**40)
     assert (index.d, index.ntotal, index.is_trained) == (dim, 0, not shape.trained)
-    assert (shape.kind == "flat") == kinds.factory(shape).startswith("Flat")
+    assert (shape.kind == "flat") == faiss_backend.factory(shape).startswith("Flat")
 
 
 class Full:
@@ -197,8 +197,8 @@ class Full:
 def test_a_disk_that_is_full_is_an_error_even_at_the_last_byte(made, kind, room):
     size = len(written(made[kind]))
     with pytest.raises(OSError, match="No space left"):
-        kinds.write_index(made[kind], Full(room % size))
-    kinds.write_index(made[kind], Full(size))
+        faiss_backend.write_index(made[kind], Full(room % size))
+    faiss_backend.write_index(made[kind], Full(size))
 
 
 @pytest.mark.parametrize(("wanted", "given", "threads"), [(3, "2", 3), (0, "2", 2), (1, None, 1)])
@@ -206,7 +206,7 @@ def test_threads_are_those_that_are_asked_for_or_that_the_process_was_given(monk
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if given:
         monkeypatch.setenv("OMP_NUM_THREADS", given)
-    kinds.use_threads(wanted)
+    faiss_backend.use_threads(wanted)
     assert faiss.omp_get_max_threads() == threads
 
 
@@ -217,10 +217,10 @@ def test_lists_of_plain_vectors_are_scanned_by_the_routine_of_exact_distances(di
     vectors = (rng.normal(size=(count, dim)) * 30).astype(np.float16).astype(np.float32)
     queries = (rng.normal(size=(5, dim)) * 30).astype(np.float32)
     shape = Shape(kind="ivf_flat", dim=dim, lists=1)
-    index = kinds.train(shape, vectors, 1)
+    index = faiss_backend.train(shape, vectors, 1)
     index.add(vectors)
     allowed = None if share is None else rng.random(count) < share
-    distances, rows = kinds.candidates(index, shape, queries, count, allowed, 1)
+    distances, rows = faiss_backend.candidates(index, shape, queries, count, allowed, 1)
     expected = exact_distances(queries, vectors[np.maximum(rows, 0)])
     assert (distances[rows >= 0] == expected[rows >= 0]).all()
 
@@ -233,10 +233,10 @@ def test_the_own_distances_of_a_flat_index_are_the_exact_ones(dim, count, seed):
     rows = rng.integers(-1, count, size=(3, 7))
     index = faiss.IndexFlatL2(dim)
     index.add(vectors)
-    found = kinds.own_distances(index, queries, rows)
+    found = faiss_backend.own_distances(index, queries, rows)
     expected = np.where(rows >= 0, exact_distances(queries, vectors[np.maximum(rows, 0)]), np.inf)
     assert (found == expected).all()
-    assert kinds.own_distances(index, queries[:0], rows[:0]).shape == (0, 7)
+    assert faiss_backend.own_distances(index, queries[:0], rows[:0]).shape == (0, 7)
 
 
 @pytest.mark.parametrize("kind", TRAINED)
@@ -254,16 +254,16 @@ def test_a_query_finds_the_same_alone_and_among_others(made, kind, count, effort
             assert (rows[place] == alone[1][0]).all()
 
 
-@pytest.mark.parametrize("dim", [kinds.SUPER_KMEANS_DIM - 1, kinds.SUPER_KMEANS_DIM, 100])
+@pytest.mark.parametrize("dim", [faiss_backend.SUPER_KMEANS_DIM - 1, faiss_backend.SUPER_KMEANS_DIM, 100])
 def test_cells_are_as_good_as_those_that_faiss_learns_by_itself(dim):
     rng = np.random.default_rng(dim)
     vectors = (rng.normal(size=(40, dim))[rng.integers(0, 40, 3000)] + rng.normal(size=(3000, dim)) / 4).astype("f4")
     shape = Shape(kind="ivf_flat", dim=dim, lists=32)
-    own, plain = kinds.train(shape, vectors, 1), kinds.new_index(shape, 1)
+    own, plain = faiss_backend.train(shape, vectors, 1), faiss_backend.new_index(shape, 1)
     plain.train(vectors)
     ours, theirs = (one.quantizer.search(vectors, 1)[0].mean() for one in (own, plain))
     assert ours <= theirs * 1.02
-    assert written(kinds.train(shape, vectors, 1)) == written(own)
+    assert written(faiss_backend.train(shape, vectors, 1)) == written(own)
 
 
 @pytest.mark.parametrize("dim", [16, 64])
@@ -274,6 +274,6 @@ def test_a_vector_that_has_a_cell_for_itself_is_known(kind, scale, dim):
     vectors = np.tile(VECTORS[:700], (1, dim // DIM)) * np.float32(scale)
     vectors[13] += np.float32(500 * scale)
     shape = SHAPES[kind].model_copy(update={"dim": dim, "pq_bytes": SHAPES[kind].pq_bytes * dim // DIM})
-    trained = kinds.train(shape, vectors, 1)
-    assert np.flatnonzero(kinds.is_a_cell(trained, shape, vectors)).tolist() == [13]
-    assert kinds.is_a_cell(trained, shape, vectors[:0]).tolist() == []
+    trained = faiss_backend.train(shape, vectors, 1)
+    assert np.flatnonzero(faiss_backend.is_a_cell(trained, shape, vectors)).tolist() == [13]
+    assert faiss_backend.is_a_cell(trained, shape, vectors[:0]).tolist() == []

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrcg.index import metric
-from mrcg.index.metric import (
+from mrcg.index import distances as index_distances
+from mrcg.index.distances import (
     Neighbours,
     exact_distances,
     exact_search,
@@ -108,7 +108,7 @@ def test_a_gallery_of_several_blocks_is_searched_as_one(monkeypatch):
     rng = np.random.default_rng(2)
     vectors, query = rng.normal(size=(500, 6)).astype(np.float16), rng.normal(size=(7, 6))
     whole = exact_search(query, vectors, 20)
-    monkeypatch.setattr("mrcg.index.metric.BLOCK", 33)
+    monkeypatch.setattr("mrcg.index.distances.BLOCK", 33)
     assert (exact_search(query, vectors, 20) == whole).all()
 
 
@@ -215,8 +215,8 @@ def test_blocks_of_a_scan_are_one(monkeypatch):
     rng = np.random.default_rng(0)
     vectors, query = rng.normal(size=(1000, 16)).astype(np.float32), rng.normal(size=(20, 16)).astype(np.float32)
     whole = np.sort(scan(query, vectors, 30), axis=1)
-    monkeypatch.setattr(metric, "_COLUMNS", 37)
-    monkeypatch.setattr(metric, "MANY", 1)
-    monkeypatch.setattr(metric, "_AT_ONCE", 7)
-    monkeypatch.setattr(metric, "_one_by_one", None)  # products alone have to do
+    monkeypatch.setattr(index_distances, "_COLUMNS", 37)
+    monkeypatch.setattr(distances, "MANY", 1)
+    monkeypatch.setattr(distances, "_AT_ONCE", 7)
+    monkeypatch.setattr(distances, "_one_by_one", None)  # products alone have to do
     assert (np.sort(scan(query, vectors, 30), axis=1) == whole).all()

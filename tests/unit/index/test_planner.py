@@ -6,7 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mrcg.errors import SettingsError
-from mrcg.index.planner import (
+from mrcg.index_build.sizing import (
     FLAT_SECONDS,
     KINDS,
     VECTORS_PER_LIST,

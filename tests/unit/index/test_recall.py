@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mrcg.index.distances import SLACK, Neighbours, nearest
 from mrcg.index.engines import Candidates
 from mrcg.index.layout import Shape
-from mrcg.index.metric import SLACK, Neighbours, nearest
-from mrcg.index.recall import DEPTH, STEP, TRIES, Examined, efforts, settle
+from mrcg.index_build.recall import DEPTH, STEP, TRIES, Examined, efforts, settle
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000))

@@ -4,18 +4,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mrcg import schemas
 from mrcg.errors import NotFoundError
-from mrcg.index import kinds
-from mrcg.index.gallery import Where
+from mrcg.index import faiss_backend
 from mrcg.index.layout import Shape
-from mrcg.index.searcher import Searcher
-from mrcg.index.shard import Part
-from mrcg.index.sharded import ShardedIndex
-from mrcg.query import Scope
-from mrcg.search import RequestContext
-from mrcg.store import Store
-from mrcg.tombstones import Tombstones, bury, entry_of
+from mrcg.index.metadata import Where
+from mrcg.index.part import Part
+from mrcg.index.sharded_index import ShardedIndex
+from mrcg.privacy.tombstones import Tombstones, bury, entry_of
+from mrcg.retrieval.query import Scope
+from mrcg.retrieval.search import RequestContext
+from mrcg.retrieval.searcher import Searcher
+from mrcg.storage import schemas
+from mrcg.storage.store import Store
 
 COUNT, DIM = 60, 4
 VECTORS = np.random.default_rng(0).normal(size=(COUNT, DIM)).astype(np.float16)
@@ -33,7 +33,7 @@ def store(tmp_path):
 
 @pytest.fixture
 def searcher(store):
-    kinds.use_threads(1)
+    faiss_backend.use_threads(1)
     facts = [
         {
             "image_id": image(row),

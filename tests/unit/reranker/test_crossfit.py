@@ -2,8 +2,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrcg.graph.table import GraphTable
-from mrcg.reranker.crossfit import cross_fitted, fit_similarity
+from mrcg.reranker.cross_fitting import cross_fitted, fit_similarity
+from mrcg.reranker.graph_table import GraphTable
 
 
 def rotation(rng, dim):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch_geometric.nn import ChebConv, GATConv, GCNConv, SAGEConv
 
-from mrcg.graph.adjacency import GraphBatch, drop_edge, query_graphs
+from mrcg.reranker.graph_features import GraphBatch, drop_edge, query_graphs
 from mrcg.reranker.layers import (
     AttentionLayer,
     ChebyshevLayer,

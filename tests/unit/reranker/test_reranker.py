@@ -5,12 +5,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrcg.config import RerankerSettings
+from mrcg.config.settings import RerankerSettings
 from mrcg.errors import WeightsError
-from mrcg.graph.adjacency import GraphBatch
+from mrcg.reranker.graph_features import GraphBatch
 from mrcg.reranker.model import MODELS, Reranker
 from mrcg.reranker.spec import RerankerSpec
-from mrcg.reranker.train import new_reranker
+from mrcg.reranker.trainer import new_reranker
 
 FEATURES = ("difference", "magnitude", "product", "distance", "rank")
 all_models = pytest.mark.parametrize("name", MODELS)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrcg.config import RerankerSettings
+from mrcg.config.settings import RerankerSettings
 from mrcg.reranker.losses import focal_loss, graph_loss, listwise_loss
 
 

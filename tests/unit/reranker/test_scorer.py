@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from mrcg.config import RerankerSettings
+from mrcg.config.settings import RerankerSettings
 from mrcg.reranker import scorer
 from mrcg.reranker.scorer import Scorer
-from mrcg.reranker.train import new_reranker
+from mrcg.reranker.trainer import new_reranker
 
 NODES = 7
 RNG = np.random.default_rng(0)

@@ -6,14 +6,14 @@ import pytest
 import safetensors.torch
 import torch
 
-from mrcg.config import RerankerSettings
-from mrcg.encoder.batches import shuffled_batches
+from mrcg.config.settings import RerankerSettings
 from mrcg.errors import TrainingError, WeightsError
-from mrcg.graph.table import GraphTable
+from mrcg.reranker.graph_table import GraphTable
 from mrcg.reranker.model import MODELS
-from mrcg.reranker.scorer import Reranking, Scorer
+from mrcg.reranker.scorer import Reranking, Scorer, rerank_order, score_graphs
 from mrcg.reranker.spec import SPEC, WEIGHTS, read_spec
-from mrcg.reranker.train import RerankerTrainer, TrainingGraphs, new_reranker, rerank_order, score_graphs
+from mrcg.reranker.trainer import RerankerTrainer, TrainingGraphs, new_reranker
+from mrcg.training.batches import shuffled_batches
 
 all_models = pytest.mark.parametrize("name", MODELS)
 FEATURES = ("difference", "distance", "rank")

@@ -1,0 +1,1 @@
+"""Ray for the jobs: a cluster, its executor, progress and trainer."""

@@ -1,0 +1,1 @@
+"""One module for each stage: `run(job)` around library calls."""

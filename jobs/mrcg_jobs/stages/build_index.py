@@ -1,0 +1,41 @@
+"""Build the index, or grow an earlier one: the library says what the pieces are, Ray does them."""
+
+from __future__ import annotations
+
+from mrcg.index_build.build import make_index
+from mrcg.index_build.build_plan import IndexWork
+from mrcg_jobs.job import Job, Outcome
+
+
+def run(job: Job) -> Outcome:
+    """Make the index over all scans of the corpus.
+
+    Raises:
+        TrainingError: recall@50 is below ``index.min_recall`` however hard it looks.
+    """
+    inputs = job.step.inputs
+    work = IndexWork(
+        store=job.store.url,
+        corpus=inputs["corpus"],
+        embeddings=inputs["embeddings"],
+        base=inputs.get("indexes"),
+        attempt=job.attempt.folder,
+        settings=job.config.index,
+        seed=job.config.seed,
+        threads=job.config.compute.index_threads,
+        purge=bool(job.step.settings.get("purge")),
+        gpu=job.config.compute.use_gpu,
+    )
+    made = make_index(work, job.hands, job.progress)
+    facts = made.facts
+    sizes = [sum(part.live for part in facts.parts if part.shard == shard) for shard in range(facts.shards)]
+    counts = {
+        "images": sum(sizes),
+        "kind": facts.shape.kind,
+        "shards": facts.shards,
+        "parts": len(facts.parts),
+        "shard_sizes": sizes,
+        "effort": facts.effort,
+        "recall_at_50": facts.recall,
+    }
+    return Outcome(counts, made.files, {f"{name}_seconds": seconds for name, seconds in made.seconds.items()})

@@ -1,0 +1,57 @@
+"""Evaluate: one piece of work, so that the driver holds neither model nor vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mrcg.config.settings import EvaluateSettings
+from mrcg.metrics.report import REPORT, Report
+from mrcg.storage.manifest import FileEntry
+from mrcg.storage.store import Store
+from mrcg_jobs.job import Job, Outcome
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """Makes the report and writes its files."""
+
+    store: str
+    inputs: Mapping[str, str]
+    encoder: str
+    output: str
+    facts: Mapping[str, float]
+
+    def __call__(self, settings: EvaluateSettings) -> list[FileEntry]:
+        from mrcg.evaluation.evaluate import evaluate
+
+        store, entries = Store(self.store), []
+        artefacts = {kind: store.artefact(kind, version) for kind, version in self.inputs.items()}
+        for name, data in evaluate(artefacts, settings, self.facts, store.artefact("encoders", self.encoder)).items():
+            store.write_bytes(f"{self.output}/{name}", data)
+            entries.append(FileEntry.of(name, data))
+        return entries
+
+
+def run(job: Job) -> Outcome:
+    """Make the report."""
+    embeddings, graphs = job.inputs["embeddings"].manifest, job.inputs["graphs"].manifest
+    encoder = embeddings.inputs["encoders"]
+    facts = {
+        "recall": float(job.store.manifest("indexes", graphs.inputs["indexes"]).counts["recall_at_50"]),
+        "epochs": float(job.store.manifest("encoders", encoder).counts["epochs"]),
+    }
+    job.progress(0, 1, "scoring the test queries")
+    work = _Evaluation(job.store.url, dict(job.step.inputs), encoder, job.attempt.output, facts)
+    files = next(job.hands.map(work, [job.config.evaluate]))
+    job.progress(1, 1)
+    report = Report.model_validate_json(job.store.read_bytes(f"{job.attempt.output}/{REPORT}"))
+    counts = {
+        "protocol": report.protocol,
+        "queries": report.queries,
+        "ann_map": report.ann.map,
+        "reranked_map": report.reranked.map,
+        "gain_low": report.gain.map.low,
+        "gain_high": report.gain.map.high,
+    }
+    return Outcome(counts, files)

@@ -1,0 +1,34 @@
+"""Split: the side table of the protocol. Small work on one table, so it runs in the driver."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mrcg.corpus.reader import read_scans
+from mrcg.corpus.splits import SPLITS, make_splits
+from mrcg.storage import schemas
+from mrcg_jobs.job import Job, Outcome
+
+
+def run(job: Job) -> Outcome:
+    """Make the splits."""
+    scans = read_scans(job.inputs["corpus"])
+    table = make_splits(scans, job.config.split, job.config.seed)
+    names = table["split"].to_pylist()
+    counts = {
+        "protocol": job.config.split.protocol,
+        **{name: names.count(name) for name in ("train", "test", "none")},
+        "validation": sum(table["validation"].to_pylist()),
+        "classes": _by_class(scans["label"].to_pylist(), names),
+    }
+    return Outcome(counts, [job.attempt.write(SPLITS, schemas.to_parquet(table))])
+
+
+def _by_class(labels: Sequence[str | None], names: Sequence[str]) -> dict[str, dict[str, int]]:
+    """How many scans of each class each part has: draws are by key, so a small class may be uneven."""
+    counts: dict[str, dict[str, int]] = {}
+    for label, name in zip(labels, names, strict=True):
+        if label is not None:
+            of_class = counts.setdefault(label, {"train": 0, "test": 0, "none": 0})
+            of_class[name] += 1
+    return dict(sorted(counts.items()))

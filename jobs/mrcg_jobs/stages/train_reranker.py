@@ -1,0 +1,82 @@
+"""Train the reranker with Ray Train on finished embeddings and graphs.
+
+What imports PyTorch Geometric is imported on the workers: the driver does without it.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from mrcg.config.settings import Config
+from mrcg.corpus.embeddings import embeddings_of
+from mrcg.reranker.graph_table import read_graphs
+from mrcg.reranker.spec import HISTORY, SPEC, WEIGHTS
+from mrcg.training.state import Worker
+from mrcg_jobs.job import Job, Outcome
+from mrcg_jobs.ray_runtime.trainer import Trainer, TrainTask, Wrap, train
+
+if TYPE_CHECKING:
+    from mrcg.reranker.trainer import RerankerTrainer, TrainingGraphs
+
+
+def run(job: Job) -> Outcome:
+    """Make the reranker."""
+    task = TrainTask(
+        store=job.store.url,
+        attempt=job.attempt.folder,
+        inputs=dict(job.step.inputs),
+        config=job.config,
+        epochs=job.config.reranker.epochs,
+        snapshots=job.config.reranker.snapshots,
+        build=_build,
+        save=_save,
+    )
+    names = train(job, task, job.config.compute.reranker_workers)
+    history = json.loads(job.store.read_bytes(f"{job.attempt.output}/{HISTORY}"))
+    best = history["epochs"][history["best_epoch"]]["validation_map"] if history["epochs"] else None
+    counts = {"epochs": len(history["epochs"]), "best_epoch": history["best_epoch"], "validation_map": best}
+    return Outcome(counts, [job.attempt.entry(name) for name in names])
+
+
+def _build(task: TrainTask, worker: Worker, wrap: Wrap) -> RerankerTrainer:
+    from mrcg.reranker.trainer import RerankerTrainer, new_reranker
+
+    config: Config = task.config
+    embeddings = task.artefact("embeddings")
+    vectors = embeddings_of(embeddings)
+    fingerprint = str(embeddings.manifest.counts["fingerprint"])
+    reranker = new_reranker(config.reranker, vectors.shape[1], config.seed, fingerprint).to(worker.device)
+    return RerankerTrainer(reranker, config.reranker, config.seed, _graphs(task, vectors), worker, wrap)
+
+
+def _graphs(task: TrainTask, vectors: npt.NDArray[np.float16]) -> TrainingGraphs:
+    """What is learned from, by ``reranker.graphs``, and what validates: always graphs of the released encoder."""
+    from mrcg.reranker.cross_fitting import cross_fitted
+    from mrcg.reranker.trainer import TrainingGraphs
+
+    config, graphs = task.config, task.artefact("graphs")
+    validation = read_graphs(graphs, "validation")
+    if config.reranker.graphs != "cross_fit":
+        return TrainingGraphs(read_graphs(graphs, config.reranker.graphs), validation, vectors)
+    folds = [
+        (embeddings_of(task.artefact(f"embeddings:{n}")), read_graphs(task.artefact(f"graphs:{n}"), "train"))
+        for n in range(config.reranker.folds)
+    ]
+    stacked, train = cross_fitted(vectors, folds, config.seed)
+    return TrainingGraphs(train, validation, stacked)
+
+
+def _save(trainer: Trainer) -> dict[str, bytes]:
+    from mrcg.reranker.trainer import RerankerTrainer
+
+    assert isinstance(trainer, RerankerTrainer)
+    history = {"best_epoch": trainer.state.best_epoch, "epochs": trainer.state.history}
+    return {
+        WEIGHTS: trainer.state.best_weights(),
+        SPEC: trainer.reranker.spec.model_dump_json(indent=1).encode(),
+        HISTORY: json.dumps(history, indent=1).encode(),
+    }

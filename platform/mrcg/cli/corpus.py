@@ -1,0 +1,115 @@
+"""The commands ``mrcg corpus`` and ``mrcg keys``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mrcg.cli import console
+from mrcg.cli.console import JsonOption, StoreOption
+from mrcg.errors import SourceError, UsageError
+
+if TYPE_CHECKING:
+    from mrcg.corpus.report import Inventory
+
+keys_app = typer.Typer(no_args_is_help=True, help="Keys: make one for pseudonyms, or one for signatures.")
+corpus_app = typer.Typer(no_args_is_help=True, help="What is in a corpus, and what was refused.")
+
+
+@keys_app.command("new")
+def keys_new(
+    kind: Annotated[str, typer.Option("--kind", help="pseudonym: makes patients nameless; signing: signs receipts.")],
+    out: Annotated[Path | None, typer.Option("--out", help="File for the key, readable by its owner alone.")] = None,
+) -> None:
+    """Make a key. It is shown or written once and kept nowhere else."""
+    from mrcg.privacy import pseudonyms, signing
+
+    made = {
+        "pseudonym": (pseudonyms.new_key, pseudonyms.ENVIRONMENT, "would make all its pseudonyms strangers"),
+        "signing": (signing.new_signing_key, signing.ENVIRONMENT, "could not answer for its signatures"),
+    }
+    if kind not in made:
+        raise UsageError(f"--kind {kind}: the kinds are {', '.join(made)}")
+    new_key, variable, loss = made[kind]
+    if out is None:
+        console.say(new_key())
+        return
+    try:
+        # Created by us alone and for us alone: a key that is there is never written over.
+        with os.fdopen(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(new_key() + "\n")
+    except FileExistsError as error:
+        raise UsageError(f"--out {out} is there already: a new key {loss}") from error
+    except OSError as error:
+        raise UsageError(f"--out {out} cannot be written: {error.strerror}") from error
+    console.say(f"{kind} key in {out}; use it with {variable}={out}, keep a copy in a safe place")
+
+
+@corpus_app.command("report")
+def corpus_report(
+    store: StoreOption,
+    corpus: Annotated[str | None, typer.Option("--corpus", help="Version; the newest by default.")] = None,
+    source: Annotated[
+        str | None, typer.Option("--source", help="Where it came from: names quarantined files and shows them.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write a page with pictures (HTML). It shows scans.")
+    ] = None,
+    max_bad_fraction: Annotated[
+        float | None, typer.Option("--max-bad-fraction", min=0.0, max=1.0, help="Fail where more files are bad.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Count scans by class, site, plane, sequence and split, copies, and what was refused and why."""
+    from mrcg.corpus.report import inventory_page, inventory_picture, newest_corpus, refused_files, take_inventory
+    from mrcg.imaging.contact_sheet import Panel
+    from mrcg.privacy.pseudonyms import pseudonyms_from_environment
+    from mrcg.storage.store import Store
+
+    opened = Store(store)
+    manifest = opened.find(f"corpus/{corpus}") if corpus else newest_corpus(opened)
+    inventory = take_inventory(opened, manifest)
+    refused = refused_files(opened, manifest, source, pseudonyms_from_environment()) if source else {}
+    if as_json:
+        console.emit_json(inventory.model_dump(mode="json"))
+    else:
+        _show_inventory(inventory, refused)
+    if out is not None:
+        panels = {
+            reason: [Panel(pixels, key.rsplit("/", 1)[-1], detail) for key, detail, pixels in files]
+            for reason, files in refused.items()
+        }
+        console.write_file(out, inventory_page(inventory, inventory_picture(opened, manifest, panels)))
+        hint = "" if source or not inventory.reasons else "; --source adds pictures of quarantined files"
+        console.err.print(f"page: {out}{hint}", highlight=False, soft_wrap=True)
+    if max_bad_fraction is not None and inventory.bad_fraction > max_bad_fraction:
+        raise SourceError(
+            f"corpus {inventory.version}: {inventory.bad_files} of {inventory.files} files are bad "
+            f"({100 * inventory.bad_fraction:.1f} %, the limit is {100 * max_bad_fraction:g} %): "
+            "mend the source and ingest again"
+        )
+
+
+def _show_inventory(inventory: Inventory, refused: Mapping[str, Sequence[tuple[str, str, Any]]]) -> None:
+    skipped = {"by", "reasons", "splits", "version"}
+    facts = [[name.replace("_", " "), _said(value)] for name, value in inventory if name not in skipped]
+    console.show_table(f"Corpus {inventory.version}", ["what", "count"], facts, ["count"])
+    groups = {**inventory.by, **{f"split, {name}": counts for name, counts in inventory.splits.items()}}
+    rows = [[name, value, str(count)] for name, counts in groups.items() for value, count in counts.items()]
+    console.show_table("Scans", ["by", "value", "count"], rows, ["count"])
+    if inventory.reasons:
+        reasons = [[reason, str(count)] for reason, count in inventory.reasons.items()]
+        console.show_table("Quarantine", ["reason", "count"], reasons, ["count"])
+    for reason, files in refused.items():
+        for key, detail, _ in files:
+            console.say(f"{reason}: {key}: {detail}")
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{100 * value:.1f} %" if isinstance(value, float) else str(value)

@@ -1,0 +1,198 @@
+"""The command ``mrcg``. Commands of the shells join through entry points and are loaded when called."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from mrcg import __version__
+from mrcg.cli import console
+from mrcg.cli.console import JsonOption
+from mrcg.cli.corpus import corpus_app, keys_app
+from mrcg.cli.releases import releases_app
+from mrcg.cli.store import gc, plan, store_app, verify
+from mrcg.errors import MrcgError, UsageError, missing_extra
+
+if TYPE_CHECKING:
+    from mrcg.api.responses import Answer
+
+#: Order in which help lists the commands.
+ORDER = (
+    "sample", "keys", "run", "ingest", "corpus", "split", "train-encoder", "embed", "build-index", "build-graphs",
+    "train-reranker", "evaluate", "reproduce", "plan", "reindex", "serve", "query", "releases", "erase", "store",
+    "verify", "gc",
+)  # fmt: skip
+
+
+def _shell_commands() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group="mrcg.commands")}
+
+
+class _LazyGroup(TyperGroup):
+    """Adds the commands that other packages name in the entry-point group ``mrcg.commands``."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        names = {*super().list_commands(ctx), *_shell_commands()}
+        return sorted(names, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        own = super().get_command(ctx, cmd_name)
+        point = _shell_commands().get(cmd_name)
+        if own is not None or point is None:
+            return own
+        wrapper = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        wrapper.command(cmd_name)(point.load())
+        return typer.main.get_command(wrapper)
+
+
+app = typer.Typer(cls=_LazyGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(releases_app, name="releases")
+app.add_typer(keys_app, name="keys")
+app.add_typer(corpus_app, name="corpus")
+app.add_typer(store_app, name="store")
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug logs; may stand anywhere.")] = False,
+) -> None:
+    """Retrieval of similar MRI scans: a triplet CNN, a sharded index and a graph reranker on Ray."""
+    if version:
+        console.say(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def sample(
+    folder: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    images: Annotated[int, typer.Option("--images", min=1, help="How many images.")] = 400,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 1,
+    kind: Annotated[str, typer.Option("--format", help="png, dicom, nifti or mat.")] = "png",
+    as_json: JsonOption = False,
+) -> None:
+    """Write phantom scans by class, several slices a patient, with true headers in every format."""
+    from mrcg.imaging.samples import SampleFormat, write_samples
+
+    if kind not in SampleFormat.__members__:
+        raise UsageError(f"--format {kind}: one of {', '.join(SampleFormat.__members__)}")
+    files, written = write_samples(folder, images, seed, SampleFormat(kind))
+    if as_json:
+        console.emit_json({"folder": str(folder), "images": images, "files": files, "written": written})
+    else:
+        console.say(f"{images} phantoms in {files} files in {folder} ({written} written, {files - written} were there)")
+
+
+@app.command()
+def query(
+    image: Annotated[Path, typer.Argument(help="Image file to search for.")],
+    url: Annotated[str | None, typer.Option("--url", help="Ask a running service.")] = None,
+    store: Annotated[
+        str | None, typer.Option("--store", envvar="MRCG_STORE", help="Search a store in this process.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", help="Hits wanted.")] = 10,
+    rerank: Annotated[bool, typer.Option(help="Let the reranker order the hits.")] = True,
+    group_by: Annotated[str, typer.Option("--group-by", help="One image of each: patient, study or none.")] = "none",
+    label: Annotated[list[str] | None, typer.Option("--label", help="Only of these classes; may be repeated.")] = None,
+    site: Annotated[list[str] | None, typer.Option("--site", help="Only of these sites.")] = None,
+    sequence: Annotated[list[str] | None, typer.Option("--sequence", help="Only of these sequences.")] = None,
+    plane: Annotated[list[str] | None, typer.Option("--plane", help="Only of these planes.")] = None,
+    years: Annotated[str | None, typer.Option("--years", help="Only of these years: 2010-2020.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write a picture of the hits (PNG).")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the images most similar to one image, best first."""
+    from mrcg.cli.query import ask_service, ask_store, picture_of, wanted_of
+
+    try:
+        data = image.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{image} cannot be read: {error.strerror}") from error
+    if (url is None) == (store is None):
+        if url is None:
+            raise UsageError("say where to search: --url of a running service, or --store")
+        store = None  # --url was typed, MRCG_STORE is only the habit
+    wanted = wanted_of(k, rerank, group_by, (label, site, sequence, plane), years)
+    pictures = out is not None
+    asked = ask_service(url, data, wanted, pictures) if url else ask_store(str(store), data, wanted, pictures)
+    if as_json:
+        console.emit_json(asked.answer.model_dump(mode="json"))
+    else:
+        _show_answer(asked.answer)
+    if out is not None:
+        console.write_file(out, picture_of(data, asked))
+        console.err.print(f"picture: {out}", highlight=False, soft_wrap=True)
+
+
+def _show_answer(answer: Answer) -> None:
+    rows = [
+        [
+            str(n),
+            hit.label or "",
+            "" if hit.score is None else f"{hit.score:.4f}",
+            f"{hit.distance:.2f}",
+            str(hit.ann_rank),
+            hit.image_id,
+        ]
+        for n, hit in enumerate(answer.hits, 1)
+    ]
+    title = f"Release {answer.release}, {'reranked' if answer.reranked else 'ANN order'}"
+    console.show_table(
+        title,
+        ["rank", "label", "score", "distance", "ANN rank", "image"],
+        rows,
+        ["rank", "score", "distance", "ANN rank"],
+    )
+    if answer.out_of_distribution:
+        console.say("out of distribution: nothing in the gallery is near this image; do not rely on the hits")
+    console.say(", ".join(f"{stage} {ms:.1f} ms" for stage, ms in answer.milliseconds.items()))
+
+
+app.command()(verify)
+app.command()(gc)
+app.command()(plan)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; exit 0 ok, 1 failed, 2 wrong usage or settings, 130 stopped."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    if not debug:
+        # Libraries' notes to their developers are not for users.
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+    try:
+        code = app(words, prog_name="mrcg", standalone_mode=False)
+    except KeyboardInterrupt:
+        code = _fail("stopped; the same command goes on where it stopped", 130)
+    except (MrcgError, ModuleNotFoundError) as error:
+        own = missing_extra(error) if isinstance(error, ModuleNotFoundError) else error
+        if debug or own is None:
+            raise
+        code = _fail(str(own), own.exit_code)
+    except Exception as error:
+        if debug:
+            raise
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # the argument parser's own
+            error.show()
+            code = int(error.exit_code)
+        elif type(error).__name__ == "Abort":
+            code = _fail("stopped; the same command goes on where it stopped", 130)
+        else:
+            code = _fail(f"unexpected {type(error).__name__}: {error} (--debug shows where)", 1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(line: str, code: int) -> int:
+    console.err.print(f"mrcg: {' '.join(line.split())}", highlight=False, markup=False, soft_wrap=True, style="red")
+    return code

@@ -1,0 +1,1 @@
+"""The settings: one frozen tree (`settings`), read from a recipe and overrides (`loading`)."""

@@ -1,0 +1,209 @@
+"""What is in a corpus and what was refused: counts, and pictures to look at."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from mrcg.config.settings import IngestSettings
+from mrcg.corpus.assembly import bad_rows
+from mrcg.corpus.grouping import conflicts
+from mrcg.corpus.ingestion import Rules
+from mrcg.corpus.reader import Corpus, read_quarantine
+from mrcg.corpus.sources import open_source
+from mrcg.corpus.splits import SPLITS
+from mrcg.errors import ImageError, NotFoundError
+from mrcg.hashing import draw
+from mrcg.imaging.contact_sheet import Panel, PanelRow, retrieval_picture
+from mrcg.imaging.isolated_reader import Guard
+from mrcg.imaging.slices import Grey
+from mrcg.privacy.pseudonyms import Pseudonyms
+from mrcg.storage import schemas
+from mrcg.storage.manifest import Manifest
+from mrcg.storage.store import Store
+
+PER_ROW = 8
+COLUMNS = ("label", "site", "plane", "sequence", "year")
+
+
+class Inventory(BaseModel):
+    """Counts of one corpus. ``unknown`` stands for what nothing says."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: str
+    files: int
+    images: int
+    patients: int
+    groups: int
+    exact_copies: int
+    near_duplicates: int
+    conflicting_copies: int
+    bad_files: int
+    bad_fraction: float
+    deidentified: bool
+    by: Mapping[str, Mapping[str, int]]
+    reasons: Mapping[str, int]
+    splits: Mapping[str, Mapping[str, int]]
+
+
+def newest_corpus(store: Store) -> Manifest:
+    """The manifest of the corpus that was made last.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    versions = store.versions("corpus")
+    if not versions:
+        raise NotFoundError(f"{store.url} has no corpus: `mrcg ingest` makes one")
+    made = {version: float(store.read_json(f"corpus/{version}/run.json")["started"]) for version in versions}
+    return store.manifest("corpus", max(versions, key=lambda version: (made[version], version)))
+
+
+def take_inventory(store: Store, manifest: Manifest) -> Inventory:
+    """Count what is in a corpus."""
+    corpus = Corpus(store.artefact("corpus", manifest.version))
+    quarantine = read_quarantine(corpus.artefact)
+    files, bad = int(manifest.counts["files"]), bad_rows(quarantine).num_rows
+    scans, counts = corpus.scans, manifest.counts
+    return Inventory(
+        version=manifest.version,
+        files=files,
+        images=scans.num_rows,
+        patients=int(counts["patients"]),
+        groups=int(counts["groups"]),
+        exact_copies=scans.num_rows - int(counts["distinct"]),
+        near_duplicates=scans.num_rows - int(counts["clusters"]),
+        conflicting_copies=len(conflicts(scans)),
+        bad_files=bad,
+        bad_fraction=bad / files,
+        deidentified=manifest.settings["policy"] is not None,
+        by={name: _counted(scans[name].to_pylist()) for name in COLUMNS},
+        reasons=_counted(quarantine["reason"].to_pylist()),
+        splits=_splits(store, manifest.version),
+    )
+
+
+def inventory_picture(store: Store, manifest: Manifest, refused: Mapping[str, Sequence[Panel]]) -> bytes:
+    """PNG: a row of scans for each class, for copies whose labels differ, for clusters, for each quarantine reason."""
+    corpus = Corpus(store.artefact("corpus", manifest.version))
+    rows: list[tuple[str, str, list[int]]] = []
+    by_class: dict[str, list[int]] = {}
+    for row, label in enumerate(corpus.labels):
+        by_class.setdefault(label or "unlabelled", []).append(row)
+    ids = corpus.scans["image_id"].to_pylist()
+    for label, members in sorted(by_class.items()):
+        drawn = sorted(members, key=lambda row: draw(0, "inventory", ids[row]))[:PER_ROW]
+        rows.append((label, f"{len(members)} scans", drawn))
+    hashes = corpus.scans["pixel_hash"].to_pylist()
+    for pixels, labels in sorted(conflicts(corpus.scans).items())[:3]:
+        rows.append(
+            ("labels differ", f"{len(labels)} labels", [r for r, one in enumerate(hashes) if one == pixels][:PER_ROW])
+        )
+    clusters = corpus.scans["cluster_id"].to_pylist()
+    for cluster, size in Counter(clusters).most_common(2):
+        if size > 1:
+            rows.append(
+                ("near-duplicates", f"{size} scans", [r for r, one in enumerate(clusters) if one == cluster][:PER_ROW])
+            )
+    wanted = sorted({row for _, _, members in rows for row in members})
+    pixels_of: dict[int, Grey] = {wanted[place]: grey for place, grey in corpus.images(wanted)}
+    panels = [
+        PanelRow(
+            Panel(None, title, note),
+            [Panel(pixels_of[row], corpus.labels[row] or "unlabelled", ids[row][:12]) for row in members],
+        )
+        for title, note, members in rows
+    ]
+    panels += [
+        PanelRow(Panel(None, reason, "quarantine"), list(examples)[:PER_ROW])
+        for reason, examples in sorted(refused.items())
+    ]
+    return retrieval_picture(panels, f"Corpus {manifest.version}: {len(corpus)} scans")
+
+
+def refused_files(
+    store: Store, manifest: Manifest, location: str, pseudonyms: Pseudonyms | None
+) -> dict[str, list[tuple[str, str, Grey | None]]]:
+    """Path, detail and pixels (where it has any) of a few files of each quarantine reason, looked up in the source.
+
+    The quarantine keeps neither pixels nor, under a key, paths; who has the source and the key can see both.
+    """
+    settings = IngestSettings.model_validate(manifest.settings["ingest"])
+    rules = Rules(settings, pseudonyms, frozenset(), 0)
+    quarantine = bad_rows(read_quarantine(store.artefact("corpus", manifest.version)))
+    wanted = {row["source_key"]: row for row in quarantine.to_pylist()}
+    found: dict[str, list[tuple[str, str, Grey | None]]] = {}
+    lenient = settings.model_copy(update={"min_side": 1, "allow_burned_in": True, "allow_secondary_capture": True})
+    source = open_source(location)
+    with Guard(lenient, 10.0, settings.reader_bytes) as guard:
+        for file in source.walk():
+            row = wanted.get(rules.stored_key(file.key))
+            if row is None or len(found.setdefault(row["reason"], [])) >= PER_ROW:
+                continue
+            pixels = None
+            if 0 <= file.size <= settings.max_file_bytes:
+                try:
+                    pixels = guard.read(source.read(file)).slices[0].pixels
+                except (ImageError, OSError):
+                    pixels = None  # the reason says why there is nothing to see
+            found[row["reason"]].append((file.key, row["detail"], pixels))
+    return found
+
+
+def inventory_page(inventory: Inventory, picture: bytes) -> bytes:
+    """One self-contained HTML page."""
+    facts = [
+        ("files", inventory.files),
+        ("scans", inventory.images),
+        ("patients known", inventory.patients),
+        ("groups", inventory.groups),
+        ("exact copies", inventory.exact_copies),
+        ("near-duplicates", inventory.near_duplicates),
+        ("copies whose labels differ", inventory.conflicting_copies),
+        ("bad files", f"{inventory.bad_files} ({100 * inventory.bad_fraction:.1f} %)"),
+        ("identifiers", "pseudonyms" if inventory.deidentified else "none were read"),
+    ]
+    tables = [_table("Corpus", facts)]
+    tables += [_table(f"By {name}", list(counts.items())) for name, counts in inventory.by.items()]
+    tables += [_table(f"Splits {name}", list(counts.items())) for name, counts in inventory.splits.items()]
+    tables.append(_table("Quarantine", list(inventory.reasons.items()) or [("nothing", 0)]))
+    image = base64.b64encode(picture).decode()
+    alt = "Scans of each class, copies, near-duplicates and quarantined files"
+    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Corpus {inventory.version}</title>
+<style>
+body{{font:15px/1.5 system-ui,sans-serif;color:#1b2733;margin:2rem auto;max-width:75rem;padding:0 1rem}}
+h1{{font-weight:600}} main{{display:flex;flex-wrap:wrap;gap:1.5rem 3rem;align-items:flex-start}}
+table{{border-collapse:collapse}} caption{{text-align:left;font-weight:600;padding-bottom:.3rem}}
+td{{padding:.15rem .8rem .15rem 0;border-top:1px solid #dde4ea}} td+td{{text-align:right}}
+img{{max-width:100%;margin-top:2rem}}
+</style><h1>Corpus {inventory.version}</h1><main>{"".join(tables)}</main>
+<img alt="{alt}" src="data:image/png;base64,{image}"></html>
+""".encode()
+
+
+def _table(title: str, rows: Sequence[tuple[str, Any]]) -> str:
+    cells = "".join(
+        f"<tr><td>{html.escape(str(name))}</td><td>{html.escape(str(value))}</td></tr>" for name, value in rows
+    )
+    return f"<table><caption>{html.escape(title)}</caption>{cells}</table>"
+
+
+def _counted(values: Sequence[Any]) -> dict[str, int]:
+    counts = Counter("unknown" if value is None else str(value) for value in values)
+    return dict(sorted(counts.items(), key=lambda one: (-one[1], one[0])))
+
+
+def _splits(store: Store, corpus: str) -> dict[str, dict[str, int]]:
+    found = {}
+    for version in store.versions("splits"):
+        manifest = store.manifest("splits", version)
+        if manifest.inputs["corpus"] == corpus:
+            table = schemas.from_parquet(store.artefact("splits", version).read_bytes(SPLITS))
+            found[f"{manifest.counts['protocol']} ({version})"] = _counted(table["split"].to_pylist())
+    return found

@@ -1,0 +1,1 @@
+"""Erasing a patient or an image: what there is, what is removed, and the signed receipt."""

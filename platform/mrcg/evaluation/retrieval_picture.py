@@ -1,0 +1,68 @@
+"""Which queries the retrieval picture shows, and their hits (the paper's Fig. 6 and 7)."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from mrcg.corpus.reader import Corpus
+from mrcg.hashing import draw
+from mrcg.imaging.contact_sheet import Panel, PanelRow, retrieval_picture
+from mrcg.reranker.graph_table import GraphTable
+
+HITS_SHOWN = 10
+
+
+def retrieval_panels(
+    corpus: Corpus,
+    test: GraphTable,
+    order: npt.NDArray[np.int64],
+    scores: npt.NDArray[np.float32],
+    count: int,
+    figures: str,
+) -> bytes:
+    """PNG of some test queries with their first ten hits.
+
+    Args:
+        corpus: where the pixels are.
+        test: neighbour lists of the test queries.
+        order: (q, n) ranks of the lists, best first.
+        scores: (q, n) of the nodes, in ANN order.
+        count: queries shown at most.
+        figures: what the title says after the number of queries.
+    """
+    chosen = chosen_queries(corpus, test, count)
+    ranks = {q: [r for r in order[q].tolist() if test.neighbours_qn[q, r] >= 0][:HITS_SHOWN] for q in chosen}
+    rows = [int(test.queries[q]) for q in chosen]
+    for q in chosen:
+        rows += [int(test.neighbours_qn[q, r]) for r in ranks[q]]
+    distinct = sorted(set(rows))
+    pixels = {distinct[place]: grey for place, grey in corpus.images(distinct)}
+    panels = []
+    for q in chosen:
+        query = int(test.queries[q])
+        hits = [
+            Panel(
+                pixels[int(test.neighbours_qn[q, r])],
+                corpus.labels[int(test.neighbours_qn[q, r])] or "unlabelled",
+                f"score {scores[q, r]:.2f}, ANN rank {r + 1}",
+                bool(test.relevant_qn[q, r]),
+            )
+            for r in ranks[q]
+        ]
+        panels.append(PanelRow(Panel(pixels[query], corpus.labels[query] or "unlabelled", "query"), hits))
+    return retrieval_picture(panels, f"Reranked hits of {len(chosen)} test queries, {figures}")
+
+
+def chosen_queries(corpus: Corpus, test: GraphTable, count: int) -> list[int]:
+    """Queries for the picture: classes in turn, drawn by id and not by how well they did."""
+    ids = corpus.scans["image_id"]
+    by_class: dict[str, list[int]] = {}
+    for q in sorted(range(len(test)), key=lambda q: draw(0, "picture", ids[int(test.queries[q])].as_py())):
+        by_class.setdefault(corpus.labels[int(test.queries[q])] or "", []).append(q)
+    chosen: list[int] = []
+    while len(chosen) < min(count, len(test)):
+        for label in sorted(by_class):
+            if by_class[label] and len(chosen) < count:
+                chosen.append(by_class[label].pop(0))
+    return chosen

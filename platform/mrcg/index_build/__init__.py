@@ -1,0 +1,1 @@
+"""Planning, filling, measuring and compacting an index."""

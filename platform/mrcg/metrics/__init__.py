@@ -1,0 +1,1 @@
+"""Measures without models: ranking, bootstrap, calibration, drift, and the schema of a report."""

@@ -1,0 +1,1 @@
+"""The graph of stages and the versions that follow from it."""

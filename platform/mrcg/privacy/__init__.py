@@ -1,0 +1,1 @@
+"""Pseudonyms, signatures, the suppression list and tombstones."""

@@ -1,0 +1,1 @@
+"""Releases: promotion and rollback, garbage collection, verification."""

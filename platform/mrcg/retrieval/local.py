@@ -1,0 +1,126 @@
+"""The whole search in one process, without Ray: for notebooks, the CLI and as the service's twin."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mrcg.api.requests import ByImage, Sent, Wanted
+from mrcg.api.responses import Answer
+from mrcg.config.settings import ServeSettings
+from mrcg.imaging.slices import Grey
+from mrcg.releases.release import Release, read_release
+from mrcg.reranker.influence import Influences
+from mrcg.reranker.scorer import Reranking
+from mrcg.retrieval.loaders import Embeds, LoadEmbedder, LoadReranker, LoadSearcher, take_on
+from mrcg.retrieval.preprocessing import QueryRules
+from mrcg.retrieval.query import ByPixels, Embedding, Query, Scope, Subject
+from mrcg.retrieval.search import AllowAll, Found, Policy, RequestContext, answer
+from mrcg.retrieval.searcher import Searcher
+from mrcg.storage.store import Store
+
+
+class _LocalStages:
+    """The stages as plain calls."""
+
+    def __init__(self, embedder: Embeds, searcher: Searcher, reranking: Reranking) -> None:
+        self.embedder = embedder
+        self.searcher = searcher
+        self.reranking = reranking
+
+    async def embed(self, context: RequestContext, pixels_ss: Grey) -> Embedding:
+        embedding: Embedding = self.embedder.embed(pixels_ss[None])[0]
+        return embedding
+
+    async def look_up(self, context: RequestContext, image_id: str) -> Embedding:
+        return self.searcher.look_up(context, image_id)
+
+    async def search(self, context: RequestContext, embedding_d: Embedding, n: int, scope: Scope) -> Found:
+        return self.searcher.search(embedding_d[None], [context], n, [scope])[0]
+
+    async def rerank(
+        self, context: RequestContext, embedding_d: Embedding, vectors_nd: npt.NDArray[np.float16]
+    ) -> npt.NDArray[np.float32]:
+        return self.reranking.rerank(embedding_d[None], [vectors_nd])[0]
+
+    async def explain(
+        self, context: RequestContext, embedding_d: Embedding, vectors_nd: npt.NDArray[np.float16], nodes: list[int]
+    ) -> Influences:
+        return self.reranking.explain(embedding_d, vectors_nd, nodes)
+
+
+class LocalPipeline:
+    """A release, loaded and ready to answer.
+
+    ::
+
+        pipeline = LocalPipeline.open(Store("./store"))
+        answer = pipeline.search(Path("scan.png").read_bytes(), Wanted(k=10))
+    """
+
+    def __init__(self, store: Store, release: Release, serve: ServeSettings, policy: Policy) -> None:
+        self.release = release
+        self._policy = policy
+        self._rules = QueryRules.of(store, release, serve)
+        self._stages = _LocalStages(
+            take_on(LoadEmbedder(store, engine=serve.engine, threads=serve.embedder.threads), release),
+            take_on(LoadSearcher(store), release),
+            take_on(LoadReranker(store), release),
+        )
+
+    @classmethod
+    def open(
+        cls,
+        store: Store,
+        number: int | None = None,
+        serve: ServeSettings = ServeSettings(),
+        policy: Policy = AllowAll(),
+    ) -> LocalPipeline:
+        """Load a release, the current one by default; every file is hashed as it is read.
+
+        Raises:
+            NotFoundError: there is no such release.
+            IntegrityError: a file is not the one that was published.
+            WeightsError: its reranker was trained on another encoder's embeddings.
+        """
+        return cls(store, read_release(store, number), serve, policy)
+
+    def search(self, subject: bytes | ByImage | Sent, wanted: Wanted = Wanted()) -> Answer:
+        """The k most similar images of the gallery, best first.
+
+        Args:
+            subject: content of an image file, an image of the gallery, or an embedding of the release's encoder.
+            wanted: what is asked of it.
+
+        Raises:
+            ImageError: the image cannot be used.
+            NotFoundError: the gallery has no such image.
+            FingerprintError: the embedding is of another encoder.
+            UsageError: k is out of range, or the embedding has another width.
+        """
+        self._rules.check_k(wanted.k)
+        context = self._rules.context("local", self._policy, wanted.deadline_ms)
+        query = Query.of(self._subject(subject), wanted)
+        return _finish(answer(self._stages, self._rules.search, context, query))
+
+    def _subject(self, subject: bytes | ByImage | Sent) -> Subject:
+        match subject:
+            case ByImage():
+                return subject
+            case Sent():
+                return self._rules.by_embedding(subject)
+            case _:
+                return ByPixels(self._rules.prepare(subject))
+
+
+def _finish(call: Coroutine[Any, Any, Answer]) -> Answer:
+    # The local stages never wait, so no event loop is needed: this works inside a notebook's, too.
+    try:
+        call.send(None)
+    except StopIteration as done:
+        result: Answer = done.value
+        return result
+    raise AssertionError("a local stage waited")

@@ -1,0 +1,69 @@
+"""Routes that show releases and change which one is current. The service follows by itself."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Path
+from pydantic import BaseModel, ConfigDict, Field
+
+from mrcg.releases.release import Gate, Promotion, Release, promote, read_release, release_numbers, rollback
+from mrcg_serve.http.dependencies import Caller, ThisGateway, errors
+
+router = APIRouter(prefix="/v1/releases", tags=["releases"])
+
+
+class Releases(BaseModel):
+    """All of them, and which one the service answers under."""
+
+    current: int
+    answering: int
+    releases: list[Release]
+
+
+class Limits(BaseModel):
+    """How far a release may lie below the current one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    map_drop: float = Field(0.01, ge=0, le=1, description="of MAP")
+    recall_drop: float = Field(0.02, ge=0, le=1, description="of the index's recall")
+
+
+@router.get("", summary="All releases", responses=errors())
+async def releases(gateway: ThisGateway, principal: Caller) -> Releases:
+    """Rising by number; the highest is current."""
+    store = gateway.store
+
+    def read() -> list[Release]:
+        return [read_release(store, number) for number in release_numbers(store)]
+
+    found = await asyncio.to_thread(read)
+    return Releases(current=found[-1].number, answering=gateway.release, releases=found)
+
+
+@router.get("/current", summary="The current release", responses=errors())
+async def current(gateway: ThisGateway, principal: Caller) -> Release:
+    """The one that was promoted last; the service answers under it as soon as all replicas have it."""
+    return await asyncio.to_thread(read_release, gateway.store)
+
+
+@router.post("/{report}:promote", summary="Promote", responses=errors(404, 409, 422))
+async def promote_report(
+    gateway: ThisGateway,
+    principal: Caller,
+    report: Annotated[str, Path(pattern="^[0-9a-f]+$", max_length=64, description="version of the report")],
+    limits: Limits = Limits(),
+) -> Promotion:
+    """Make what a report measured the current release, unless it lies too far below the one that is."""
+    gate = Gate(map_drop=limits.map_drop, recall_drop=limits.recall_drop)
+    return await asyncio.to_thread(promote, gateway.store, report, gate)
+
+
+@router.post("/{number}:rollback", summary="Roll back", responses=errors(404, 409, 422))
+async def roll_back(
+    gateway: ThisGateway, principal: Caller, number: Annotated[int, Path(ge=1, description="of the release")]
+) -> Release:
+    """Make an earlier release current again, as a new one."""
+    return await asyncio.to_thread(rollback, gateway.store, number)
