@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from tests import erasing, making
 from tests.erasing import Person, endings_of, found, hits_of, kinds_of, person_of, serving
-from tests.unit.test_cli import run
+from tests.unit.cli.test_main import run
 
 from mrcg.corpus.reader import read_scans
 from mrcg.erasure.records import Wanted, draw_record

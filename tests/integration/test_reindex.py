@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests import erasing, making
-from tests.unit.test_cli import run
+from tests.unit.cli.test_main import run
 
 from mrcg.api.requests import Wanted
 from mrcg.config.loading import load_config

@@ -6,7 +6,7 @@ import stat
 
 import pytest
 from tests import making
-from tests.unit.test_cli import run
+from tests.unit.cli.test_main import run
 
 from mrcg.config.loading import load_config
 from mrcg.corpus.sources import open_source, survey

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tests.unit.test_cli import run
+from tests.unit.cli.test_main import run
 
 from mrcg.cli.store import bytes_of
 from mrcg.errors import UsageError

@@ -216,7 +216,7 @@ def test_blocks_of_a_scan_are_one(monkeypatch):
     vectors, query = rng.normal(size=(1000, 16)).astype(np.float32), rng.normal(size=(20, 16)).astype(np.float32)
     whole = np.sort(scan(query, vectors, 30), axis=1)
     monkeypatch.setattr(index_distances, "_COLUMNS", 37)
-    monkeypatch.setattr(distances, "MANY", 1)
+    monkeypatch.setattr(index_distances, "MANY", 1)
     monkeypatch.setattr(distances, "_AT_ONCE", 7)
     monkeypatch.setattr(distances, "_one_by_one", None)  # products alone have to do
     assert (np.sort(scan(query, vectors, 30), axis=1) == whole).all()
