@@ -31,7 +31,7 @@ from mrcg.corpus.sources import Source, open_source, survey
 from mrcg.corpus.splits import SPLITS, make_splits
 from mrcg.encoder.spec import read_spec
 from mrcg.evaluation.evaluate import evaluate
-from mrcg.execution.executor import OwnHands, silent
+from mrcg.execution.executor import LocalExecutor, silent
 from mrcg.imaging.phantom import CLASSES
 from mrcg.imaging.samples import SampleFormat, write_samples
 from mrcg.pipeline.ancestry import ancestry_of, source_name
@@ -252,7 +252,7 @@ def grown(store: Store, made: Mapping[str, str], config: Config, left: set[str])
     index = {"corpus": corpus.version, "embeddings": found["embeddings"], "indexes": made["indexes"]}
     steps.append(step("indexes", index, told["indexes"]))
     nowhere = Source("", "", 0, 0, False)
-    assert all(one.ran for one in run_stages(store, config, nowhere, steps, None, lambda name: silent, OwnHands()))
+    assert all(one.ran for one in run_stages(store, config, nowhere, steps, None, lambda name: silent, LocalExecutor()))
     return found
 
 
@@ -272,7 +272,7 @@ def counted(store: Store, kind: str, version: str, **more: Any) -> None:
 
 def eraser(store: Store, pseudonyms: Pseudonyms | None = KEY, **more: Any) -> Eraser:
     """An eraser that does all work in this process."""
-    made = Eraser(store, pseudonyms, SIGNER, OwnHands(), None, lambda name: silent, forget_here)
+    made = Eraser(store, pseudonyms, SIGNER, LocalExecutor(), None, lambda name: silent, forget_here)
     return dataclasses.replace(made, **more)
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from mrcg.config.loading import load_config
 from mrcg.config.settings import Config
-from mrcg.execution.executor import OwnHands, silent
+from mrcg.execution.executor import LocalExecutor, silent
 from mrcg.hashing import digest
 from mrcg.index.sharded_index import ShardedIndex
 from mrcg.index_build.build import Made, make_index
@@ -123,7 +123,7 @@ class Line:
             work = IndexWork(
                 self.store.url, self.corpus, self.embeddings, base, attempt.folder, config.index, config.seed, 1, purge
             )
-            made = make_index(work, OwnHands(), silent)
+            made = make_index(work, LocalExecutor(), silent)
             attempt.publish(
                 make_manifest("indexes", version, settings, inputs, {"recall_at_50": made.facts.recall}, made.files)
             )

@@ -28,7 +28,7 @@ from mrcg.corpus.sources import SourceFile, open_source, survey
 from mrcg.corpus.splits import SPLITS, make_splits
 from mrcg.encoder.spec import HISTORY, SPEC, WEIGHTS, fingerprint, spec_bytes
 from mrcg.evaluation.evaluate import evaluate
-from mrcg.execution.executor import OwnHands, silent
+from mrcg.execution.executor import LocalExecutor, silent
 from mrcg.imaging.readers import read
 from mrcg.index import faiss_backend
 from mrcg.index.layout import shards_of
@@ -210,7 +210,7 @@ def _models(store: Store, config: Config, steps: dict[str, Step]) -> None:
     step = steps["graphs"]
     with begin(store, "graphs", step.version) as attempt:
         work = graph_work(store, config, step, attempt.folder)
-        counts, files = make_graphs(work, OwnHands(), silent)
+        counts, files = make_graphs(work, LocalExecutor(), silent)
         attempt.publish(make_manifest("graphs", step.version, step.settings, step.inputs, counts, files))
     reranker = new_reranker(config.reranker, 16, config.seed, named)
     spec = reranker.spec.model_dump_json().encode()
@@ -240,7 +240,7 @@ def build_index(store: Store, config: Config, step: Step) -> Manifest:
             *(store.url, inputs["corpus"], inputs["embeddings"], inputs.get("indexes"), attempt.folder),
             *(config.index, config.seed),
         )
-        made = make_index(work, OwnHands(), silent)
+        made = make_index(work, LocalExecutor(), silent)
         counts = {"recall_at_50": made.facts.recall}
         return attempt.publish(make_manifest("indexes", step.version, step.settings, step.inputs, counts, made.files))
 

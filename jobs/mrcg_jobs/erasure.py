@@ -19,24 +19,24 @@ from mrcg.erasure.purge import purge_corpus
 from mrcg.erasure.records import (
     RECEIPTS,
     RECORDS,
+    ErasureTarget,
     Receipt,
     Record,
     SignedReceipt,
-    Wanted,
-    draw_record,
     holds,
     made_with,
+    plan_erasure,
     together,
     versions_back,
 )
 from mrcg.errors import IntegrityError, LostRaceError, NotFoundError, StoreError
-from mrcg.execution.executor import Hands, Progress
+from mrcg.execution.executor import Executor, Progress
 from mrcg.pipeline.stages import Step
 from mrcg.pipeline.update import Line, purged_corpus
 from mrcg.privacy.pseudonyms import Pseudonyms
 from mrcg.privacy.signing import Signer
 from mrcg.privacy.suppression import list_digest, suppress, token
-from mrcg.privacy.tombstones import bury
+from mrcg.privacy.tombstones import tombstone
 from mrcg.releases.release import promote, read_release, release_numbers
 from mrcg.storage.attempts import begin, busy_versions, dead_attempts, inputs_of_live_attempts
 from mrcg.storage.cache import Cache
@@ -68,7 +68,7 @@ class Eraser:
     Attributes:
         pseudonyms: the key that the corpora were made with.
         signer: of the receipt.
-        hands: do what has to be made anew; None: those of Ray.
+        executor: do what has to be made anew; None: those of Ray.
         ray_address: of a cluster.
         progress_of: gives a step the progress that it reports to.
         forget: removes from the caches of all nodes all files but some, by SHA-256.
@@ -77,12 +77,12 @@ class Eraser:
     store: Store
     pseudonyms: Pseudonyms | None
     signer: Signer
-    hands: Hands | None
+    executor: Executor | None
     ray_address: str | None
     progress_of: Callable[[str], Progress]
     forget: Forget
 
-    def erase(self, wanted: Wanted) -> SignedReceipt:
+    def erase(self, target: ErasureTarget) -> SignedReceipt:
         """Erase somebody; a second time gives the same receipt.
 
         Raises:
@@ -91,7 +91,7 @@ class Eraser:
             StoreError: a job is at work on what has to go.
             IntegrityError: something of them is still in the store.
         """
-        record = self._forbid(wanted)
+        record = self._forbid(target)
         if (signed := self._receipt_of(record)) is not None:
             return signed
         made, release = self._corpora_anew(record), self._release_anew(record)
@@ -120,24 +120,24 @@ class Eraser:
         self.store.write_bytes(_receipt_place(record), signed.model_dump_json(indent=1).encode())
         return signed
 
-    def _forbid(self, wanted: Wanted) -> Record:
+    def _forbid(self, target: ErasureTarget) -> Record:
         """At once: nobody is shown them, and no ingestion brings them back. Then the record says so."""
-        earlier = self._records_of(wanted)
+        earlier = self._records_of(target)
         for record in earlier:
             if self._receipt_of(record) is None:
                 return record  # begun, and not finished
         if earlier and not any(map(self._came_back, earlier)):
             return earlier[-1]
-        record = self._drawn(wanted, earlier)
-        bury(self.store, record.images)
+        record = self._drawn(target, earlier)
+        tombstone(self.store, record.images)
         suppress(self.store, record.suppressed)
         self._write(record)
         return record
 
-    def _drawn(self, wanted: Wanted, earlier: Sequence[Record]) -> Record:
+    def _drawn(self, target: ErasureTarget, earlier: Sequence[Record]) -> Record:
         """What is known of them now; and from earlier erasures, where they came back since."""
         try:
-            record = draw_record(self.store, wanted, self.pseudonyms)
+            record = plan_erasure(self.store, target, self.pseudonyms)
         except NotFoundError:
             if not earlier:
                 raise
@@ -146,9 +146,9 @@ class Eraser:
             record = together(record, one)
         return record
 
-    def _records_of(self, wanted: Wanted) -> list[Record]:
+    def _records_of(self, target: ErasureTarget) -> list[Record]:
         """Erasures of this wish, in order; found by its token, for what they were about may be gone by now."""
-        mine = token(self.pseudonyms, wanted.kind, wanted.value)
+        mine = token(self.pseudonyms, target.kind, target.value)
         records = [
             Record.model_validate(self.store.read_json(f"{RECORDS}/{name}")) for name in self.store.listdir(RECORDS)
         ]
@@ -194,7 +194,7 @@ class Eraser:
             self._make_corpus(corpus)
             nowhere = Source("", "", 0, 0, False)
             for _ in run_stages(
-                self.store, line.config, nowhere, steps, self.ray_address, self.progress_of, self.hands
+                self.store, line.config, nowhere, steps, self.ray_address, self.progress_of, self.executor
             ):
                 pass
             try:

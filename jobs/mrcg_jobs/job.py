@@ -8,7 +8,7 @@ from typing import Any
 
 from mrcg.config.settings import Config
 from mrcg.corpus.sources import Source
-from mrcg.execution.executor import Hands, Progress
+from mrcg.execution.executor import Executor, Progress
 from mrcg.pipeline.stages import Step
 from mrcg.storage.attempts import Attempt
 from mrcg.storage.manifest import FileEntry
@@ -25,7 +25,7 @@ class Job:
     step: Step
     inputs: Mapping[str, Artefact]
     attempt: Attempt
-    hands: Hands
+    executor: Executor
     progress: Progress
 
 

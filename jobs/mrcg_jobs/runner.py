@@ -14,7 +14,7 @@ from mrcg.corpus.sources import Source, open_source, survey
 from mrcg.encoder.pretrained import resolve_weights
 from mrcg.errors import SettingsError
 from mrcg.execution import ray_environment
-from mrcg.execution.executor import Hands, OwnHands, Progress
+from mrcg.execution.executor import Executor, LocalExecutor, Progress
 from mrcg.pipeline.ancestry import ancestry_of
 from mrcg.pipeline.stages import STAGES, Step, open_inputs, plan
 from mrcg.privacy.pseudonyms import pseudonyms_from_environment
@@ -75,7 +75,7 @@ def run_stages(
     steps: Iterable[Step],
     ray_address: str | None,
     progress_of: Callable[[str], Progress],
-    hands: Hands | None = None,
+    executor: Executor | None = None,
 ) -> Iterator[StageResult]:
     """Run steps in order, each only where its version is not there yet; Ray starts when first needed.
 
@@ -86,7 +86,7 @@ def run_stages(
         steps: of ``plan_steps``, all or some.
         ray_address: of a cluster; None starts one on this machine.
         progress_of: gives a stage the progress it reports to.
-        hands: do the pieces of stages that are cut into pieces; None: those of Ray.
+        executor: do the pieces of stages that are cut into pieces; None: those of Ray.
 
     Yields:
         A result after each stage.
@@ -97,7 +97,7 @@ def run_stages(
         if store.has(step.stage.kind, step.version):
             manifest, ran = store.manifest(step.stage.kind, step.version), False
         else:
-            begun = _Begun(store, config, source, ray_address, hands)
+            begun = _Begun(store, config, source, ray_address, executor)
             manifest, ran = begun.run(step, progress_of(step.name)), True
         seconds = time.monotonic() - start
         yield StageResult(step.name, step.stage.kind, step.version, ran, seconds, manifest.counts)
@@ -111,16 +111,16 @@ class _Begun:
     config: Config
     source: Source
     ray_address: str | None
-    hands: Hands | None
+    executor: Executor | None
 
     def run(self, step: Step, progress: Progress) -> Manifest:
         """Do one step and publish what it made."""
         store, inputs = self.store, open_inputs(self.store, step)
-        hands = self.hands or (OwnHands() if step.stage.small else self._ray(progress))
+        executor = self.executor or (LocalExecutor() if step.stage.small else self._ray(progress))
         started = time.time()
         module = importlib.import_module(f"mrcg_jobs.stages.{step.stage.name.replace('-', '_')}")
         with begin(store, step.stage.kind, step.version, step.inputs) as attempt:
-            outcome = module.run(Job(store, self.config, self.source, step, inputs, attempt, hands, progress))
+            outcome = module.run(Job(store, self.config, self.source, step, inputs, attempt, executor, progress))
             manifest = make_manifest(
                 step.stage.kind, step.version, step.settings, step.inputs, outcome.counts, outcome.files
             )
@@ -128,15 +128,15 @@ class _Begun:
         store.record_run(published, {"started": started, "seconds": time.time() - started, **outcome.times})
         return published
 
-    def _ray(self, progress: Progress) -> Hands:
+    def _ray(self, progress: Progress) -> Executor:
         # Ray is imported here: a run in which every stage is skipped does without it.
         progress(0, 0, "starting Ray")
         ray_environment.prepare()
         from mrcg_jobs.ray_runtime import cluster
-        from mrcg_jobs.ray_runtime.executor import RayHands
+        from mrcg_jobs.ray_runtime.executor import RayExecutor
 
         cluster.start(self.ray_address)
-        return RayHands()
+        return RayExecutor()
 
 
 def steps_of(steps: Iterable[Step], name: str) -> tuple[Step, ...]:

@@ -42,7 +42,7 @@ def serve(
     ray_environment.prepare_serving()
     from mrcg_serve.app import ServeArgs, build
     from mrcg_serve.auth import is_loopback
-    from mrcg_serve.service import Service, Ways
+    from mrcg_serve.service import Service, ServiceOptions
 
     if not is_loopback(host):
         raise UsageError(
@@ -52,7 +52,7 @@ def serve(
     _check_port(host, port)
     application = build(ServeArgs(store=store, recipe=recipe, settings=settings or []))
     try:
-        with Service(application, host, port, ray, Ways(grpc_port, spans)) as service:
+        with Service(application, host, port, ray, ServiceOptions(grpc_port, spans)) as service:
             if as_json:
                 console.emit_json({"url": service.url, "release": service.release})
             else:

@@ -17,24 +17,24 @@ import numpy.typing as npt
 from PIL import Image
 from ray.serve.handle import DeploymentHandle
 
-from mrcg.api.requests import ByImage, Sent, Wanted
-from mrcg.api.responses import Answer, BatchLine, ImageFacts, Refused
+from mrcg.api.requests import EmbeddingQuery, ImageIdQuery, SearchParams
+from mrcg.api.responses import Answer, BatchLine, ImageFacts, QuarantinedFile
 from mrcg.config.settings import ServeSettings
 from mrcg.corpus.assembly import bad_rows
 from mrcg.corpus.reader import Corpus, read_quarantine
 from mrcg.errors import MrcgError, NotFoundError
 from mrcg.index.distances import Mask
 from mrcg.privacy.tombstones import Tombstones
-from mrcg.retrieval.hot_swap import NotResidentError
+from mrcg.retrieval.hot_swap import ReleaseNotLoadedError
 from mrcg.retrieval.preprocessing import QueryRules
-from mrcg.retrieval.query import ByPixels, Query, Subject
+from mrcg.retrieval.query import PixelQuery, Query, Subject
 from mrcg.retrieval.search import AllowAll, Policy, StageUnavailableError, answer
 from mrcg.storage.store import Store
 from mrcg_serve.auth import Authenticator, LoopbackOnly
 from mrcg_serve.observability import logs
 from mrcg_serve.observability.metrics import SearchMeters
 from mrcg_serve.problem_details import problem_of
-from mrcg_serve.release_pinning import Desk, Pinned
+from mrcg_serve.release_pinning import Pinned, ReleaseContext
 from mrcg_serve.remote_stages import RemoteStages
 from mrcg_serve.replicas import Pin
 from mrcg_serve.rpc.servicer import Remote
@@ -81,14 +81,18 @@ class Gateway(Remote):
         return self._pinned.number
 
     async def search(
-        self, principal: str, subject: bytes | ByImage | Sent, wanted: Wanted, named: str | None = None
+        self,
+        principal: str,
+        subject: bytes | ImageIdQuery | EmbeddingQuery,
+        params: SearchParams,
+        named: str | None = None,
     ) -> Answer:
         """The k most similar images of the gallery, best first.
 
         Args:
             principal: who asks.
             subject: content of an image file, an image of the gallery, or an embedding.
-            wanted: what is asked of it.
+            params: what is asked of it.
             named: what the request is called in logs and in its answer.
 
         Raises:
@@ -99,8 +103,8 @@ class Gateway(Remote):
             StageUnavailableError: the embedder or the searcher cannot answer.
         """
         try:
-            return await self._search(principal, subject, wanted, named)
-        except NotResidentError as error:
+            return await self._search(principal, subject, params, named)
+        except ReleaseNotLoadedError as error:
             self._meters.refused("unavailable")
             raise StageUnavailableError(f"{error}: it is just changing") from error
         except MrcgError as error:
@@ -108,66 +112,73 @@ class Gateway(Remote):
             raise
 
     async def _search(
-        self, principal: str, subject: bytes | ByImage | Sent, wanted: Wanted, named: str | None
+        self, principal: str, subject: bytes | ImageIdQuery | EmbeddingQuery, params: SearchParams, named: str | None
     ) -> Answer:
-        missing: NotResidentError | None = None
-        for desk in self._pinned.desks():
+        missing: ReleaseNotLoadedError | None = None
+        for current in self._pinned.contexts():
             try:
-                return await self._under(desk.rules, principal, subject, wanted, named)
-            except NotResidentError as error:
+                return await self._under(current.rules, principal, subject, params, named)
+            except ReleaseNotLoadedError as error:
                 self._pinned.miss(error)
                 missing = error
         assert missing is not None
         raise missing
 
     async def _under(
-        self, rules: QueryRules, principal: str, subject: bytes | ByImage | Sent, wanted: Wanted, named: str | None
+        self,
+        rules: QueryRules,
+        principal: str,
+        subject: bytes | ImageIdQuery | EmbeddingQuery,
+        params: SearchParams,
+        named: str | None,
     ) -> Answer:
         start = time.perf_counter()
-        rules.check_k(wanted.k)
+        rules.check_k(params.k)
         # The deadline counts from here: decoding is a part of what the caller waits for.
-        context = rules.context(principal, self._policy, wanted.deadline_ms, named)
-        query = Query.of(await self._subject(rules, subject), wanted)
+        context = rules.context(principal, self._policy, params.deadline_ms, named)
+        query = Query.of(await self._subject(rules, subject), params)
         decode = _milliseconds_since(start)
         result = await answer(self._stages, rules.search, context, query)
         laps = {"decode": decode, **result.milliseconds, "total": _milliseconds_since(start)}
         result = result.model_copy(update={"milliseconds": laps})
-        self._meters.answered(result, wanted.rerank)
+        self._meters.answered(result, params.rerank)
         told = {"release": result.release, "reranked": result.reranked, "partial": result.partial, "ms": laps["total"]}
         log.info("answered", extra={"search": result.request_id, **told})
         return result
 
     def _scored(self, release: int, scores_n: npt.NDArray[np.float32]) -> None:
-        desk = next((desk for desk in self._pinned.desks() if desk.rules.release == release), None)
-        if desk is not None:
-            desk.drift.see(scores_n)
+        current = next((current for current in self._pinned.contexts() if current.rules.release == release), None)
+        if current is not None:
+            current.drift.see(scores_n)
 
-    async def _subject(self, rules: QueryRules, subject: bytes | ByImage | Sent) -> Subject:
+    async def _subject(self, rules: QueryRules, subject: bytes | ImageIdQuery | EmbeddingQuery) -> Subject:
         match subject:
-            case ByImage():
+            case ImageIdQuery():
                 return subject
-            case Sent():
-                return rules.by_embedding(subject)
+            case EmbeddingQuery():
+                return rules.vector_query(subject)
             case _:
                 loop = asyncio.get_running_loop()
-                return ByPixels(await loop.run_in_executor(self._pool, rules.prepare, subject))
+                return PixelQuery(await loop.run_in_executor(self._pool, rules.prepare, subject))
 
-    def search_many(self, principal: str, scans: Sequence[bytes], wanted: Wanted) -> AsyncIterator[BatchLine]:
+    def search_many(self, principal: str, scans: Sequence[bytes], params: SearchParams) -> AsyncIterator[BatchLine]:
         """Answers to many scans as they come; the problem of one ends no other.
 
         Raises:
             UsageError: k is out of range.
         """
-        self._pinned.desk.rules.check_k(wanted.k)
-        return self._search_many(principal, scans, wanted)
+        self._pinned.current.rules.check_k(params.k)
+        return self._search_many(principal, scans, params)
 
-    async def _search_many(self, principal: str, scans: Sequence[bytes], wanted: Wanted) -> AsyncIterator[BatchLine]:
+    async def _search_many(
+        self, principal: str, scans: Sequence[bytes], params: SearchParams
+    ) -> AsyncIterator[BatchLine]:
         turns = asyncio.Semaphore(AT_ONCE)
 
         async def one(index: int, scan: bytes) -> BatchLine:
             async with turns:
                 try:
-                    return BatchLine(index=index, answer=await self.search(principal, scan, wanted))
+                    return BatchLine(index=index, answer=await self.search(principal, scan, params))
                 except MrcgError as error:
                     told = problem_of(error)
                     return BatchLine(index=index, code=told.code, detail=told.detail)
@@ -189,12 +200,12 @@ class Gateway(Remote):
         allowed = self._policy.allowed(principal)
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._image, image_id, allowed)
 
-    def quarantine(self, first: int, count: int) -> tuple[int, list[Refused]]:
+    def quarantine(self, first: int, count: int) -> tuple[int, list[QuarantinedFile]]:
         """How many files the corpus refused, and some of them."""
-        table = bad_rows(read_quarantine(self._pinned.desk.corpus.artefact))
+        table = bad_rows(read_quarantine(self._pinned.current.corpus.artefact))
         rows = table.slice(first, count).to_pylist()
         return table.num_rows, [
-            Refused(file=row["source_key"], reason=row["reason"], detail=row["detail"]) for row in rows
+            QuarantinedFile(file=row["source_key"], reason=row["reason"], detail=row["detail"]) for row in rows
         ]
 
     async def preview(self, principal: str, image_id: str) -> bytes:
@@ -230,12 +241,12 @@ class Gateway(Remote):
 
     def _corpus_of(self, image_id: str) -> Corpus:
         # A hit of the release before, or of the one that is just coming, has a picture, too.
-        desks = self._pinned.desks()
-        for desk in desks:
+        contexts = self._pinned.contexts()
+        for current in contexts:
             with contextlib.suppress(NotFoundError):
-                desk.corpus.row_of(image_id)
-                return desk.corpus
-        raise desks[0].corpus.unknown(image_id)
+                current.corpus.row_of(image_id)
+                return current.corpus
+        raise contexts[0].corpus.unknown(image_id)
 
     async def check(self) -> None:
         """Search for a blank image with a short deadline: whether embedder and searcher answer.
@@ -244,23 +255,23 @@ class Gateway(Remote):
             StageUnavailableError: they do not.
         """
         try:
-            await self._blank(self._pinned.desk.rules, rerank=False)
-        except NotResidentError as error:
+            await self._blank(self._pinned.current.rules, rerank=False)
+        except ReleaseNotLoadedError as error:
             self._pinned.miss(error)
             raise StageUnavailableError(str(error)) from error
 
-    def _note(self, desk: Desk) -> None:
-        self._meters.pinned(desk.rules.release, desk.made, desk.drift.index)
+    def _note(self, current: ReleaseContext) -> None:
+        self._meters.pinned(current.rules.release, current.made, current.drift.index)
 
-    async def _rehearse(self, desk: Desk) -> None:
-        result = await self._blank(desk.rules, rerank=True)
+    async def _rehearse(self, current: ReleaseContext) -> None:
+        result = await self._blank(current.rules, rerank=True)
         if not result.reranked:
-            raise StageUnavailableError(f"release {desk.rules.release} does not rerank yet")
+            raise StageUnavailableError(f"release {current.rules.release} does not rerank yet")
 
     async def _blank(self, rules: QueryRules, rerank: bool) -> Answer:
         context = replace(rules.context("readiness", self._policy), deadline=time.time() + CHECK_SECONDS)
         blank = np.zeros((rules.input_size, rules.input_size), dtype=np.uint8)
-        return await answer(self._stages, rules.search, context, Query(ByPixels(blank), 1, rerank=rerank))
+        return await answer(self._stages, rules.search, context, Query(PixelQuery(blank), 1, rerank=rerank))
 
 
 def _milliseconds_since(start: float) -> float:

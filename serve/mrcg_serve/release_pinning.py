@@ -18,7 +18,7 @@ from mrcg.errors import MrcgError
 from mrcg.metrics.drift import ScoreDrift
 from mrcg.metrics.report import Report
 from mrcg.releases.release import Release, read_release
-from mrcg.retrieval.hot_swap import Following, NotResidentError, Residents
+from mrcg.retrieval.hot_swap import ReleaseCache, ReleaseNotLoadedError, ReleaseWatcher
 from mrcg.retrieval.preprocessing import QueryRules
 from mrcg.storage.store import Store
 from mrcg_serve.remote_stages import RemoteStages
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Desk:
+class ReleaseContext:
     """What a gateway has of a release: how queries are taken in, the pictures of the gallery, and how scores drift."""
 
     rules: QueryRules
@@ -52,23 +52,23 @@ class Pinned:
         store: Store,
         settings: ServeSettings,
         stages: RemoteStages,
-        rehearse: Callable[[Desk], Awaitable[None]],
-        note: Callable[[Desk], None],
+        rehearse: Callable[[ReleaseContext], Awaitable[None]],
+        note: Callable[[ReleaseContext], None],
     ) -> None:
         self._store, self._settings, self._stages = store, settings, stages
         self._rehearse, self._note = rehearse, note
-        self._desks = Residents(lambda release: str(release.number), self._desk, settings.grace_s)
-        self._following = Following(store, self._desks)
+        self._desks = ReleaseCache(lambda release: str(release.number), self._desk, settings.grace_s)
+        self._following = ReleaseWatcher(store, self._desks)
         self._missed = False
         self._task: asyncio.Task[None] | None = None
         self.number = 0
 
-    def _desk(self, release: Release) -> Desk:
+    def _desk(self, release: Release) -> ReleaseContext:
         corpus = Corpus(self._store.artefact("corpus", release.corpus))
         made = datetime.datetime.fromisoformat(release.created).timestamp()
         judged = Report.model_validate_json(self._store.artefact("reports", release.report).read_bytes("report.json"))
         rules = QueryRules.of(self._store, release, self._settings)
-        return Desk(rules, corpus, made, ScoreDrift(judged.calibration.raw))
+        return ReleaseContext(rules, corpus, made, ScoreDrift(judged.calibration.raw))
 
     async def follow(self, named: int | None) -> None:
         """Answer under the named release from now on, or under the newest where none is named."""
@@ -89,7 +89,7 @@ class Pinned:
 
     async def step(self) -> None:
         """Look once; pin what is wanted and everywhere, or what is everywhere where the pinned one is missed."""
-        self._note(self.desk)
+        self._note(self.current)
         await asyncio.to_thread(self._following.step)
         wanted = await asyncio.to_thread(lambda: self._following.wanted)
         if wanted in self._following.refused or (wanted == self.number and not self._missed):
@@ -108,16 +108,16 @@ class Pinned:
         self.number, self._missed = target, False
 
     @property
-    def desk(self) -> Desk:
+    def current(self) -> ReleaseContext:
         """Of the pinned release."""
         return self._desks.of(self.number)
 
-    def desks(self) -> list[Desk]:
+    def contexts(self) -> list[ReleaseContext]:
         """Those that a request may be answered at: of the pinned release, then of others, the newest first."""
         others = [self._desks.peek(number) for number in self._desks.numbers[::-1] if number != self.number]
-        return [self.desk, *(desk for desk in others if desk is not None)]
+        return [self.current, *(current for current in others if current is not None)]
 
-    def miss(self, error: NotResidentError) -> None:
+    def miss(self, error: ReleaseNotLoadedError) -> None:
         """A replica did not have the pinned release: look soon which one all have."""
         log.warning("%s", error)
         self._missed = True

@@ -23,7 +23,7 @@ from mrcg.config.settings import Autoscale, ServeSettings
 from mrcg.errors import NotFoundError
 from mrcg.imaging.slices import Grey
 from mrcg.reranker.influence import Influences
-from mrcg.retrieval.hot_swap import NotResidentError
+from mrcg.retrieval.hot_swap import ReleaseNotLoadedError
 from mrcg.retrieval.merge import Fetched, Near, assemble, gather, rows_of
 from mrcg.retrieval.query import Embedding, Scope
 from mrcg.retrieval.search import Found, RequestContext, StageUnavailableError
@@ -177,11 +177,11 @@ async def _nothing() -> Any:
 
 
 async def _ask(stage: str, call: Coalescer[Item, T], context: RequestContext, item: Item) -> T:
-    missing: NotResidentError | None = None
+    missing: ReleaseNotLoadedError | None = None
     for _ in range(ASKED):
         try:
             return await _ask_one(stage, call, context, item)
-        except NotResidentError as error:
+        except ReleaseNotLoadedError as error:
             missing = error
     assert missing is not None
     raise missing

@@ -23,7 +23,7 @@ from mrcg.errors import MrcgError, NotFoundError, require
 from mrcg.imaging.slices import Grey
 from mrcg.releases.release import Release
 from mrcg.reranker.influence import Influences
-from mrcg.retrieval.hot_swap import Following, NotResidentError, Residents
+from mrcg.retrieval.hot_swap import ReleaseCache, ReleaseNotLoadedError, ReleaseWatcher
 from mrcg.retrieval.loaders import Embeds, LoadEmbedder, Loading, LoadReranker, LoadSearcher
 from mrcg.retrieval.merge import Fetched, Near
 from mrcg.retrieval.query import Embedding, Scope
@@ -97,13 +97,13 @@ class _Replica(Generic[T]):
     ) -> None:
         logs.join()
         self._loading = loading
-        self._following = Following(store, Residents(loading.key, self._take_on, settings.grace_s))
+        self._following = ReleaseWatcher(store, ReleaseCache(loading.key, self._load_and_check, settings.grace_s))
         self._every, self._started = settings.follow_s, False
         self._threads, self._use_threads = scale.threads, use_threads
         self._worker = Worker()
         self._meter = BatchMeter()
 
-    def _take_on(self, release: Release) -> T:
+    def _load_and_check(self, release: Release) -> T:
         # OpenMP keeps a team for each thread that ever computed with several; with two such teams, more than there
         # are cores, waiting in both becomes four times as slow. So only the worker has one.
         self._use_threads(1)
@@ -149,7 +149,7 @@ class _Replica(Generic[T]):
             try:
                 pairs.append((self._following.residents.of(context.release), item))
                 places.append(place)
-            except NotResidentError as error:
+            except ReleaseNotLoadedError as error:
                 outcomes[place] = error
         if pairs:
             for place, outcome in zip(places, await batch(pairs), strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mrcg.api.requests import ByImage, Sent, Wanted
+from mrcg.api.requests import EmbeddingQuery, ImageIdQuery, SearchParams
 
 #: Scans of one batch.
 MOST_SCANS = 1024
@@ -14,8 +14,8 @@ MOST_SCANS = 1024
 class Question:
     """Of what, and what is wanted."""
 
-    subject: bytes | ByImage | Sent
-    wanted: Wanted
+    subject: bytes | ImageIdQuery | EmbeddingQuery
+    params: SearchParams
 
 
 @dataclass(frozen=True)
@@ -23,4 +23,4 @@ class Questions:
     """The same of many scans."""
 
     scans: tuple[bytes, ...]
-    wanted: Wanted
+    params: SearchParams

@@ -27,7 +27,7 @@ READY_SECONDS = 180.0
 
 
 @dataclass(frozen=True)
-class Ways:
+class ServiceOptions:
     """What a service has beside HTTP.
 
     Attributes:
@@ -60,7 +60,12 @@ class Service:
     """
 
     def __init__(
-        self, application: Application, host: str, port: int, ray_address: str | None, ways: Ways = Ways()
+        self,
+        application: Application,
+        host: str,
+        port: int,
+        ray_address: str | None,
+        ways: ServiceOptions = ServiceOptions(),
     ) -> None:
         self._application = application
         self._ways = ways

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mrcg.config.loading import load_config
-from mrcg.execution.executor import OwnHands, silent
+from mrcg.execution.executor import LocalExecutor, silent
 from mrcg.index import faiss_backend
 from mrcg.index.distances import BLOCK
 from mrcg.index.layout import IndexFacts, KindName, Shape
@@ -81,7 +81,7 @@ class Ours:
         settings = load_config(None, [f"index.kind={self.kind}", f"index.shards={self.shards}"]).index
         url, versions = self.store, self.versions
         work = IndexWork(url, versions.corpus, versions.embeddings, None, str(folder), settings, SEED, THREADS)
-        made = make_index(work, OwnHands(), silent)
+        made = make_index(work, LocalExecutor(), silent)
         return {"steps": made.seconds, "recall": made.facts.recall, "effort": made.facts.effort}
 
     def open(self, folder: Path) -> Searcher:

@@ -27,7 +27,7 @@ from mrcg.index import faiss_backend
 from mrcg.index.layout import PartFacts, Shape, part_files
 from mrcg.index.part import Part
 from mrcg.index.sharded_index import ShardedIndex
-from mrcg.index_build.build_plan import IndexWork, draw_up, facts_table
+from mrcg.index_build.build_plan import IndexWork, facts_table, plan_build
 from mrcg.index_build.sizing import LINKS, Costs
 from mrcg.storage import schemas
 from mrcg.storage.store import Store
@@ -137,7 +137,7 @@ def rows_drawn_up(count: int, dim: int) -> int:
         versions = fill_store(Store(name), Path(name) / "vectors.npy")
         settings = load_config(None, ["index.kind=flat", "index.shards=4"]).index
         work = IndexWork(name, versions.corpus, versions.embeddings, None, "attempt", settings, 1)
-        return measured(draw_up, work).peak_bytes
+        return measured(plan_build, work).peak_bytes
 
 
 def memory() -> dict[str, int]:

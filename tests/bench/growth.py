@@ -33,8 +33,8 @@ from mrcg.corpus.reader import QUARANTINE, pixels_writer
 from mrcg.corpus.sources import Source
 from mrcg.encoder.spec import HISTORY, SPEC, WEIGHTS, fingerprint, spec_bytes
 from mrcg.encoder.trainer import new_encoder
-from mrcg.erasure.records import Wanted
-from mrcg.execution.executor import OwnHands, silent
+from mrcg.erasure.records import ErasureTarget
+from mrcg.execution.executor import LocalExecutor, silent
 from mrcg.index import faiss_backend
 from mrcg.index.sharded_index import ShardedIndex
 from mrcg.pipeline.stages import Ancestry, Step, plan
@@ -162,7 +162,7 @@ class Bench:
     def run(self, steps: Iterable[Step]) -> dict[str, float]:
         """Seconds of stages, by kind."""
         nowhere = Source("", "", 0, 0, False)
-        results = run_stages(self.store, self.config, nowhere, steps, None, lambda _: silent, OwnHands())
+        results = run_stages(self.store, self.config, nowhere, steps, None, lambda _: silent, LocalExecutor())
         return {result.kind: result.seconds for result in results}
 
     def search_rate(self, index: str) -> float:
@@ -217,9 +217,11 @@ def measure(bench: Bench) -> Row:
     again = bench.run([grown[kind] for kind in ("splits", "indexes", "graphs", "reports")])
     promote(store, grown["reports"].version, None)
 
-    eraser = Eraser(store, Pseudonyms(bytes(32)), Signer(bytes(32)), OwnHands(), None, lambda _: silent, forget_here)
-    wanted = Wanted(kind=PATIENT, value=f"{count // PER_PATIENT // 2:032x}")
-    signed, erasing = _timed(lambda: eraser.erase(wanted))
+    eraser = Eraser(
+        store, Pseudonyms(bytes(32)), Signer(bytes(32)), LocalExecutor(), None, lambda _: silent, forget_here
+    )
+    target = ErasureTarget(kind=PATIENT, value=f"{count // PER_PATIENT // 2:032x}")
+    signed, erasing = _timed(lambda: eraser.erase(target))
     assert signed.receipt.scans == PER_PATIENT
     return Row(
         count=count,

@@ -33,7 +33,7 @@ import httpx
 import numpy as np
 import torch
 
-from mrcg.api.requests import Wanted
+from mrcg.api.requests import SearchParams
 from mrcg.config.loading import load_config
 from mrcg.retrieval.local import LocalPipeline
 from mrcg.storage.store import Store
@@ -136,8 +136,8 @@ def compute(store: str, scans: Sequence[bytes]) -> float:
     torch.set_num_threads(settings.embedder.threads)
     pipeline = LocalPipeline.open(Store(store), serve=settings)
     for scan in scans[:10]:
-        pipeline.search(scan, Wanted(k=10))
-    return statistics.median(sum(pipeline.search(scan, Wanted(k=10)).milliseconds.values()) for scan in scans)
+        pipeline.search(scan, SearchParams(k=10))
+    return statistics.median(sum(pipeline.search(scan, SearchParams(k=10)).milliseconds.values()) for scan in scans)
 
 
 def alone(store: str, scans: Sequence[bytes]) -> float:

@@ -46,7 +46,7 @@ def test_one_of_each_group_and_none_is_missing(count, shards, k, members, seed, 
     ids = [f"{row:032x}" for row in range(count)]
     index = index_of(vectors, ids, ["a"] * count, ids, shards, kind)
     buried = rng.random(count) < gone
-    index.bury([ids[row] for row in np.flatnonzero(buried).tolist()])
+    index.tombstone([ids[row] for row in np.flatnonzero(buried).tolist()])
     allowed = None if share is None else rng.random(count) < share
     queries = rng.normal(size=(4, 6)).astype(np.float32)
     found = search_groups(index, queries, k, groups, allowed, ALL)

@@ -6,7 +6,7 @@ from tests.making import free_port
 from tests.serving import assert_alike, serving
 
 from mrcg.api.client import Client
-from mrcg.api.requests import Wanted
+from mrcg.api.requests import SearchParams
 from mrcg.retrieval.local import LocalPipeline
 from mrcg_serve.rpc import retrieval_pb2 as rpc
 from mrcg_serve.rpc.conversions import answer_in
@@ -29,18 +29,18 @@ def scans(ray_run):
     return [one.read_bytes() for one in found]
 
 
-def asked(image, **wanted):
-    return rpc.SearchRequest(image=image, wanted=rpc.Wanted(**wanted))
+def asked(image, **params):
+    return rpc.SearchRequest(image=image, wanted=rpc.Wanted(**params))
 
 
 def test_a_hundred_scans_have_the_same_hits_all_three_ways(served, scans, ray_run):
     url, stub = served
-    local, wanted = LocalPipeline.open(ray_run.store), Wanted(k=20)
+    local, params = LocalPipeline.open(ray_run.store), SearchParams(k=20)
     with Client(url) as client:
         for scan in (scans * 2)[:100]:
-            twin = local.search(scan, wanted)
+            twin = local.search(scan, params)
             assert_alike(answer_in(stub.Search(asked(scan, k=20))), twin)
-            assert_alike(client.search(scan, wanted), twin)
+            assert_alike(client.search(scan, params), twin)
 
 
 def test_an_explanation_and_filters_go_with_it(served, scans):

@@ -7,7 +7,7 @@ from ray import serve
 from ray.serve.batching import _BatchQueue
 from tests.serving import assert_alike
 
-from mrcg.api.requests import ByImage, Filters, Wanted
+from mrcg.api.requests import Filters, ImageIdQuery, SearchParams
 from mrcg.errors import ImageError, NotFoundError
 from mrcg.retrieval.local import LocalPipeline
 from mrcg_serve.app import ServeArgs, build
@@ -26,49 +26,49 @@ def twin(library_store):
     return LocalPipeline.open(library_store)
 
 
-def searched(gateway, subject, wanted):
-    return gateway.search.remote("local", subject, wanted).result()
+def searched(gateway, subject, params):
+    return gateway.search.remote("local", subject, params).result()
 
 
 @pytest.mark.parametrize(
-    "wanted",
+    "params",
     [
-        Wanted(k=20),
-        Wanted(k=5, rerank=False),
-        Wanted(k=10, group_by="patient"),
-        Wanted(k=3, filters=Filters(label=("glioma_tumor",))),
-        Wanted(k=3, explain=True),
+        SearchParams(k=20),
+        SearchParams(k=5, rerank=False),
+        SearchParams(k=10, group_by="patient"),
+        SearchParams(k=3, filters=Filters(label=("glioma_tumor",))),
+        SearchParams(k=3, explain=True),
     ],
     ids=["plain", "ann", "grouped", "filtered", "explained"],
 )
-def test_hits_are_those_of_the_twin(gateway, twin, scans, wanted):
+def test_hits_are_those_of_the_twin(gateway, twin, scans, params):
     for scan in sorted(scans.rglob("*.png"))[::24]:
-        answer, local = searched(gateway, scan.read_bytes(), wanted), twin.search(scan.read_bytes(), wanted)
+        answer, local = searched(gateway, scan.read_bytes(), params), twin.search(scan.read_bytes(), params)
         assert_alike(answer, local)
-        assert (answer.explanation is None) == (local.explanation is None) == (not wanted.explain)
+        assert (answer.explanation is None) == (local.explanation is None) == (not params.explain)
 
 
 def test_an_image_of_the_gallery_finds_others(gateway, twin, scans):
     scan = sorted(scans.rglob("*.png"))[0].read_bytes()
-    first = twin.search(scan, Wanted(k=1)).hits[0].image_id
-    answer = searched(gateway, ByImage(first), Wanted(k=5))
-    assert_alike(answer, twin.search(ByImage(first), Wanted(k=5)))
+    first = twin.search(scan, SearchParams(k=1)).hits[0].image_id
+    answer = searched(gateway, ImageIdQuery(first), SearchParams(k=5))
+    assert_alike(answer, twin.search(ImageIdQuery(first), SearchParams(k=5)))
     assert first not in {hit.image_id for hit in answer.hits}
 
 
 def test_what_is_wrong_is_said_as_by_the_twin(gateway):
     with pytest.raises(ImageError):
-        searched(gateway, b"no scan", Wanted())
+        searched(gateway, b"no scan", SearchParams())
     with pytest.raises(NotFoundError):
-        searched(gateway, ByImage("nobody"), Wanted())
+        searched(gateway, ImageIdQuery("nobody"), SearchParams())
 
 
 def test_many_at_once_have_each_their_own(gateway, twin, scans):
     paths = sorted(scans.rglob("*.png"))[:24]
 
     async def all_of_them():
-        asked = [gateway.search.remote("local", path.read_bytes(), Wanted(k=5)) for path in paths]
+        asked = [gateway.search.remote("local", path.read_bytes(), SearchParams(k=5)) for path in paths]
         return await asyncio.gather(*asked)
 
     for path, answer in zip(paths, asyncio.run(all_of_them()), strict=True):
-        assert_alike(answer, twin.search(path.read_bytes(), Wanted(k=5)))
+        assert_alike(answer, twin.search(path.read_bytes(), SearchParams(k=5)))

@@ -7,7 +7,7 @@ from tests.making import mrcg
 from tests.serving import assert_alike
 
 from mrcg.api.client import Client
-from mrcg.api.requests import ByImage, Filters, Wanted
+from mrcg.api.requests import Filters, ImageIdQuery, SearchParams
 from mrcg.retrieval.local import LocalPipeline
 
 pytestmark = pytest.mark.slow
@@ -21,28 +21,29 @@ def test_http_and_in_process_answer_alike(service, ray_run, rerank):
         for scan in scans:
             image = scan.read_bytes()
             assert_alike(
-                client.search(image, Wanted(k=20, rerank=rerank)), local.search(image, Wanted(k=20, rerank=rerank))
+                client.search(image, SearchParams(k=20, rerank=rerank)),
+                local.search(image, SearchParams(k=20, rerank=rerank)),
             )
 
 
 WANTED = [
-    Wanted(k=20, group_by="patient"),
-    Wanted(k=10, filters=Filters(label=("glioma_tumor", "no_tumor"))),
-    Wanted(k=10, exclude_patient="nobody", explain=True),
+    SearchParams(k=20, group_by="patient"),
+    SearchParams(k=10, filters=Filters(label=("glioma_tumor", "no_tumor"))),
+    SearchParams(k=10, exclude_patient="nobody", explain=True),
 ]
 
 
-@pytest.mark.parametrize("wanted", WANTED, ids=["grouped", "filtered", "explained"])
-def test_whatever_is_asked_both_answer_alike(service, ray_run, wanted):
+@pytest.mark.parametrize("params", WANTED, ids=["grouped", "filtered", "explained"])
+def test_whatever_is_asked_both_answer_alike(service, ray_run, params):
     local = LocalPipeline.open(ray_run.store)
     image = sorted(ray_run.source.rglob("patient-*.png"))[7].read_bytes()
     with Client(service) as client:
-        remote, twin = client.search(image, wanted), local.search(image, wanted)
+        remote, twin = client.search(image, params), local.search(image, params)
         assert_alike(remote, twin)
         assert (remote.allowed, remote.passing, remote.classes) == (twin.allowed, twin.passing, twin.classes)
-        assert (remote.explanation is None) == (twin.explanation is None) == (not wanted.explain)
+        assert (remote.explanation is None) == (twin.explanation is None) == (not params.explain)
         itself = twin.hits[0].image_id
-        assert_alike(client.search(ByImage(itself), wanted), local.search(ByImage(itself), wanted))
+        assert_alike(client.search(ImageIdQuery(itself), params), local.search(ImageIdQuery(itself), params))
 
 
 def test_the_command_asks_both_ways(service, ray_run, tmp_path):

@@ -85,7 +85,7 @@ def test_sharded_equals_single_exact(count, shards, k, seed, share, gone):
     allowed = None if share is None else some_of(count, seed, share)
     buried = some_of(count, seed + 50, gone)
     made = index(vectors, shards)
-    made.bury([name(row) for row in np.flatnonzero(buried).tolist()])
+    made.tombstone([name(row) for row in np.flatnonzero(buried).tolist()])
     reached = ~buried if allowed is None else allowed & ~buried
     assert same(made.search(queries, k, allowed), by_hand(queries, vectors, reached, k))
 
@@ -101,7 +101,7 @@ def test_an_approximate_search_that_leaves_nothing_out_is_exact(count, shards, k
     allowed = None if share is None else some_of(count, seed, share)
     buried = some_of(count, seed + 50, gone)
     made = index(vectors, shards, kind)
-    made.bury([name(row) for row in np.flatnonzero(buried).tolist()])
+    made.tombstone([name(row) for row in np.flatnonzero(buried).tolist()])
     reached = ~buried if allowed is None else allowed & ~buried
     with mock.patch.object(sharded_index, "SCAN_BELOW", scan_below):
         found = made.search(queries, k, allowed, ALL)
@@ -238,10 +238,10 @@ def test_what_recall_is_measured_of_is_neither_scanned_nor_completed():
 def test_what_is_buried_stays_so_and_what_nobody_knows_is_left_out():
     made, query = index(gallery(40, copies=False), 3), gallery(1).astype(np.float32)
     first = made.search(query, 40).rows_qk[0].tolist()
-    made.bury([name(first[0]), "f" * 32])
+    made.tombstone([name(first[0]), "f" * 32])
     assert made.search(query, 40).rows_qk[0].tolist() == [*first[1:], -1]
-    made.bury([name(first[2])])
-    made.bury([])
+    made.tombstone([name(first[2])])
+    made.tombstone([])
     assert made.search(query, 3).rows_qk[0].tolist() == [first[1], first[3], first[4]]
     assert made.search(query, 2, np.arange(40) == first[0]).rows_qk[0].tolist() == [-1, -1]
 

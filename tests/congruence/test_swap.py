@@ -9,7 +9,7 @@ from tests.making import make_release, tiny_config
 from tests.serving import assert_alike, serving
 
 from mrcg.api.client import Client
-from mrcg.api.requests import Wanted
+from mrcg.api.requests import SearchParams
 from mrcg.releases.release import promote, read_release, rollback
 from mrcg.retrieval.local import LocalPipeline
 from mrcg.storage.store import Store
@@ -17,7 +17,7 @@ from mrcg.storage.store import Store
 pytestmark = pytest.mark.slow
 
 REQUESTS, CLIENTS, SCANS = 2000, 16, 12
-WANTED = Wanted(k=10)
+WANTED = SearchParams(k=10)
 
 
 @pytest.fixture(scope="module")

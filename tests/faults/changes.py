@@ -13,8 +13,8 @@ from mrcg.corpus.listing import file_digests, known_files
 from mrcg.corpus.reader import IMAGES
 from mrcg.corpus.sources import Source, open_source, survey
 from mrcg.encoder.spec import read_spec
-from mrcg.erasure.records import SignedReceipt, Wanted
-from mrcg.execution.executor import OwnHands, silent
+from mrcg.erasure.records import ErasureTarget, SignedReceipt
+from mrcg.execution.executor import LocalExecutor, silent
 from mrcg.imaging.readers import read
 from mrcg.pipeline.stages import STAGES, Ancestry, Step
 from mrcg.pipeline.update import Line
@@ -52,7 +52,7 @@ def index_step(inputs: Mapping[str, str], settings: tuple[str, ...]) -> tuple[Co
 def build(url: str, inputs: Mapping[str, str], settings: tuple[str, ...]) -> None:
     """Build or grow an index."""
     config, step = index_step(inputs, settings)
-    for _ in run_stages(Store(url), config, _NOWHERE, [step], None, quiet, OwnHands()):
+    for _ in run_stages(Store(url), config, _NOWHERE, [step], None, quiet, LocalExecutor()):
         pass
 
 
@@ -67,7 +67,7 @@ def reindex(url: str, source: str) -> Promotion:
     """All of a reindex; corpus and embeddings are there already."""
     store = Store(url)
     line, found, steps = reindex_steps(store, source)
-    for _ in run_stages(store, line.config, found, steps, None, quiet, OwnHands()):
+    for _ in run_stages(store, line.config, found, steps, None, quiet, LocalExecutor()):
         pass
     return promote(store, steps[-1].version, None)
 
@@ -87,7 +87,7 @@ def read_and_embed(store: Store, source: str) -> None:
     step = next(step for step in steps if step.stage.name == "embed")
     inputs = {kind: store.artefact(kind, version) for kind, version in step.inputs.items()}
     with begin(store, "embeddings", step.version) as attempt:
-        kept, _ = _reused(Job(store, line.config, found, step, inputs, attempt, OwnHands(), silent))
+        kept, _ = _reused(Job(store, line.config, found, step, inputs, attempt, LocalExecutor(), silent))
         there = {entry.name for entry in kept}
         work = _EmbedFile(store.url, step.inputs["corpus"], step.inputs["encoders"], attempt.output, 32, 1, False)
         names = [name for name in inputs["corpus"].names(IMAGES) if embedding_file(name) not in there]
@@ -131,5 +131,5 @@ def sweep_old(url: str) -> Sweep:
 def erase(url: str, image_id: str) -> SignedReceipt:
     """Erase an image."""
     # A folder has no cache; this node's is that of whoever runs the tests.
-    eraser = Eraser(Store(url), None, SIGNER, OwnHands(), None, quiet, lambda kept: None)
-    return eraser.erase(Wanted(kind=IMAGE, value=image_id))
+    eraser = Eraser(Store(url), None, SIGNER, LocalExecutor(), None, quiet, lambda kept: None)
+    return eraser.erase(ErasureTarget(kind=IMAGE, value=image_id))

@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from mrcg.api.requests import Wanted
+from mrcg.api.requests import SearchParams
 from mrcg.execution.executor import silent
 from mrcg.releases.verify import verify_store
 from mrcg.retrieval.local import LocalPipeline
@@ -192,4 +192,4 @@ class Killing:
 def assert_sound(store: Store, image: bytes) -> None:
     """Every file of every visible version is whole, and the current release answers."""
     assert verify_store(store, silent).problems == ()
-    assert len(LocalPipeline.open(store).search(image, Wanted(k=5)).hits) == 5
+    assert len(LocalPipeline.open(store).search(image, SearchParams(k=5)).hits) == 5

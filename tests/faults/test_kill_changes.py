@@ -11,7 +11,7 @@ from tests.faults import changes
 from tests.faults.killing import Killing, Moment, assert_sound, copy_of, files_of, run
 from tests.galleries import Line, Scan, vectors_of
 
-from mrcg.api.requests import Wanted
+from mrcg.api.requests import SearchParams
 from mrcg.erasure.records import check_receipt
 from mrcg.imaging.samples import write_samples
 from mrcg.privacy.suppression import suppressed
@@ -200,12 +200,12 @@ def test_what_is_swept_is_the_same(world, galleries, tmp_path):
 
 
 def test_what_is_erased_stays_erased(world, tmp_path):
-    image_id = LocalPipeline.open(world.reindexed).search(world.image, Wanted(k=1)).hits[0].image_id
+    image_id = LocalPipeline.open(world.reindexed).search(world.image, SearchParams(k=1)).hits[0].image_id
 
     def sound(store):
         world.sound(store)
         if store.exists(TOMBSTONES):
-            hits = LocalPipeline.open(store).search(world.image, Wanted(k=20)).hits
+            hits = LocalPipeline.open(store).search(world.image, SearchParams(k=20)).hits
             assert image_id not in {hit.image_id for hit in hits}
 
     def finished(store):

@@ -12,7 +12,7 @@ from tests.making import make_release
 from tests.serving import ONE_OF_EACH, started
 
 from mrcg.api.client import Client
-from mrcg.api.requests import Wanted
+from mrcg.api.requests import SearchParams
 from mrcg.releases.release import read_release
 from mrcg.retrieval.local import LocalPipeline
 from mrcg.storage.store import Store
@@ -20,7 +20,7 @@ from mrcg.storage.store import Store
 pytestmark = pytest.mark.slow
 
 CLIENTS = 4
-WANTED = Wanted(k=5)
+WANTED = SearchParams(k=5)
 
 
 @pytest.fixture(scope="module")
@@ -140,11 +140,11 @@ def test_who_has_no_time_left_for_a_slow_reranker_gets_the_order_of_the_index(se
         one.suspend()
     try:
         with Client(url, timeout=60) as client:
-            answer = client.search(image, Wanted(k=5, deadline_ms=3000))
+            answer = client.search(image, SearchParams(k=5, deadline_ms=3000))
     finally:
         for one in stopped:
             one.resume()
-    twin = LocalPipeline.open(store).search(image, Wanted(k=5, rerank=False))
+    twin = LocalPipeline.open(store).search(image, SearchParams(k=5, rerank=False))
     assert not answer.reranked
     assert [hit.image_id for hit in answer.hits] == [hit.image_id for hit in twin.hits]
 

@@ -19,7 +19,7 @@ from tests.erasing import Person, endings_of, found, hits_of, kinds_of, person_o
 from tests.unit.cli.test_main import run
 
 from mrcg.corpus.reader import read_scans
-from mrcg.erasure.records import Wanted, draw_record
+from mrcg.erasure.records import ErasureTarget, plan_erasure
 from mrcg.privacy.pseudonyms import Pseudonyms
 from mrcg.privacy.suppression import PATIENT
 from mrcg.releases.release import read_release
@@ -249,11 +249,11 @@ def test_all_others_are_there_and_are_found(ground, story):
         theirs = ground.person(raw).words["image_id"]
         assert len(theirs) == 4
         for path in ground.scans(raw):
-            answer = pipeline.search(path.read_bytes(), query.Wanted(k=20, rerank=False))
+            answer = pipeline.search(path.read_bytes(), query.ErasureTarget(k=20, rerank=False))
             assert answer.hits[0].distance < 1e-3
             assert answer.hits[0].image_id in theirs
     for path in ground.scans(ground.trained):
-        assert not {hit.image_id for hit in pipeline.search(path.read_bytes(), query.Wanted(k=20)).hits} & gone
+        assert not {hit.image_id for hit in pipeline.search(path.read_bytes(), query.ErasureTarget(k=20)).hits} & gone
 
 
 def test_the_models_stay_and_the_new_release_is_measured_with_them(ground, story):
@@ -315,7 +315,7 @@ def test_a_new_patient_comes_in_and_they_stay_out(capsys, ground, cluster, after
     assert result["promotion"]["release"]["number"] == 3
     assert found(Path(after.root), story.person) == {}
     new = LocalPipeline.open(after).search(
-        next((tmp_path / "new" / "no_tumor").rglob("IM*")).read_bytes(), query.Wanted(k=5, rerank=False)
+        next((tmp_path / "new" / "no_tumor").rglob("IM*")).read_bytes(), query.ErasureTarget(k=5, rerank=False)
     )
     assert new.hits[0].distance < 1e-3
     code, out, _ = run(capsys, "erase", "--verify", story.receipt, "--store", after.url)
@@ -404,12 +404,12 @@ def test_it_names_none_where_they_were_no_part_of_the_training(ground, story, tm
     store = Store(str(tmp_path / "store"))
     person = ground.person(ground.tested, tmp_path / "store")
     eraser = erasing.eraser(store, ground.key)
-    receipt = eraser.erase(Wanted(kind=PATIENT, value=ground.pseudonym(ground.tested))).receipt
+    receipt = eraser.erase(ErasureTarget(kind=PATIENT, value=ground.pseudonym(ground.tested))).receipt
     assert (receipt.trained_on_them, receipt.scans, receipt.release) == ((), 4, 2)
     assert found(tmp_path / "store", person) == {}
     # The splits that the models learned by are gone now; those in their place tell as much.
     for raw, named in ((ground.trained, True), (ground.tested, True)):
-        record = draw_record(store, Wanted(kind=PATIENT, value=ground.pseudonym(raw)), ground.key)
+        record = plan_erasure(store, ErasureTarget(kind=PATIENT, value=ground.pseudonym(raw)), ground.key)
         assert bool(record.models) is named, raw
     others = {one for (one,) in erasing.scans_of(store, read_release(store).corpus, "patient")}
     table = from_parquet(store.artefact("splits", store.versions("splits")[0]).read_bytes("splits.parquet"))
@@ -417,4 +417,4 @@ def test_it_names_none_where_they_were_no_part_of_the_training(ground, story, tm
     scans = read_scans(store.artefact("corpus", read_release(store).corpus)).to_pylist()
     another = next(row["patient"] for row in scans if row["image_id"] in tests)
     assert another in others
-    assert draw_record(store, Wanted(kind=PATIENT, value=another), ground.key).models == ()
+    assert plan_erasure(store, ErasureTarget(kind=PATIENT, value=another), ground.key).models == ()

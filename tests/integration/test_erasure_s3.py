@@ -11,7 +11,7 @@ from tests import erasing, making
 from tests.erasing import eraser, found, person_of, pseudonym
 
 from mrcg.corpus.reader import Corpus
-from mrcg.erasure.records import Wanted, check_receipt
+from mrcg.erasure.records import ErasureTarget, check_receipt
 from mrcg.index.sharded_index import ShardedIndex
 from mrcg.privacy.suppression import PATIENT, suppressed
 from mrcg.storage.filesystem import open_url
@@ -90,7 +90,7 @@ def test_neither_the_bucket_nor_a_cache_has_anything_of_them(bucket, tmp_path):
 
     for raw in (JANE, JOE):
         kept = {path.name for path in cache.iterdir()}
-        signed = eraser(store).erase(Wanted(kind=PATIENT, value=pseudonym(raw)))
+        signed = eraser(store).erase(ErasureTarget(kind=PATIENT, value=pseudonym(raw)))
         assert found(everything_of(store, tmp_path / f"after-{raw}"), people[raw]) == {}
         assert found(cache, people[raw]) == {}
         assert check_receipt(store, signed, None, suppressed(store)).holds

@@ -5,7 +5,7 @@ import json
 import pytest
 from tests import making
 
-from mrcg.api.requests import Wanted
+from mrcg.api.requests import SearchParams
 from mrcg.corpus.reader import Corpus
 from mrcg.corpus.splits import Split
 from mrcg.imaging.phantom import CLASSES
@@ -59,6 +59,6 @@ def test_a_folder_of_each_format_reaches_a_release_that_answers(kind, cluster, t
     held_out = tmp_path / "held-out"
     write_samples(held_out, 4, 2, kind)
     scan = next(path for path in sorted(held_out.rglob("*")) if path.is_file() and path.name != "cvind.mat")
-    answer = LocalPipeline.open(store).search(scan.read_bytes(), Wanted(k=5))
+    answer = LocalPipeline.open(store).search(scan.read_bytes(), SearchParams(k=5))
     assert len(answer.hits) == 5
     assert answer.hits[0].label in {*CLASSES, "glioma", "meningioma", "pituitary"}

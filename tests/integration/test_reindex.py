@@ -11,13 +11,13 @@ import pytest
 from tests import erasing, making
 from tests.unit.cli.test_main import run
 
-from mrcg.api.requests import Wanted
+from mrcg.api.requests import SearchParams
 from mrcg.config.loading import load_config
 from mrcg.corpus.embeddings import EmbeddingRows, embedding_file, files_of, read_table, vectors_in
 from mrcg.corpus.reader import Corpus, read_scans
 from mrcg.corpus.sources import open_source, survey
 from mrcg.encoder.embedder import Embedder
-from mrcg.execution.executor import OwnHands, silent
+from mrcg.execution.executor import LocalExecutor, silent
 from mrcg.imaging.samples import write_samples
 from mrcg.index.sharded_index import ShardedIndex, read_facts
 from mrcg.index_build.build import make_index
@@ -107,9 +107,9 @@ def test_only_what_is_new_is_embedded(world):
 def test_vectors_are_those_that_the_encoder_gives(world):
     corpus = Corpus(world.artefact("corpus"))
     embedder = Embedder.open(world.artefact("encoders", 2))
-    _, wanted = embedder.embed_images(((str(place), grey) for place, grey in corpus.images(range(len(corpus)))), 16)
+    _, expected = embedder.embed_images(((str(place), grey) for place, grey in corpus.images(range(len(corpus)))), 16)
     got = EmbeddingRows(world.artefact("embeddings"), files_of(corpus.scans)).take(np.arange(len(corpus)))
-    assert np.allclose(got.astype(np.float32), np.asarray(wanted, dtype=np.float32), rtol=1e-2, atol=1e-2)
+    assert np.allclose(got.astype(np.float32), np.asarray(expected, dtype=np.float32), rtol=1e-2, atol=1e-2)
 
 
 def test_parts_of_the_index_that_did_not_change_are_referred_to(world):
@@ -126,13 +126,13 @@ def test_parts_of_the_index_that_did_not_change_are_referred_to(world):
 
 def test_what_was_removed_is_not_found_and_what_is_new_is(world):
     pipeline = LocalPipeline.open(world.store)
-    assert world.removed_id not in {hit.image_id for hit in pipeline.search(world.removed, Wanted(k=20)).hits}
-    nearest = pipeline.search(world.removed, Wanted(k=20, rerank=False)).hits[0]
+    assert world.removed_id not in {hit.image_id for hit in pipeline.search(world.removed, SearchParams(k=20)).hits}
+    nearest = pipeline.search(world.removed, SearchParams(k=20, rerank=False)).hits[0]
     assert nearest.distance > 1e-3
     new = {row["image_id"] for row in read_scans(world.artefact("corpus")).to_pylist() if "/new/" in row["source_key"]}
     assert len(new) == NEW
     for path in world.added:
-        hit = pipeline.search(path.read_bytes(), Wanted(k=5, rerank=False)).hits[0]
+        hit = pipeline.search(path.read_bytes(), SearchParams(k=5, rerank=False)).hits[0]
         assert hit.distance < 1e-3
         assert hit.image_id in new
 
@@ -140,10 +140,13 @@ def test_what_was_removed_is_not_found_and_what_is_new_is(world):
 def test_the_release_before_still_opens_and_answers_as_it_did(world, ray_run):
     assert release_numbers(world.store)[:2] == [1, 2]
     old, same = LocalPipeline.open(world.store, 1), LocalPipeline.open(ray_run.store, 1)
-    hit = old.search(world.removed, Wanted(k=5, rerank=False)).hits[0]
+    hit = old.search(world.removed, SearchParams(k=5, rerank=False)).hits[0]
     assert (hit.image_id, hit.distance < 1e-3) == (world.removed_id, True)
     for path in sorted(world.source.rglob("patient-*.png"))[::20]:
-        assert old.search(path.read_bytes(), Wanted(k=20)).hits == same.search(path.read_bytes(), Wanted(k=20)).hits
+        assert (
+            old.search(path.read_bytes(), SearchParams(k=20)).hits
+            == same.search(path.read_bytes(), SearchParams(k=20)).hits
+        )
 
 
 def test_the_models_stay(world):
@@ -160,7 +163,7 @@ def test_it_finds_what_an_index_that_was_built_from_scratch_finds(world, kind, s
     versions = {name: world.artefact(name, 2).manifest.version for name in ("corpus", "embeddings")}
     with begin(store, "indexes", f"scratch{shards}") as attempt:
         work = IndexWork(store.url, versions["corpus"], versions["embeddings"], None, attempt.folder, config.index, 1)
-        made = make_index(work, OwnHands(), silent)
+        made = make_index(work, LocalExecutor(), silent)
         attempt.publish(make_manifest("indexes", f"scratch{shards}", {}, versions, {}, made.files))
     grown, scratch = (ShardedIndex.open(store.artefact("indexes", one)) for one in (release.index, f"scratch{shards}"))
     scans = read_scans(store.artefact("corpus", versions["corpus"]))
@@ -195,7 +198,7 @@ def test_models_are_not_made_anew_by_an_override(capsys, world):
 def test_a_new_encoder_makes_a_line_beside_the_one_that_serves(capsys, world, cluster):
     store, before = world.store, read_release(world.store)
     scan = world.added[0].read_bytes()
-    answered = LocalPipeline.open(store).search(scan, Wanted(k=10))
+    answered = LocalPipeline.open(store).search(scan, SearchParams(k=10))
     words = ("--source", str(world.source), "--store", store.url, "--ray", cluster, *making.TINY)
     quick = ("encoder.epochs=1", "reranker.epochs=1", "compute.encoder_workers=1", "evaluate.bootstrap=100")
     other = [word for one in quick for word in ("--set", one)]
@@ -209,16 +212,16 @@ def test_a_new_encoder_makes_a_line_beside_the_one_that_serves(capsys, world, cl
     assert embeddings.inputs["encoders"] != before.encoder
     assert not [entry.name for entry in embeddings.files if entry.folder]
     assert read_release(store) == before
-    assert LocalPipeline.open(store).search(scan, Wanted(k=10)).hits == answered.hits
+    assert LocalPipeline.open(store).search(scan, SearchParams(k=10)).hits == answered.hits
 
     code, out, _ = run(capsys, "releases", "promote", stages["evaluate"]["version"], "--no-gate", "--store", store.url)
     assert (code, out) == (0, f"release {before.number + 1} is current\n")
     pipeline = LocalPipeline.open(store)
     assert pipeline.release.encoder == stages["train-encoder"]["version"]
-    hit = pipeline.search(scan, Wanted(k=5, rerank=False)).hits[0]
+    hit = pipeline.search(scan, SearchParams(k=5, rerank=False)).hits[0]
     assert (
         hit.image_id
-        == LocalPipeline.open(store, before.number).search(scan, Wanted(k=5, rerank=False)).hits[0].image_id
+        == LocalPipeline.open(store, before.number).search(scan, SearchParams(k=5, rerank=False)).hits[0].image_id
     )
     assert run(capsys, "releases", "rollback", before.number, "--store", store.url)[0] == 0
     assert read_release(store).pins == before.pins

@@ -14,7 +14,7 @@ from ray.serve.schema import ServeDeploySchema
 from tests.making import free_port
 
 from mrcg.api.client import Client
-from mrcg.api.requests import Wanted
+from mrcg.api.requests import SearchParams
 from mrcg.retrieval.local import LocalPipeline
 
 FILE = Path(__file__).parents[2] / "deploy" / "serve.yaml"
@@ -43,7 +43,7 @@ def test_serve_run_takes_it_as_it_is_but_for_the_place_of_the_store(library_stor
     try:
         _wait(url, process, tmp_path / "log")
         with Client(url) as client:
-            answer = client.search(image, Wanted(k=5))
+            answer = client.search(image, SearchParams(k=5))
     finally:
         process.send_signal(signal.SIGINT)
         try:
@@ -51,7 +51,7 @@ def test_serve_run_takes_it_as_it_is_but_for_the_place_of_the_store(library_stor
         except subprocess.TimeoutExpired:  # it would stay, and its Ray with it, under all tests that follow
             process.kill()
             raise
-    twin = LocalPipeline.open(library_store).search(image, Wanted(k=5))
+    twin = LocalPipeline.open(library_store).search(image, SearchParams(k=5))
     assert [hit.image_id for hit in answer.hits] == [hit.image_id for hit in twin.hits]
 
 

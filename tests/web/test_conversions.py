@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mrcg.api.requests import ByImage, Filters, Sent, Wanted
+from mrcg.api.requests import EmbeddingQuery, Filters, ImageIdQuery, SearchParams
 from mrcg.api.responses import Answer, BatchLine, Explained, Explanation, Hit, Influence, Node
 from mrcg.errors import UsageError
 from mrcg_serve.auth import Peer
@@ -57,28 +57,31 @@ def test_a_line_has_its_answer_or_its_problem(answer):
 
 
 def test_what_is_left_out_has_the_defaults_of_http():
-    assert question_in(rpc.SearchRequest(image=b"scan")).wanted == Wanted()
+    assert question_in(rpc.SearchRequest(image=b"scan")).params == SearchParams()
 
 
 def test_all_that_can_be_wanted_arrives():
-    wanted = rpc.Wanted(
+    params = rpc.Wanted(
         k=3, rerank=False, group_by="study", exclude_patient="p", deadline_ms=50, explain=True,
         filters=rpc.Filters(label=["a", "b"], site=["s"], sequence=["T1"], plane=["axial"], years=[2001, 2009]),
     )  # fmt: skip
     filters = Filters(label=("a", "b"), site=("s",), sequence=("T1",), plane=("axial",), years=(2001, 2009))
-    expected = Wanted(
+    expected = SearchParams(
         k=3, rerank=False, group_by="study", exclude_patient="p", deadline_ms=50, explain=True, filters=filters
     )
-    assert question_in(rpc.SearchRequest(image_id="x", wanted=wanted)).wanted == expected
-    assert questions_in(rpc.SearchBatchRequest(images=[b"1", b"2"], wanted=wanted)).wanted == expected
+    assert question_in(rpc.SearchRequest(image_id="x", wanted=params)).params == expected
+    assert questions_in(rpc.SearchBatchRequest(images=[b"1", b"2"], wanted=params)).params == expected
 
 
 @pytest.mark.parametrize(
     ("request_", "subject"),
     [
         (rpc.SearchRequest(image=b"scan"), b"scan"),
-        (rpc.SearchRequest(image_id="x"), ByImage("x")),
-        (rpc.SearchRequest(sent=rpc.Embedding(embedding=[0.5, 1], encoder="e")), Sent(embedding=(0.5, 1), encoder="e")),
+        (rpc.SearchRequest(image_id="x"), ImageIdQuery("x")),
+        (
+            rpc.SearchRequest(sent=rpc.Embedding(embedding=[0.5, 1], encoder="e")),
+            EmbeddingQuery(embedding=(0.5, 1), encoder="e"),
+        ),
     ],
 )
 def test_each_subject_arrives(request_, subject):
@@ -93,11 +96,11 @@ def test_a_search_of_nothing_is_refused():
 
 
 @pytest.mark.parametrize(
-    "wanted", [rpc.Wanted(group_by="street"), rpc.Wanted(deadline_ms=0), rpc.Wanted(filters=rpc.Filters(years=[2001]))]
+    "params", [rpc.Wanted(group_by="street"), rpc.Wanted(deadline_ms=0), rpc.Wanted(filters=rpc.Filters(years=[2001]))]
 )
-def test_what_cannot_be_wanted_is_refused(wanted):
+def test_what_cannot_be_wanted_is_refused(params):
     with pytest.raises(ValidationError):
-        question_in(rpc.SearchRequest(image=b"scan", wanted=wanted))
+        question_in(rpc.SearchRequest(image=b"scan", wanted=params))
 
 
 @pytest.mark.parametrize(

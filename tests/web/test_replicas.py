@@ -8,7 +8,7 @@ import pytest
 
 from mrcg.config.settings import ServeSettings
 from mrcg.errors import NotFoundError
-from mrcg.retrieval.hot_swap import NotResidentError
+from mrcg.retrieval.hot_swap import ReleaseNotLoadedError
 from mrcg.retrieval.merge import Fetched, Near
 from mrcg.retrieval.query import Scope
 from mrcg.retrieval.search import Facts, RequestContext, StageUnavailableError
@@ -56,7 +56,7 @@ def context(seconds=1e9):
     return RequestContext("test", None, time.time() + seconds, 1, "trace")
 
 
-MISSING = NotResidentError("release 1 is not loaded here (here: 2)")
+MISSING = ReleaseNotLoadedError("release 1 is not loaded here (here: 2)")
 
 
 def test_another_replica_is_asked_while_one_lacks_the_release():
@@ -64,7 +64,7 @@ def test_another_replica_is_asked_while_one_lacks_the_release():
     asked = RemoteStages(Handle(embed=embed), [Handle()], Handle())
     assert asyncio.run(asked.embed(context(), None)) == "vector"
     embed.outcomes, embed.calls = [MISSING] * 20, 0
-    with pytest.raises(NotResidentError):
+    with pytest.raises(ReleaseNotLoadedError):
         asyncio.run(asked.embed(context(), None))
     assert embed.calls == remote_stages.ASKED
 

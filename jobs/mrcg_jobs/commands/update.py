@@ -10,7 +10,7 @@ import typer
 from mrcg.cli import console
 from mrcg.cli.console import JsonOption, SetOption, StoreOption
 from mrcg.errors import IntegrityError, UsageError
-from mrcg.execution.executor import OwnHands
+from mrcg.execution.executor import LocalExecutor
 from mrcg.privacy.pseudonyms import Pseudonyms, pseudonyms_from_environment
 from mrcg.privacy.signing import signer_from_environment, signing_key_needed
 from mrcg.privacy.suppression import IMAGE, PATIENT, suppressed
@@ -20,7 +20,7 @@ from mrcg_jobs.commands.run import PromoteWhen, RayOption, SourceOption, gate_of
 from mrcg_jobs.runner import StageResult, run_stages
 
 if TYPE_CHECKING:
-    from mrcg.erasure.records import Receipt, Wanted
+    from mrcg.erasure.records import ErasureTarget, Receipt
 
 
 def reindex(
@@ -92,16 +92,16 @@ def erase(
     signer, pseudonyms = signer_from_environment(), pseudonyms_from_environment()
     if signer is None:
         raise signing_key_needed()
-    wanted = _wanted(patient, image, pseudonyms)
+    target = _target(patient, image, pseudonyms)
     opened = Store(store)
     opened.check_writable()
     if patient is not None:
         _say_other_keys(opened, pseudonyms)
     try:
         with console.StageBars(quiet=as_json) as bars:
-            hands = OwnHands() if here else None
+            executor = LocalExecutor() if here else None
             forget = forgetting(opened, ray, here)
-            signed = Eraser(opened, pseudonyms, signer, hands, ray, bars.stage, forget).erase(wanted)
+            signed = Eraser(opened, pseudonyms, signer, executor, ray, bars.stage, forget).erase(target)
     finally:
         stop_ray()
     if out is not None:
@@ -112,16 +112,16 @@ def erase(
         _say_receipt(opened, signed.receipt)
 
 
-def _wanted(patient: str | None, image: str | None, pseudonyms: Pseudonyms | None) -> Wanted:
-    from mrcg.erasure.records import Wanted
+def _target(patient: str | None, image: str | None, pseudonyms: Pseudonyms | None) -> ErasureTarget:
+    from mrcg.erasure.records import ErasureTarget
 
     if patient is None:
-        return Wanted(kind=IMAGE, value=str(image))
+        return ErasureTarget(kind=IMAGE, value=str(image))
     if pseudonyms is None:
         raise UsageError("--patient: without the key that made the pseudonyms nobody is found; set MRCG_PSEUDONYM_KEY")
     if not patient.strip():
         raise UsageError("--patient: that is no patient's id; write it as the source has it")
-    return Wanted(kind=PATIENT, value=pseudonyms.name("patient", patient.strip()))
+    return ErasureTarget(kind=PATIENT, value=pseudonyms.name("patient", patient.strip()))
 
 
 def _say_receipt(store: Store, receipt: Receipt) -> None:

@@ -1,4 +1,4 @@
-"""Hands on a Ray cluster: a task for each piece of work."""
+"""Executor on a Ray cluster: a task for each piece of work."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import ray
 
 from mrcg.errors import SettingsError
-from mrcg.execution.executor import give_back
+from mrcg.execution.executor import release_memory
 from mrcg_jobs.ray_runtime.cluster import cpus_each, own_errors
 
 Item = TypeVar("Item")
@@ -24,7 +24,7 @@ def _piece(work: Callable[[Any], Any], item: Any, threads: int) -> Any:
     # Read when a library begins to compute; a worker that is used again keeps its environment.
     os.environ["OMP_NUM_THREADS"] = str(threads)
     result = work(item)
-    give_back()
+    release_memory()
     return result
 
 
@@ -37,7 +37,7 @@ def _check_memory(bytes_each: int) -> None:
         )
 
 
-class RayHands:
+class RayExecutor:
     """Does pieces as Ray tasks; each gets an equal share of the cores, and waits until its memory is free."""
 
     def map(

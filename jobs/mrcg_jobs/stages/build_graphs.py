@@ -27,7 +27,7 @@ def run(job: Job) -> Outcome:
         seed=job.config.seed,
         threads=job.config.compute.index_threads,
     )
-    counts, files = make_graphs(work, job.hands, job.progress)
+    counts, files = make_graphs(work, job.executor, job.progress)
     if not sum(counts.values()):
         raise TrainingError(
             f"{job.step.name} has no scans to look up: bring more labelled scans or lower reranker.folds"

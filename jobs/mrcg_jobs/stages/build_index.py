@@ -26,7 +26,7 @@ def run(job: Job) -> Outcome:
         purge=bool(job.step.settings.get("purge")),
         gpu=job.config.compute.use_gpu,
     )
-    made = make_index(work, job.hands, job.progress)
+    made = make_index(work, job.executor, job.progress)
     facts = made.facts
     sizes = [sum(part.live for part in facts.parts if part.shard == shard) for shard in range(facts.shards)]
     counts = {

@@ -43,7 +43,7 @@ def run(job: Job) -> Outcome:
     }
     job.progress(0, 1, "scoring the test queries")
     work = _Evaluation(job.store.url, dict(job.step.inputs), encoder, job.attempt.output, facts)
-    files = next(job.hands.map(work, [job.config.evaluate]))
+    files = next(job.executor.map(work, [job.config.evaluate]))
     job.progress(1, 1)
     report = Report.model_validate_json(job.store.read_bytes(f"{job.attempt.output}/{REPORT}"))
     counts = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ray
 
-from mrcg.evaluation.epoch_trials import Judge, measure_encoder
+from mrcg.evaluation.epoch_trials import TestProtocol, measure_encoder
 from mrcg.evaluation.paper_systems import TRIAL, TrialEpoch
 from mrcg.storage.store import Store
 from mrcg.training.state import snapshots_of
@@ -41,6 +41,6 @@ def run(job: Job) -> Outcome:
             ready, waiting = ray.wait(waiting)
             done += ray.get(ready)
             job.progress(len(done), len(snapshots), "epochs measured")
-    trial = Judge(job.inputs).trial(done)
+    trial = TestProtocol(job.inputs).trial(done)
     entry = job.attempt.write(TRIAL, trial.model_dump_json(indent=1).encode())
     return Outcome({"protocol": trial.protocol, "epochs": len(trial.epochs)}, [entry])

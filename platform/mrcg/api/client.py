@@ -14,7 +14,7 @@ from typing import Any, Self
 import httpx
 from pydantic import ValidationError
 
-from mrcg.api.requests import ByImage, Sent, Wanted
+from mrcg.api.requests import EmbeddingQuery, ImageIdQuery, SearchParams
 from mrcg.api.responses import Answer, BatchLine
 from mrcg.errors import ServiceError
 
@@ -38,19 +38,19 @@ class _Calls:
         self.url = url.rstrip("/")
         self._timeout, self._retries = timeout, retries
 
-    def _search(self, subject: bytes | ByImage | Sent, wanted: Wanted) -> _Request:
-        fields = wanted.model_dump(mode="json", exclude_defaults=True)
+    def _search(self, subject: bytes | ImageIdQuery | EmbeddingQuery, params: SearchParams) -> _Request:
+        fields = params.model_dump(mode="json", exclude_defaults=True)
         match subject:
-            case ByImage(image_id):
+            case ImageIdQuery(image_id):
                 return _Request("POST", "/v1/search", {"json": {"image_id": image_id, **fields}})
-            case Sent():
+            case EmbeddingQuery():
                 return _Request("POST", "/v1/search", {"json": {**subject.model_dump(mode="json"), **fields}})
             case _:
                 files = {"image": ("query", subject, "application/octet-stream")}
                 return _Request("POST", "/v1/search", {"files": files, "data": _form(fields)})
 
-    def _batch(self, scans: Sequence[bytes], wanted: Wanted) -> _Request:
-        fields = wanted.model_dump(mode="json", exclude_defaults=True)
+    def _batch(self, scans: Sequence[bytes], params: SearchParams) -> _Request:
+        fields = params.model_dump(mode="json", exclude_defaults=True)
         files = [("image", (f"query-{n}", scan, "application/octet-stream")) for n, scan in enumerate(scans)]
         return _Request("POST", "/v1/search:batch", {"files": files, "data": _form(fields)})
 
@@ -110,18 +110,18 @@ class Client(_Calls):
     ) -> None:
         self._http.close()
 
-    def search(self, subject: bytes | ByImage | Sent, wanted: Wanted = Wanted()) -> Answer:
+    def search(self, subject: bytes | ImageIdQuery | EmbeddingQuery, params: SearchParams = SearchParams()) -> Answer:
         """The k most similar images of the gallery, best first.
 
         Args:
             subject: content of an image file, an image of the gallery, or an embedding of the release's encoder.
-            wanted: what is asked of it.
+            params: what is asked of it.
         """
-        return self._answer(self._call(self._search(subject, wanted)))
+        return self._answer(self._call(self._search(subject, params)))
 
-    def search_many(self, scans: Sequence[bytes], wanted: Wanted = Wanted()) -> Iterator[BatchLine]:
+    def search_many(self, scans: Sequence[bytes], params: SearchParams = SearchParams()) -> Iterator[BatchLine]:
         """Answers to many scans as they come; each says which scan it is for. One that fails ends no other."""
-        request = self._batch(scans, wanted)
+        request = self._batch(scans, params)
         try:
             with self._http.stream(request.method, request.path, **request.words) as response:
                 if response.is_error:
@@ -171,13 +171,17 @@ class AsyncClient(_Calls):
     ) -> None:
         await self._http.aclose()
 
-    async def search(self, subject: bytes | ByImage | Sent, wanted: Wanted = Wanted()) -> Answer:
+    async def search(
+        self, subject: bytes | ImageIdQuery | EmbeddingQuery, params: SearchParams = SearchParams()
+    ) -> Answer:
         """As ``Client.search``."""
-        return self._answer(await self._call(self._search(subject, wanted)))
+        return self._answer(await self._call(self._search(subject, params)))
 
-    async def search_many(self, scans: Sequence[bytes], wanted: Wanted = Wanted()) -> AsyncIterator[BatchLine]:
+    async def search_many(
+        self, scans: Sequence[bytes], params: SearchParams = SearchParams()
+    ) -> AsyncIterator[BatchLine]:
         """As ``Client.search_many``."""
-        request = self._batch(scans, wanted)
+        request = self._batch(scans, params)
         try:
             async with self._http.stream(request.method, request.path, **request.words) as response:
                 if response.is_error:

@@ -23,13 +23,13 @@ class Filters(BaseModel):
 
 
 @dataclass(frozen=True)
-class ByImage:
+class ImageIdQuery:
     """An image of the gallery; it never answers for itself."""
 
     image_id: str
 
 
-class Wanted(BaseModel):
+class SearchParams(BaseModel):
     """What is asked of a search: the same over HTTP, from the client and in this process."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,7 +43,7 @@ class Wanted(BaseModel):
     explain: bool = Field(False, description="adds the query graph and what moved the hits")
 
 
-class Sent(BaseModel):
+class EmbeddingQuery(BaseModel):
     """An embedding that the caller made, and the fingerprint of the encoder that made it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

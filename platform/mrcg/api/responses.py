@@ -98,7 +98,7 @@ class ImageFacts(_Frozen):
     preview: str
 
 
-class Refused(_Frozen):
+class QuarantinedFile(_Frozen):
     """A file of the source that was not taken in."""
 
     file: str = Field(description="its key in the source; a hash of it where the corpus is de-identified")

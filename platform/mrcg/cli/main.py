@@ -110,7 +110,7 @@ def query(
     as_json: JsonOption = False,
 ) -> None:
     """Find the images most similar to one image, best first."""
-    from mrcg.cli.query import ask_service, ask_store, picture_of, wanted_of
+    from mrcg.cli.query import ask_service, ask_store, picture_of, params_of
 
     try:
         data = image.read_bytes()
@@ -120,7 +120,7 @@ def query(
         if url is None:
             raise UsageError("say where to search: --url of a running service, or --store")
         store = None  # --url was typed, MRCG_STORE is only the habit
-    wanted = wanted_of(k, rerank, group_by, (label, site, sequence, plane), years)
+    wanted = params_of(k, rerank, group_by, (label, site, sequence, plane), years)
     pictures = out is not None
     asked = ask_service(url, data, wanted, pictures) if url else ask_store(str(store), data, wanted, pictures)
     if as_json:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from mrcg.api.client import Client
-from mrcg.api.requests import Filters, GroupBy, Wanted
+from mrcg.api.requests import Filters, GroupBy, SearchParams
 from mrcg.api.responses import Answer, Hit
 from mrcg.config.settings import IngestSettings, ReadSettings
 from mrcg.errors import UsageError
@@ -33,7 +33,9 @@ class Asked:
     pixels: Mapping[str, Grey]
 
 
-def wanted_of(k: int, rerank: bool, group_by: str, values: Sequence[Sequence[str] | None], years: str | None) -> Wanted:
+def params_of(
+    k: int, rerank: bool, group_by: str, values: Sequence[Sequence[str] | None], years: str | None
+) -> SearchParams:
     """What options of a command line ask for; ``values`` of label, site, sequence and plane.
 
     Raises:
@@ -49,22 +51,22 @@ def wanted_of(k: int, rerank: bool, group_by: str, values: Sequence[Sequence[str
             raise UsageError(f"--years {years}: write 2015, or 2010-2020")
         span = (int(found[1]), int(found[2] or found[1]))
     filters = Filters(label=label, site=site, sequence=sequence, plane=plane, years=span)
-    return Wanted(k=k, rerank=rerank, group_by=cast(GroupBy, group_by), filters=filters)
+    return SearchParams(k=k, rerank=rerank, group_by=cast(GroupBy, group_by), filters=filters)
 
 
-def ask_service(url: str, image: bytes, wanted: Wanted, pictures: bool) -> Asked:
+def ask_service(url: str, image: bytes, params: SearchParams, pictures: bool) -> Asked:
     """Ask a running service; ``pictures`` also fetches the pixels of the first hits.
 
     Raises:
         ServiceError: it cannot be reached or refuses the call.
     """
     with Client(url) as client:
-        answer = client.search(image, wanted)
+        answer = client.search(image, params)
         previews = {hit.image_id: client.preview(hit.image_id) for hit in _shown(answer, pictures)}
     return Asked(answer, {k: np.asarray(Image.open(io.BytesIO(v)).convert("L")) for k, v in previews.items()})
 
 
-def ask_store(url: str, image: bytes, wanted: Wanted, pictures: bool) -> Asked:
+def ask_store(url: str, image: bytes, params: SearchParams, pictures: bool) -> Asked:
     """Search a store's current release in this process; ``pictures`` as in ``ask_service``.
 
     Raises:
@@ -77,7 +79,7 @@ def ask_store(url: str, image: bytes, wanted: Wanted, pictures: bool) -> Asked:
 
     store = Store(url)
     pipeline = LocalPipeline.open(store)
-    answer = pipeline.search(image, wanted)
+    answer = pipeline.search(image, params)
     if not pictures:
         return Asked(answer, {})
     corpus = Corpus(store.artefact("corpus", pipeline.release.corpus))

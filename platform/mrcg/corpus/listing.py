@@ -36,7 +36,7 @@ SEGMENTS = 8
 SAMPLES = 32
 #: From so many new files on, a few are read to learn what they give before the source is cut.
 MEASURED = 2048
-#: Refused for reasons that may pass: read again when the source is ingested again.
+#: QuarantinedFile for reasons that may pass: read again when the source is ingested again.
 PASSING = frozenset({"missing", "unreadable", "timeout", "crashed", "too_much_memory"})
 
 Digests = npt.NDArray[np.uint64]

@@ -32,7 +32,7 @@ NAMING = ("image_id", "patient", "study", "series", "instance")
 NAMING_IMAGE = ("image_id", "instance")
 
 
-class Wanted(BaseModel):
+class ErasureTarget(BaseModel):
     """Whom to erase: a pseudonym of a patient, or an image's id."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -98,26 +98,26 @@ class SignedReceipt(BaseModel):
         return is_signed(self.receipt.to_bytes(), self.signed)
 
 
-def draw_record(store: Store, wanted: Wanted, pseudonyms: Pseudonyms | None) -> Record:
+def plan_erasure(store: Store, target: ErasureTarget, pseudonyms: Pseudonyms | None) -> Record:
     """Everything that has to be known before anything goes.
 
     Raises:
         NotFoundError: there is no such image. (A patient who has none yet can be kept out all the same.)
         UsageError: it is in a corpus that was made with another key: it could not be kept out of the next.
     """
-    column, values = "image_id" if wanted.kind == IMAGE else "patient", [wanted.value]
+    column, values = "image_id" if target.kind == IMAGE else "patient", [target.value]
     located = locate(store, column, values)
-    if not located and wanted.kind == IMAGE:
-        raise NotFoundError(f"no corpus in {store.url} has an image {wanted.value}: `mrcg query` shows ids")
+    if not located and target.kind == IMAGE:
+        raise NotFoundError(f"no corpus in {store.url} has an image {target.value}: `mrcg query` shows ids")
     pixels = {one for where in located for one in where.mine["pixel_hash"].to_pylist()}
-    if wanted.kind == IMAGE:
+    if target.kind == IMAGE:
         # A copy of the file under another name is another image with the same pixels: it goes, too.
         column, values = "pixel_hash", sorted(pixels)
         located = locate(store, column, values)
     images = {one for where in located for one in where.mine["image_id"].to_pylist()}
-    naming = NAMING_IMAGE if wanted.kind == IMAGE else NAMING
+    naming = NAMING_IMAGE if target.kind == IMAGE else NAMING
     # Groups and clusters that others are in bear ids of images: they are renamed, so those ids go, too.
-    names = {wanted.value} | {
+    names = {target.value} | {
         one for where in located for name in naming for one in where.mine[name].to_pylist() if one
     }
     copies: set[str] = set()
@@ -128,7 +128,7 @@ def draw_record(store: Store, wanted: Wanted, pseudonyms: Pseudonyms | None) -> 
         same = pc.is_in(where.others["pixel_hash"], pa.array(sorted(pixels), pa.string()))
         copies.update(where.others["image_id"].filter(same).to_pylist())
     manifests = all_manifests(store)
-    wishes = [(wanted.kind, wanted.value), *((PIXELS, one) for one in sorted(pixels) if wanted.kind == IMAGE)]
+    wishes = [(target.kind, target.value), *((PIXELS, one) for one in sorted(pixels) if target.kind == IMAGE)]
     keys = {pseudonyms, *(_key_of(manifests["corpus", where.corpus], pseudonyms) for where in located)}
     entries = sorted({token(key, *wish) for key in keys for wish in wishes})
     doomed = tainted(manifests, [*(("corpus", where.corpus) for where in located), *with_residue(store, manifests)])

@@ -29,7 +29,7 @@ from mrcg.training.state import snapshots_of
 BATCH = 64
 
 
-class Judge:
+class TestProtocol:
     """The test part of a protocol and what its queries may be credited for.
 
     Args:
@@ -70,7 +70,7 @@ def measure_rerankers(inputs: Mapping[str, Artefact], device: str) -> Trial:
         inputs: artefacts of the kinds corpus, splits, embeddings, graphs and rerankers.
         device: that scores.
     """
-    judge, embeddings = Judge(inputs), inputs["embeddings"]
+    judge, embeddings = TestProtocol(inputs), inputs["embeddings"]
     vectors, graphs = embeddings_of(embeddings), judge.masked(read_graphs(inputs["graphs"], "test"))
     reranker = Reranker(read_reranker_spec(inputs["rerankers"], str(embeddings.manifest.counts["fingerprint"])))
     reranker.to(device)
@@ -91,7 +91,7 @@ def measure_encoder(inputs: Mapping[str, Artefact], number: int, neighbours: int
         neighbours: of each query.
         device: that embeds.
     """
-    judge, artefact = Judge(inputs), inputs["encoders"]
+    judge, artefact = TestProtocol(inputs), inputs["encoders"]
     encoder = Encoder(read_encoder_spec(artefact)[0])
     encoder.load_state_dict(safetensors.torch.load(artefact.read_bytes(snapshots_of(artefact)[number])))
     encoder.to(device)

@@ -30,7 +30,7 @@ def silent(done: float, total: float, note: str = "") -> None:
     """Shows nothing."""
 
 
-class Hands(Protocol):
+class Executor(Protocol):
     """Does pieces of work."""
 
     def map(
@@ -47,7 +47,7 @@ class Hands(Protocol):
         ...
 
 
-class OwnHands:
+class LocalExecutor:
     """Does the pieces in this process, one after the other."""
 
     def map(
@@ -56,11 +56,11 @@ class OwnHands:
         """The results in order."""
         for item in items:
             result = work(item)
-            give_back()
+            release_memory()
             yield result
 
 
-def give_back() -> None:
+def release_memory() -> None:
     """Return memory that a piece no longer needs to the system: the next piece may be another process'.
 
     The allocators keep it otherwise: after a part with its thousands of inverted lists, as much as the part was large.

@@ -35,9 +35,9 @@ _SHIFTED, _SHORT = np.array(0x8FFFE000, dtype=np.uint32).view(np.int32)[()], np.
 
 def widen(halves_nd: npt.NDArray[np.float16], out_nd: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.float32]:
     """(n, d) finite halves as float32, exactly; all at once, where NumPy and FAISS go one by one."""
-    halves = np.ascontiguousarray(halves_nd)
-    out = np.empty(halves.shape, dtype=np.float32) if out_nd is None else out_nd
-    source, target = halves.reshape(-1).view(np.int16), out.reshape(-1)
+    fp16 = np.ascontiguousarray(halves_nd)
+    out = np.empty(fp16.shape, dtype=np.float32) if out_nd is None else out_nd
+    source, target = fp16.reshape(-1).view(np.int16), out.reshape(-1)
     for start in range(0, source.size, _WIDEN):
         floats = target[start : start + _WIDEN]
         bits = floats.view(np.int32)

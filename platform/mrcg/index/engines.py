@@ -104,7 +104,7 @@ def _flat(stored: Stored) -> Faiss:
     index.ntotal = count
     vectors = faiss_backend.vectors_of(index)
     for start in range(0, count, FLAT_BLOCK):
-        widen(stored.halves(np.arange(start, min(count, start + FLAT_BLOCK))), vectors[start : start + FLAT_BLOCK])
+        widen(stored.fp16(np.arange(start, min(count, start + FLAT_BLOCK))), vectors[start : start + FLAT_BLOCK])
     return index
 
 

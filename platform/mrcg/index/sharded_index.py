@@ -81,7 +81,7 @@ class ShardedIndex:
         parts = [one for one in facts.parts if shards is None or one.shard in shards]
         return cls(facts.shape, [Part.open(artefact.on_disk, facts.shape, one) for one in parts], facts.effort)
 
-    def bury(self, image_ids: Sequence[str]) -> None:
+    def tombstone(self, image_ids: Sequence[str]) -> None:
         """Never find these images again (tombstones, DESIGN §5)."""
         rows = self.gallery.rows_of(image_ids)
         if len(rows):
@@ -157,7 +157,7 @@ class ShardedIndex:
         for places in self._blocks(mask):
             if not len(floats):  # the first block is the largest
                 floats = np.empty((len(places), self.shape.dim), dtype=np.float32)
-            block = widen(self._stored.halves(places), floats[: len(places)])
+            block = widen(self._stored.fp16(places), floats[: len(places)])
             local = scan(queries, block, k)
             distances = distances_to(queries, block, local)
             found = merge([found, nearest(np.where(local >= 0, places[local], -1), distances, k)], k)
@@ -179,7 +179,7 @@ class ShardedIndex:
         here = np.flatnonzero(places < len(known))
         here = here[known[places[here]] == flat[here]]
         out = np.zeros((len(flat), self.shape.dim), dtype=np.float16)
-        out[here] = self._stored.halves(places[here])
+        out[here] = self._stored.fp16(places[here])
         return out.reshape(*rows.shape, self.shape.dim)
 
     def _rows(self, places: Rows) -> Rows:

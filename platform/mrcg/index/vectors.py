@@ -22,7 +22,7 @@ class _Buffers(threading.local):
     """Memory that a thread uses again: what is allocated anew for each search costs more than what is done in it."""
 
     def __init__(self) -> None:
-        self.halves = np.empty((0, 0), dtype=np.float16)
+        self.fp16 = np.empty((0, 0), dtype=np.float16)
         self.floats = np.empty((0, 0), dtype=np.float32)
 
 
@@ -62,7 +62,7 @@ class Stored:
         places[self._local[here]] = here
         return places
 
-    def halves(self, places: Rows) -> npt.NDArray[np.float16]:
+    def fp16(self, places: Rows) -> npt.NDArray[np.float16]:
         """(n, d) vectors of places."""
         out = np.empty((len(places), self.dim), dtype=np.float16)
         order = self._gather(places, out)
@@ -77,15 +77,15 @@ class Stored:
         faiss, (count, width) = require("faiss"), places_qc.shape
         out, step, pointer = np.empty((count, width), dtype=np.float32), max(1, BLOCK // max(1, width)), faiss.swig_ptr
         most = min(step, count) * width
-        if len(self._buffers.halves) < most:
-            self._buffers.halves = np.empty((most, self.dim), dtype=np.float16)
+        if len(self._buffers.fp16) < most:
+            self._buffers.fp16 = np.empty((most, self.dim), dtype=np.float16)
             self._buffers.floats = np.empty((most, self.dim), dtype=np.float32)
         queries_qd = np.ascontiguousarray(queries_qd)
         for start in range(0, count if width else 0, step):
             places = places_qc[start : start + step].reshape(-1)
-            halves, floats = self._buffers.halves[: len(places)], self._buffers.floats[: len(places)]
-            order = self._gather(np.maximum(places, 0), halves)
-            self._decoder.decode_c(pointer(halves.view(np.uint8)), pointer(floats), len(places))
+            fp16, floats = self._buffers.fp16[: len(places)], self._buffers.floats[: len(places)]
+            order = self._gather(np.maximum(places, 0), fp16)
+            self._decoder.decode_c(pointer(fp16.view(np.uint8)), pointer(floats), len(places))
             ids = np.arange(len(places))
             if order is not None:
                 ids[order] = np.arange(len(places))

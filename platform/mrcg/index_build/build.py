@@ -17,12 +17,12 @@ import numpy.typing as npt
 
 from mrcg.corpus.embeddings import EmbeddingRows
 from mrcg.errors import TrainingError
-from mrcg.execution.executor import Hands, Progress
+from mrcg.execution.executor import Executor, Progress
 from mrcg.hashing import seed_of
 from mrcg.index import faiss_backend
 from mrcg.index.distances import BLOCK, Rows, widen
 from mrcg.index.layout import FACTS, TRAINED, IndexFacts, part_files
-from mrcg.index_build.build_plan import Blueprint, IndexWork, draw_up
+from mrcg.index_build.build_plan import BuildPlan, IndexWork, plan_build
 from mrcg.index_build.compaction import measure_again
 from mrcg.index_build.recall import DEPTH, Examine, settle
 from mrcg.index_build.sizing import examine_bytes, measured_costs
@@ -39,7 +39,7 @@ class Made:
     seconds: dict[str, float]
 
 
-def make_index(work: IndexWork, hands: Hands, progress: Progress) -> Made:
+def make_index(work: IndexWork, executor: Executor, progress: Progress) -> Made:
     """Build an index, or grow an earlier one.
 
     Raises:
@@ -48,25 +48,25 @@ def make_index(work: IndexWork, hands: Hands, progress: Progress) -> Made:
     """
     clock = _Clock()
     progress(0, 0, "planning")
-    blueprint = next(hands.map(draw_up, [work]))
+    blueprint = next(executor.map(plan_build, [work]))
     clock.lap("plan")
     entries = list(blueprint.entries)
     if blueprint.train:
         progress(0, 0, f"training {blueprint.facts.shape.lists} cells")
-        entries += next(hands.map(_Train(work), [blueprint], gpus_each=int(work.gpu)))
+        entries += next(executor.map(_Train(work), [blueprint], gpus_each=int(work.gpu)))
     clock.lap("train")
-    for done, files in enumerate(hands.map(_FillPart(work, blueprint), blueprint.new, blueprint.bytes_each), 1):
+    for done, files in enumerate(executor.map(_FillPart(work, blueprint), blueprint.new, blueprint.bytes_each), 1):
         entries += files
         progress(done, len(blueprint.new), "parts filled")
     clock.lap("fill")
-    facts = _measured(work, blueprint, hands, progress)
+    facts = _measured(work, blueprint, executor, progress)
     clock.lap("recall")
     data = facts.model_dump_json(indent=1).encode()
     Store(work.store).write_bytes(f"{work.output}/{FACTS}", data)
     return Made(facts, (*entries, FileEntry.of(FACTS, data)), clock.laps)
 
 
-def _measured(work: IndexWork, blueprint: Blueprint, hands: Hands, progress: Progress) -> IndexFacts:
+def _measured(work: IndexWork, blueprint: BuildPlan, executor: Executor, progress: Progress) -> IndexFacts:
     facts, live = blueprint.facts, sum(part.live for part in blueprint.facts.parts)
     if facts.shape.kind == "flat":
         return facts.model_copy(update={"recall": 1.0, "measured": live})  # it is the exact search
@@ -79,7 +79,7 @@ def _measured(work: IndexWork, blueprint: Blueprint, hands: Hands, progress: Pro
     shards = sorted({part.shard for part in facts.parts})
     held = [[part.rows for part in facts.parts if part.shard == shard] for shard in shards]
     need = max(examine_bytes(facts.shape, sum(rows), measured_costs(), len(rows)) for rows in held)
-    examined = list(hands.map(Examine(work, facts, queries), shards, need))
+    examined = list(executor.map(Examine(work, facts, queries), shards, need))
     effort, recall = settle(examined, facts.shape, work.settings.min_recall)
     if recall < work.settings.min_recall:
         raise TrainingError(
@@ -95,7 +95,7 @@ class _Train:
 
     work: IndexWork
 
-    def __call__(self, blueprint: Blueprint) -> list[FileEntry]:
+    def __call__(self, blueprint: BuildPlan) -> list[FileEntry]:
         work, store, shape = self.work, Store(self.work.store), blueprint.facts.shape
         if store.exists(note := work.note("trained")):
             return _noted(store, note)
@@ -115,7 +115,7 @@ class _FillPart:
     """Fills one part: vectors stream from the embeddings into its two files."""
 
     work: IndexWork
-    blueprint: Blueprint
+    blueprint: BuildPlan
 
     def __call__(self, name: str) -> list[FileEntry]:
         work, store, shape = self.work, Store(self.work.store), self.blueprint.facts.shape

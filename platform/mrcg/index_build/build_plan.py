@@ -98,7 +98,7 @@ class IndexWork:
 
 
 @dataclass(frozen=True)
-class Blueprint:
+class BuildPlan:
     """An index that is planned but not filled.
 
     Attributes:
@@ -122,7 +122,7 @@ class Blueprint:
         return open_embeddings(work.store, work.embeddings, self.files)
 
 
-def draw_up(work: IndexWork) -> Blueprint:
+def plan_build(work: IndexWork) -> BuildPlan:
     """Plan an index and write its tables of rows and the lists that its parts are filled from."""
     store = Store(work.store)
     scans = read_scans(store.artefact("corpus", work.corpus), [*_KNOWN, "file"])
@@ -131,7 +131,7 @@ def draw_up(work: IndexWork) -> Blueprint:
     old = None if base is None else read_facts(base)
     if old is not None and (train_again(old.trained_on, scans.num_rows) or old.shape.dim != dim):
         base = old = None
-    if old is not None and base is not None and work.purge and _by_heart(base, old, scans["image_id"]):
+    if old is not None and base is not None and work.purge and _memorised(base, old, scans["image_id"]):
         base = old = None
     if old is None or base is None:
         start = _first(work.settings, scans, dim)
@@ -158,7 +158,7 @@ def draw_up(work: IndexWork) -> Blueprint:
         staying = [name for one in kept for name in _stays(facts.shape, one.facts.name)]
         entries += [base.shared(name) for name in (*staying, *((TRAINED,) if facts.shape.trained else ()))]
     largest = max((len(fill.rows) for fill in named.values()), default=0)
-    return Blueprint(
+    return BuildPlan(
         facts=facts,
         new=tuple(named),
         train=facts.shape.trained and base is None,
@@ -210,7 +210,7 @@ def places_of(known: pa.Array, table: pa.Table) -> Rows:
     return np.asarray(places.to_numpy(zero_copy_only=False), dtype=np.int64)
 
 
-def _by_heart(base: Artefact, old: IndexFacts, image_ids: pa.ChunkedArray) -> bool:
+def _memorised(base: Artefact, old: IndexFacts, image_ids: pa.ChunkedArray) -> bool:
     """Whether a cell is the very vector of a scan that is gone: a cell that training gave one vector alone."""
     if not old.shape.trained:
         return False

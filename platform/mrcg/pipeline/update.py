@@ -84,14 +84,14 @@ class Line:
 
         add("splits")
         add("embeddings", base=True)
-        stays = not (purge and _may_know_by_heart(self.manifests["indexes"]))
+        stays = not (purge and _may_memorise(self.manifests["indexes"]))
         add("indexes", base=stays, **({"purge": True} if purge else {}))
         add("graphs", parts=list(MEASURED))
         add("reports")
         return tuple(steps)
 
 
-def _may_know_by_heart(index: Manifest) -> bool:
+def _may_memorise(index: Manifest) -> bool:
     """Whether a cell may be the very vector of a scan that went before: when an index just grows nobody looks."""
     grew = "indexes" in index.inputs and not index.settings.get("purge")
     return grew and index.counts.get("kind") not in ("flat", "hnsw")

@@ -26,7 +26,7 @@ def entry_of(image_id: str) -> str:
     return hashlib.blake2b(f"tombstone\x1f{image_id}".encode(), digest_size=16).hexdigest()
 
 
-def bury(store: Store, entries: Iterable[str]) -> None:
+def tombstone(store: Store, entries: Iterable[str]) -> None:
     """Forbid images by their entries; what is forbidden stays so."""
     entries = sorted(set(entries))
     if entries:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from mrcg.corpus.embeddings import files_of, open_embeddings
 from mrcg.corpus.reader import read_scans
 from mrcg.corpus.splits import Fold, Split
-from mrcg.execution.executor import Hands, Progress
+from mrcg.execution.executor import Executor, Progress
 from mrcg.index import faiss_backend
 from mrcg.index.distances import Neighbours, Rows, merge
 from mrcg.index.sharded_index import ShardedIndex, read_facts
@@ -83,18 +83,18 @@ class Questions:
         return list(range(0, len(self.rows), BLOCK))
 
 
-def make_graphs(work: GraphWork, hands: Hands, progress: Progress) -> tuple[dict[str, int], list[FileEntry]]:
+def make_graphs(work: GraphWork, executor: Executor, progress: Progress) -> tuple[dict[str, int], list[FileEntry]]:
     """The neighbour lists of all queries.
 
     Returns:
         How many queries each part has, and the files.
     """
     progress(0, 0, "gathering the queries")
-    asked = next(hands.map(gather, [work]))
+    asked = next(executor.map(gather, [work]))
     total = len(asked.shards) + 1
-    for done, _ in enumerate(hands.map(_Ask(work, asked), asked.shards, asked.index_bytes), 1):
+    for done, _ in enumerate(executor.map(_Ask(work, asked), asked.shards, asked.index_bytes), 1):
         progress(done, total, "shards searched")
-    entries = list(hands.map(_Merge(work, asked), range(len(asked.blocks))))
+    entries = list(executor.map(_Merge(work, asked), range(len(asked.blocks))))
     progress(total, total, "neighbour lists written")
     counts = {part: int((asked.part_of == number).sum()) for number, part in enumerate(asked.parts)}
     return counts, entries

@@ -28,7 +28,7 @@ TRIED = 3
 _BAD = (IntegrityError, NotFoundError, WeightsError, ReleaseError, MemoryError, RuntimeError, ValueError)
 
 
-class NotResidentError(MrcgError):
+class ReleaseNotLoadedError(MrcgError):
     """This process cannot answer under that release (yet, or any more): another may."""
 
 
@@ -39,7 +39,7 @@ class _Held(Generic[T]):
     used: float
 
 
-class Residents(Generic[T]):
+class ReleaseCache(Generic[T]):
     """What is loaded of each release that can be answered under.
 
     Args:
@@ -64,12 +64,12 @@ class Residents(Generic[T]):
         """What is loaded of a release.
 
         Raises:
-            NotResidentError: it is not here.
+            ReleaseNotLoadedError: it is not here.
         """
         with self._lock:
             if (held := self._held.get(number)) is None:
                 here = ", ".join(map(str, sorted(self._held))) or "none"
-                raise NotResidentError(f"release {number} is not loaded here (here: {here})")
+                raise ReleaseNotLoadedError(f"release {number} is not loaded here (here: {here})")
             held.used = time.monotonic()
             return held.loaded
 
@@ -104,14 +104,14 @@ class Residents(Generic[T]):
                     del self._held[number]
 
 
-class Following(Generic[T]):
-    """Residents that take every release on that is promoted, or those that somebody names.
+class ReleaseWatcher(Generic[T]):
+    """ReleaseCache that take every release on that is promoted, or those that somebody names.
 
     A release that cannot be loaded is refused, once and aloud, and the one before goes on answering; where the store
     cannot be read now, it is tried again.
     """
 
-    def __init__(self, store: Store, residents: Residents[T]) -> None:
+    def __init__(self, store: Store, residents: ReleaseCache[T]) -> None:
         self.residents = residents
         #: Why releases were refused.
         self.refused: dict[int, str] = {}

@@ -54,7 +54,7 @@ class Loading(Protocol[T]):
         ...
 
 
-def take_on(loading: Loading[T], release: Release) -> T:
+def load_and_check(loading: Loading[T], release: Release) -> T:
     """Load a stage's part of a release and let it answer once; raises what both raise."""
     loaded = loading.load(release)
     loading.check(loaded)

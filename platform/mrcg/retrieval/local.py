@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mrcg.api.requests import ByImage, Sent, Wanted
+from mrcg.api.requests import EmbeddingQuery, ImageIdQuery, SearchParams
 from mrcg.api.responses import Answer
 from mrcg.config.settings import ServeSettings
 from mrcg.imaging.slices import Grey
 from mrcg.releases.release import Release, read_release
 from mrcg.reranker.influence import Influences
 from mrcg.reranker.scorer import Reranking
-from mrcg.retrieval.loaders import Embeds, LoadEmbedder, LoadReranker, LoadSearcher, take_on
+from mrcg.retrieval.loaders import Embeds, LoadEmbedder, LoadReranker, LoadSearcher, load_and_check
 from mrcg.retrieval.preprocessing import QueryRules
-from mrcg.retrieval.query import ByPixels, Embedding, Query, Scope, Subject
+from mrcg.retrieval.query import Embedding, PixelQuery, Query, Scope, Subject
 from mrcg.retrieval.search import AllowAll, Found, Policy, RequestContext, answer
 from mrcg.retrieval.searcher import Searcher
 from mrcg.storage.store import Store
@@ -58,7 +58,7 @@ class LocalPipeline:
     ::
 
         pipeline = LocalPipeline.open(Store("./store"))
-        answer = pipeline.search(Path("scan.png").read_bytes(), Wanted(k=10))
+        answer = pipeline.search(Path("scan.png").read_bytes(), SearchParams(k=10))
     """
 
     def __init__(self, store: Store, release: Release, serve: ServeSettings, policy: Policy) -> None:
@@ -66,9 +66,9 @@ class LocalPipeline:
         self._policy = policy
         self._rules = QueryRules.of(store, release, serve)
         self._stages = _LocalStages(
-            take_on(LoadEmbedder(store, engine=serve.engine, threads=serve.embedder.threads), release),
-            take_on(LoadSearcher(store), release),
-            take_on(LoadReranker(store), release),
+            load_and_check(LoadEmbedder(store, engine=serve.engine, threads=serve.embedder.threads), release),
+            load_and_check(LoadSearcher(store), release),
+            load_and_check(LoadReranker(store), release),
         )
 
     @classmethod
@@ -88,12 +88,12 @@ class LocalPipeline:
         """
         return cls(store, read_release(store, number), serve, policy)
 
-    def search(self, subject: bytes | ByImage | Sent, wanted: Wanted = Wanted()) -> Answer:
+    def search(self, subject: bytes | ImageIdQuery | EmbeddingQuery, params: SearchParams = SearchParams()) -> Answer:
         """The k most similar images of the gallery, best first.
 
         Args:
             subject: content of an image file, an image of the gallery, or an embedding of the release's encoder.
-            wanted: what is asked of it.
+            params: what is asked of it.
 
         Raises:
             ImageError: the image cannot be used.
@@ -101,19 +101,19 @@ class LocalPipeline:
             FingerprintError: the embedding is of another encoder.
             UsageError: k is out of range, or the embedding has another width.
         """
-        self._rules.check_k(wanted.k)
-        context = self._rules.context("local", self._policy, wanted.deadline_ms)
-        query = Query.of(self._subject(subject), wanted)
+        self._rules.check_k(params.k)
+        context = self._rules.context("local", self._policy, params.deadline_ms)
+        query = Query.of(self._subject(subject), params)
         return _finish(answer(self._stages, self._rules.search, context, query))
 
-    def _subject(self, subject: bytes | ByImage | Sent) -> Subject:
+    def _subject(self, subject: bytes | ImageIdQuery | EmbeddingQuery) -> Subject:
         match subject:
-            case ByImage():
+            case ImageIdQuery():
                 return subject
-            case Sent():
-                return self._rules.by_embedding(subject)
+            case EmbeddingQuery():
+                return self._rules.vector_query(subject)
             case _:
-                return ByPixels(self._rules.prepare(subject))
+                return PixelQuery(self._rules.prepare(subject))
 
 
 def _finish(call: Coroutine[Any, Any, Answer]) -> Answer:

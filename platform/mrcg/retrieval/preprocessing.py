@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mrcg.api.requests import Sent
+from mrcg.api.requests import EmbeddingQuery
 from mrcg.config.settings import IngestSettings, ReadSettings, ServeSettings
 from mrcg.encoder.spec import read_spec
 from mrcg.errors import FingerprintError, UsageError
@@ -17,7 +17,7 @@ from mrcg.imaging.isolated_reader import Guard
 from mrcg.imaging.readers import format_of, query_slice, read
 from mrcg.imaging.slices import Grey, resize
 from mrcg.releases.release import Release
-from mrcg.retrieval.query import ByEmbedding
+from mrcg.retrieval.query import VectorQuery
 from mrcg.retrieval.search import Policy, RequestContext, SearchSettings
 from mrcg.storage.store import Store
 
@@ -93,7 +93,7 @@ class QueryRules:
         if not 1 <= k <= self.search.neighbours:
             raise UsageError(f"k = {k}: ask for 1 to {self.search.neighbours} hits")
 
-    def by_embedding(self, sent: Sent) -> ByEmbedding:
+    def vector_query(self, sent: EmbeddingQuery) -> VectorQuery:
         """An embedding that the caller made.
 
         Raises:
@@ -107,7 +107,7 @@ class QueryRules:
         vector = np.asarray(sent.embedding, dtype=np.float32)
         if vector.shape != (self.dim,) or not np.isfinite(vector).all():
             raise UsageError(f"an embedding of {self.encoder} is {self.dim} finite numbers")
-        return ByEmbedding(vector)
+        return VectorQuery(vector)
 
     def context(
         self, principal: str, policy: Policy, deadline_ms: int | None = None, named: str | None = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from mrcg.api.requests import ByImage, Filters, GroupBy, Wanted
+from mrcg.api.requests import Filters, GroupBy, ImageIdQuery, SearchParams
 from mrcg.imaging.slices import Grey
 from mrcg.index.metadata import Where
 
@@ -32,14 +32,14 @@ class Scope:
 
 
 @dataclass(frozen=True)
-class ByPixels:
+class PixelQuery:
     """A scan that has to be embedded: (s, s) grey levels."""
 
     pixels_ss: Grey
 
 
 @dataclass(frozen=True)
-class ByEmbedding:
+class VectorQuery:
     """(d,) what the caller's own encoder made of a scan."""
 
     embedding_d: Embedding
@@ -52,7 +52,7 @@ def where_of(filters: Filters) -> Where:
     )
 
 
-Subject = ByPixels | ByEmbedding | ByImage
+Subject = PixelQuery | VectorQuery | ImageIdQuery
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class Query:
     scope: Scope = field(default_factory=Scope)
 
     @classmethod
-    def of(cls, subject: Subject, wanted: Wanted) -> Query:
+    def of(cls, subject: Subject, params: SearchParams) -> Query:
         """What is wanted of a scan; an image of the gallery is no hit of its own."""
-        itself = subject.image_id if isinstance(subject, ByImage) else None
-        scope = Scope(where_of(wanted.filters), wanted.exclude_patient, itself, wanted.group_by)
-        return cls(subject, wanted.k, wanted.rerank, wanted.explain, scope)
+        itself = subject.image_id if isinstance(subject, ImageIdQuery) else None
+        scope = Scope(where_of(params.filters), params.exclude_patient, itself, params.group_by)
+        return cls(subject, params.k, params.rerank, params.explain, scope)

@@ -16,13 +16,13 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from mrcg.api.requests import ByImage
+from mrcg.api.requests import ImageIdQuery
 from mrcg.api.responses import Answer, Explained, Explanation, Hit, Influence, Node
 from mrcg.errors import MrcgError
 from mrcg.imaging.slices import Grey
 from mrcg.index.distances import Mask
 from mrcg.reranker.influence import Influences
-from mrcg.retrieval.query import ByEmbedding, ByPixels, Embedding, Query, Scope
+from mrcg.retrieval.query import Embedding, PixelQuery, Query, Scope, VectorQuery
 
 log = logging.getLogger(__name__)
 
@@ -186,11 +186,11 @@ async def answer(stages: Stages, settings: SearchSettings, context: RequestConte
 
 async def _embedding(stages: Stages, context: RequestContext, query: Query) -> Embedding:
     match query.subject:
-        case ByPixels(pixels):
+        case PixelQuery(pixels):
             return await stages.embed(context, pixels)
-        case ByEmbedding(embedding):
+        case VectorQuery(embedding):
             return embedding
-        case ByImage(image_id):
+        case ImageIdQuery(image_id):
             return await stages.look_up(context, image_id)
 
 

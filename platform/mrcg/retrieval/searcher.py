@@ -106,7 +106,7 @@ class Searcher:
     def _obey(self) -> None:
         """Bury what was forbidden since the last search."""
         if new := self._tombstones.look():
-            self.index.bury(self._entries.result().images_of(new))
+            self.index.tombstone(self._entries.result().images_of(new))
 
     def _alike(self, queries_qd: Embedding, allowed: Mask | None, n: int, scope: Scope) -> list[Near]:
         index, passing = self.index, self._within(allowed, scope)

@@ -9,11 +9,11 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from mrcg.api.responses import ImageFacts, Refused
+from mrcg.api.responses import ImageFacts, QuarantinedFile
 from mrcg_serve.http.dependencies import Caller, ThisGateway, errors
 
 router = APIRouter(prefix="/v1")
-#: Refused files that are shown on one page, at most.
+#: QuarantinedFile files that are shown on one page, at most.
 PAGE = 1000
 
 
@@ -21,7 +21,7 @@ class Quarantine(BaseModel):
     """One page of what was refused."""
 
     total: int
-    refused: list[Refused]
+    refused: list[QuarantinedFile]
 
 
 @router.get(

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-from mrcg.api.requests import ByImage, Filters, Sent, Wanted
+from mrcg.api.requests import EmbeddingQuery, Filters, ImageIdQuery, SearchParams
 from mrcg_serve.requests import MOST_SCANS, Question, Questions
 
 Body = TypeVar("Body")
@@ -22,7 +22,7 @@ FORM, JSON = "multipart/form-data", "application/json"
 MOST_FIELDS = 16
 
 
-class ByName(Wanted):
+class ByName(SearchParams):
     """A search without a scan: by an image of the gallery, or by an embedding of the release's encoder."""
 
     model_config = ConfigDict(
@@ -49,12 +49,12 @@ class ByName(Wanted):
 
     def question(self) -> Question:
         """The same as the gateway takes it."""
-        wanted = Wanted.model_validate(self.model_dump(include=set(Wanted.model_fields)))
+        params = SearchParams.model_validate(self.model_dump(include=set(SearchParams.model_fields)))
         if self.image_id is not None:
-            return Question(ByImage(self.image_id), wanted)
+            return Question(ImageIdQuery(self.image_id), params)
         assert self.embedding is not None
         assert self.encoder is not None
-        return Question(Sent(embedding=self.embedding, encoder=self.encoder), wanted)
+        return Question(EmbeddingQuery(embedding=self.embedding, encoder=self.encoder), params)
 
 
 async def question(request: Request) -> Question:
@@ -74,7 +74,7 @@ async def question(request: Request) -> Question:
         if not isinstance(image, UploadFile):
             raise _invalid("image", "Field required" if image is None else "has to be a file")
         fields = {name: value for name, value in form.multi_items() if name != "image"}
-        return Question(await image.read(), _checked(_wanted, fields))
+        return Question(await image.read(), _checked(_params, fields))
 
 
 async def questions(request: Request) -> Questions:
@@ -94,17 +94,17 @@ async def questions(request: Request) -> Questions:
         if any(one is None for one in scans):
             raise _invalid("image", "has to be a file")
         fields = {name: value for name, value in form.multi_items() if name != "image"}
-        return Questions(tuple(one for one in scans if one is not None), _checked(_wanted, fields))
+        return Questions(tuple(one for one in scans if one is not None), _checked(_params, fields))
 
 
 def _kind(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def _wanted(fields: dict[str, Any]) -> Wanted:
+def _params(fields: dict[str, Any]) -> SearchParams:
     if isinstance(text := fields.pop("filters", None), str) and text:
-        return Wanted.model_validate({**fields, "filters": Filters.model_validate_json(text)})
-    return Wanted.model_validate(fields)
+        return SearchParams.model_validate({**fields, "filters": Filters.model_validate_json(text)})
+    return SearchParams.model_validate(fields)
 
 
 def _checked(parse: Callable[[Body], Parsed], body: Body) -> Parsed:
@@ -127,7 +127,7 @@ def _schema(model: type[BaseModel]) -> dict[str, Any]:
 
 def body_of_search() -> dict[str, Any]:
     """``requestBody`` of the search, for the OpenAPI document: FastAPI knows one kind of body for a route."""
-    form = _schema(Wanted)
+    form = _schema(SearchParams)
     form["properties"] = {
         "image": {"type": "string", "format": "binary", "description": "a scan: PNG, JPEG, TIFF, DICOM, NIfTI, …"},
         **form["properties"],
@@ -138,7 +138,7 @@ def body_of_search() -> dict[str, Any]:
 
 def body_of_batch() -> dict[str, Any]:
     """The same for the search by many scans."""
-    form = _schema(Wanted)
+    form = _schema(SearchParams)
     scan = {"type": "string", "format": "binary"}
     form["properties"] = {
         "image": {"type": "array", "items": scan, "minItems": 1, "maxItems": MOST_SCANS, "description": "scans"},

@@ -31,7 +31,7 @@ async def search(
     A form brings a scan; JSON names an image of the gallery, or brings an embedding that the caller's own encoder made,
     which has to be the release's.
     """
-    return await gateway.search(principal, asked.subject, asked.wanted, named)
+    return await gateway.search(principal, asked.subject, asked.params, named)
 
 
 @router.post(
@@ -51,7 +51,7 @@ async def search_batch(
     gateway: ThisGateway, principal: Caller, asked: Annotated[Questions, Depends(questions)]
 ) -> StreamingResponse:
     """The same for each of many scans. One that cannot be answered has its problem on its line, and ends no other."""
-    return StreamingResponse(_lines(gateway.search_many(principal, asked.scans, asked.wanted)), media_type=NDJSON)
+    return StreamingResponse(_lines(gateway.search_many(principal, asked.scans, asked.params)), media_type=NDJSON)
 
 
 async def _lines(answered: AsyncIterator[BatchLine]) -> AsyncIterator[str]:

@@ -7,7 +7,7 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.message import Message
 
-from mrcg.api.requests import ByImage, Sent, Wanted
+from mrcg.api.requests import EmbeddingQuery, ImageIdQuery, SearchParams
 from mrcg.api.responses import Answer, BatchLine
 from mrcg.errors import UsageError
 from mrcg_serve.requests import MOST_SCANS, Question, Questions
@@ -24,14 +24,16 @@ def question_in(request: rpc.SearchRequest) -> Question:
         UsageError: neither image, image_id nor sent is given.
         ValidationError: a field is wrong.
     """
-    wanted = _wanted(request)
+    params = _params(request)
     match request.WhichOneof("subject"):
         case "image":
-            return Question(request.image, wanted)
+            return Question(request.image, params)
         case "image_id":
-            return Question(ByImage(request.image_id), wanted)
+            return Question(ImageIdQuery(request.image_id), params)
         case "sent":
-            return Question(Sent(embedding=tuple(request.sent.embedding), encoder=request.sent.encoder), wanted)
+            return Question(
+                EmbeddingQuery(embedding=tuple(request.sent.embedding), encoder=request.sent.encoder), params
+            )
         case _:
             raise UsageError("give image, image_id, or sent (an embedding with its encoder)")
 
@@ -45,11 +47,11 @@ def questions_in(request: rpc.SearchBatchRequest) -> Questions:
     """
     if not 1 <= len(request.images) <= MOST_SCANS:
         raise UsageError(f"{len(request.images)} images: give 1 to {MOST_SCANS}")
-    return Questions(tuple(request.images), _wanted(request))
+    return Questions(tuple(request.images), _params(request))
 
 
-def _wanted(request: rpc.SearchRequest | rpc.SearchBatchRequest) -> Wanted:
-    return Wanted.model_validate(_fields(request.wanted))
+def _params(request: rpc.SearchRequest | rpc.SearchBatchRequest) -> SearchParams:
+    return SearchParams.model_validate(_fields(request.wanted))
 
 
 def answer_out(answer: Answer) -> rpc.SearchAnswer:

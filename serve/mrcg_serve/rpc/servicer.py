@@ -11,7 +11,7 @@ import grpc
 from pydantic import ValidationError
 from ray.serve.grpc_util import RayServegRPCContext
 
-from mrcg.api.requests import ByImage, Sent, Wanted
+from mrcg.api.requests import EmbeddingQuery, ImageIdQuery, SearchParams
 from mrcg.api.responses import Answer, BatchLine
 from mrcg.errors import MrcgError
 from mrcg_serve.auth import Authenticator, Peer
@@ -39,12 +39,16 @@ class Searches(Protocol):
     authenticator: Authenticator
 
     async def search(
-        self, principal: str, subject: bytes | ByImage | Sent, wanted: Wanted, named: str | None = None
+        self,
+        principal: str,
+        subject: bytes | ImageIdQuery | EmbeddingQuery,
+        params: SearchParams,
+        named: str | None = None,
     ) -> Answer:
         """One search."""
         ...
 
-    def search_many(self, principal: str, scans: Sequence[bytes], wanted: Wanted) -> AsyncIterator[BatchLine]:
+    def search_many(self, principal: str, scans: Sequence[bytes], params: SearchParams) -> AsyncIterator[BatchLine]:
         """Many."""
         ...
 
@@ -59,7 +63,7 @@ class Remote:
         with _told(grpc_context):
             principal = self.authenticator.principal(_peer(grpc_context))
             asked = question_in(request)
-            return answer_out(await self.search(principal, asked.subject, asked.wanted))
+            return answer_out(await self.search(principal, asked.subject, asked.params))
 
     async def SearchBatch(  # noqa: N802
         self: Searches, request: rpc.SearchBatchRequest, grpc_context: RayServegRPCContext
@@ -68,7 +72,7 @@ class Remote:
         with _told(grpc_context):
             principal = self.authenticator.principal(_peer(grpc_context))
             asked = questions_in(request)
-            async for line in self.search_many(principal, asked.scans, asked.wanted):
+            async for line in self.search_many(principal, asked.scans, asked.params):
                 yield line_out(line)
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from mrcg.api import client as module
 from mrcg.api.client import AsyncClient, Client
-from mrcg.api.requests import ByImage
+from mrcg.api.requests import ImageIdQuery
 from mrcg.api.responses import Answer
 from mrcg.errors import ServiceError
 
@@ -55,13 +55,13 @@ def said(monkeypatch):
 
 def ask(url="http://here", **words):
     with Client(url, **words) as client:
-        return client.search(ByImage("a"))
+        return client.search(ImageIdQuery("a"))
 
 
 def ask_async(url="http://here", **words):
     async def run():
         async with AsyncClient(url, **words) as client:
-            return await client.search(ByImage("a"))
+            return await client.search(ImageIdQuery("a"))
 
     return asyncio.run(run())
 

@@ -13,7 +13,15 @@ from tests.galleries import published
 from mrcg.corpus.ingestion import is_suppressed
 from mrcg.corpus.reader import read_quarantine, read_scans
 from mrcg.erasure.discovery import traces
-from mrcg.erasure.records import RECEIPTS, RECORDS, Wanted, check_receipt, draw_record, read_receipt, versions_back
+from mrcg.erasure.records import (
+    RECEIPTS,
+    RECORDS,
+    ErasureTarget,
+    check_receipt,
+    plan_erasure,
+    read_receipt,
+    versions_back,
+)
 from mrcg.errors import IntegrityError, NotFoundError, StoreError, UsageError
 from mrcg.imaging.samples import SampleFormat, write_samples
 from mrcg.privacy.pseudonyms import Pseudonyms
@@ -27,7 +35,7 @@ from mrcg.storage.attempts import begin
 from mrcg.storage.store import Store
 
 JANE, JOE, TWIN, NOBODY = "PH-glioma_tumor-0-1", "PH-no_tumor-2-1", "TWIN", "NOBODY"
-JANES = Wanted(kind=PATIENT, value=pseudonym(JANE))
+JANES = ErasureTarget(kind=PATIENT, value=pseudonym(JANE))
 CONFIG = erasing.config_of_patients()
 #: Made from a corpus, and so gone with it; models stay.
 MADE = ("corpus", "embeddings", "graphs", "indexes", "reports", "splits")
@@ -77,7 +85,7 @@ def checked(store, signed, key=SIGNER.public_key):
 
 def test_a_record_knows_all_that_has_to_go_by_hashes_alone(made):
     store, versions = made
-    person, record = jane(store), draw_record(store, JANES, KEY)
+    person, record = jane(store), plan_erasure(store, JANES, KEY)
     ids = person.words["image_id"]
     assert set(record.images) == {entry_of(one) for one in ids}
     named = {word for kind in ("image_id", "patient", "study", "series", "instance") for word in person.words[kind]}
@@ -93,8 +101,8 @@ def test_a_record_knows_all_that_has_to_go_by_hashes_alone(made):
 def test_an_image_that_is_nowhere_is_named_and_a_patient_who_is_can_be_kept_out(made):
     store, _ = made
     with pytest.raises(NotFoundError, match="no corpus in .* has an image cafe: `mrcg query` shows ids"):
-        draw_record(store, Wanted(kind=IMAGE, value="cafe"), KEY)
-    record = draw_record(store, Wanted(kind=PATIENT, value=pseudonym(NOBODY)), KEY)
+        plan_erasure(store, ErasureTarget(kind=IMAGE, value="cafe"), KEY)
+    record = plan_erasure(store, ErasureTarget(kind=PATIENT, value=pseudonym(NOBODY)), KEY)
     assert (record.images, record.vectors, record.doomed, record.copies) == ((), (), (), 0)
     assert record.suppressed == (token(KEY, PATIENT, pseudonym(NOBODY)),)
 
@@ -102,19 +110,19 @@ def test_an_image_that_is_nowhere_is_named_and_a_patient_who_is_can_be_kept_out(
 def test_an_accession_number_proves_nothing_for_another_hospital_may_give_it_too(made):
     store, _ = made
     (number,) = jane(store).words["accession"]
-    assert entry_of(number) not in draw_record(store, JANES, KEY).names
+    assert entry_of(number) not in plan_erasure(store, JANES, KEY).names
 
 
 def test_a_name_that_others_bear_in_another_corpus_is_not_looked_for(made):
     """The same study came without a patient's id by another way: it stays, and is no trace of hers."""
     store, versions = made
     (study,) = jane(store).words["study"]
-    before = set(draw_record(store, JANES, KEY).names)
+    before = set(plan_erasure(store, JANES, KEY).names)
     rows = read_scans(store.artefact("corpus", versions["corpus"])).to_pylist()[-1:]
     rows[0] |= {"patient": None, "study": study}
     table = schemas.to_parquet(pa.Table.from_pylist(rows, schemas.SCANS))
     published(store, "corpus", {"listing": "other"}, {}, {"scans/00000.parquet": table}, generation=0)
-    assert before - set(draw_record(store, JANES, KEY).names) == {entry_of(study)}
+    assert before - set(plan_erasure(store, JANES, KEY).names) == {entry_of(study)}
 
 
 def test_the_record_of_an_image_is_about_all_that_have_its_pixels_and_about_no_patient(made):
@@ -122,7 +130,7 @@ def test_the_record_of_an_image_is_about_all_that_have_its_pixels_and_about_no_p
     rows = read_scans(store.artefact("corpus", versions["corpus"])).to_pylist()
     (twin,) = [row for row in rows if row["patient"] == pseudonym(TWIN)]
     (hers,) = [row for row in rows if row["pixel_hash"] == twin["pixel_hash"] and row is not twin]
-    record = draw_record(store, Wanted(kind=IMAGE, value=hers["image_id"]), KEY)
+    record = plan_erasure(store, ErasureTarget(kind=IMAGE, value=hers["image_id"]), KEY)
     both = {row[name] for row in (twin, hers) for name in ("image_id", "instance")}
     assert set(record.names) == {entry_of(word) for word in both}
     assert set(record.suppressed) == {
@@ -139,7 +147,7 @@ def test_an_image_of_a_corpus_with_another_key_is_refused(made, key, which):
     store, versions = made
     ident = read_scans(store.artefact("corpus", versions["corpus"]))["image_id"][0].as_py()
     with pytest.raises(UsageError, match=f"corpus/{versions['corpus']} was made with {which}: set MRCG_PSEUDONYM_KEY"):
-        eraser(store, key).erase(Wanted(kind=IMAGE, value=ident))
+        eraser(store, key).erase(ErasureTarget(kind=IMAGE, value=ident))
     assert not store.exists(TOMBSTONES)
 
 
@@ -149,12 +157,12 @@ def test_an_image_that_came_without_a_key_is_kept_out_without_one_too(store, sca
     made = erasing.make_unreleased(store, scans, config, None)
     row = read_scans(store.artefact("corpus", made["corpus"])).to_pylist()[4]
     person = erasing.person_of(Path(store.root), "image_id", row["image_id"])
-    signed = eraser(store, KEY).erase(Wanted(kind=IMAGE, value=row["image_id"]))
+    signed = eraser(store, KEY).erase(ErasureTarget(kind=IMAGE, value=row["image_id"]))
     assert found(store, person) == {}
     assert checked(store, signed).holds
     for key in (None, KEY):
         assert is_suppressed({**row, "patient": None}, making.rules_of(None, key, suppressed(store)))
-    assert eraser(store, KEY).erase(Wanted(kind=IMAGE, value=row["image_id"])) == signed
+    assert eraser(store, KEY).erase(ErasureTarget(kind=IMAGE, value=row["image_id"])) == signed
 
 
 # What is done ------------------------------------------------------------------------------------------------------
@@ -186,7 +194,7 @@ def test_an_image_goes_with_its_copies_wherever_they_are(made):
     (twin,) = [row for row in rows if row["patient"] == pseudonym(TWIN)]
     person = erasing.person_of(Path(store.root), "pixel_hash", twin["pixel_hash"])
     assert len(person.words["image_id"]) == 2
-    receipt = eraser(store).erase(Wanted(kind=IMAGE, value=twin["image_id"])).receipt
+    receipt = eraser(store).erase(ErasureTarget(kind=IMAGE, value=twin["image_id"])).receipt
     assert (receipt.scans, receipt.identical_copies_left) == (2, 0)
     assert found(store, person) == {}
     (corpus,) = store.versions("corpus")
@@ -291,7 +299,7 @@ def test_of_a_patient_who_left_the_source_before_nothing_is_left(made, swept):
     assert {"pixels", "fp16", "fp32"} <= set(hits)
     assert [path for path in hits["fp16"] if path.endswith(".f16")]
     assert ("patient" in hits) is not swept
-    signed = eraser(store).erase(Wanted(kind=PATIENT, value=pseudonym(JOE)))
+    signed = eraser(store).erase(ErasureTarget(kind=PATIENT, value=pseudonym(JOE)))
     assert signed.receipt.scans == (0 if swept else 4)
     assert found(store, person) == {}
     assert checked(store, signed).holds
@@ -402,7 +410,7 @@ def test_what_is_left_is_named_and_keeps_the_receipt_from_being_signed(made, mon
     monkeypatch.undo()
     assert not store.listdir(RECEIPTS)
     assert len(store.listdir(RECORDS)) == 1
-    record = draw_record(store, JANES, KEY)
+    record = plan_erasure(store, JANES, KEY)
     assert traces(store, record.names, record.vectors)
     assert checked(store, eraser(store).erase(JANES)).holds
     assert read_quarantine(store.artefact("corpus", store.versions("corpus")[0])).num_rows == 0

@@ -79,8 +79,8 @@ def test_merging_is_sorting_all_of_them(parts, k):
 
 @given(st.lists(st.tuples(st.integers(0, 30), distances), max_size=30, unique_by=lambda one: one[0]), st.integers(1, 8))
 def test_merging_answers_of_parts_is_answering_from_the_whole(pairs, k):
-    halves = [[one for one in pairs if one[0] % 2 == odd] for odd in (0, 1)]
-    answers = [nearest(*candidates(*([one[i] for one in half] for i in (0, 1))), k) for half in halves]
+    fp16 = [[one for one in pairs if one[0] % 2 == odd] for odd in (0, 1)]
+    answers = [nearest(*candidates(*([one[i] for one in half] for i in (0, 1))), k) for half in fp16]
     whole = nearest(*candidates(*([one[i] for one in pairs] for i in (0, 1))), k)
     assert merge(answers, k).rows_qk.tolist() == whole.rows_qk.tolist()
 
@@ -164,18 +164,18 @@ def test_recall_by_distance_of_no_queries_is_whole():
 
 
 def test_every_finite_half_is_widened_to_the_very_number_that_it_is():
-    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
-    halves = halves[np.isfinite(halves)]
-    assert (widen(halves).view(np.uint32) == halves.astype(np.float32).view(np.uint32)).all()
+    fp16 = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    fp16 = fp16[np.isfinite(fp16)]
+    assert (widen(fp16).view(np.uint32) == fp16.astype(np.float32).view(np.uint32)).all()
 
 
 @given(st.integers(0, 1000), st.integers(1, 300), st.booleans())
 def test_halves_of_any_shape_are_widened(count, dim, given_memory):
-    halves = np.random.default_rng(count).normal(size=(dim, count)).astype(np.float16).T
+    fp16 = np.random.default_rng(count).normal(size=(dim, count)).astype(np.float16).T
     memory = np.full((count, dim), 7, dtype=np.float32) if given_memory else None
-    found = widen(halves, memory)
+    found = widen(fp16, memory)
     assert found.shape == (count, dim)
-    assert (found == halves.astype(np.float32)).all()
+    assert (found == fp16.astype(np.float32)).all()
     assert memory is None or found is memory
 
 
@@ -217,6 +217,6 @@ def test_blocks_of_a_scan_are_one(monkeypatch):
     whole = np.sort(scan(query, vectors, 30), axis=1)
     monkeypatch.setattr(index_distances, "_COLUMNS", 37)
     monkeypatch.setattr(index_distances, "MANY", 1)
-    monkeypatch.setattr(distances, "_AT_ONCE", 7)
-    monkeypatch.setattr(distances, "_one_by_one", None)  # products alone have to do
+    monkeypatch.setattr(index_distances, "_AT_ONCE", 7)
+    monkeypatch.setattr(index_distances, "_one_by_one", None)  # products alone have to do
     assert (np.sort(scan(query, vectors, 30), axis=1) == whole).all()

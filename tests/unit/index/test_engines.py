@@ -172,7 +172,7 @@ def test_places_are_the_rows_that_are_there_in_order(sizes, share, seed, asked):
     if there:
         places = np.array([one % len(there) for one in asked], dtype=np.int64)
         expected = VECTORS[stored.rows[places]]
-        assert (stored.halves(places) == expected).all()
+        assert (stored.fp16(places) == expected).all()
 
 
 @given(st.integers(0, 40), st.integers(0, 300), st.integers(1, 3), st.floats(0, 1), st.integers(0, 100))

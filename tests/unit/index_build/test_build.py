@@ -7,7 +7,7 @@ from tests import galleries
 from tests.galleries import Line, Scan, index_config, vectors_of
 
 from mrcg.errors import IntegrityError, TrainingError
-from mrcg.execution.executor import OwnHands
+from mrcg.execution.executor import LocalExecutor
 from mrcg.hashing import seed_of
 from mrcg.index.distances import exact_search, recall_at
 from mrcg.index.layout import FACTS, TRAINED, part_files, shard_of
@@ -254,7 +254,7 @@ class KilledError(Exception):
     pass
 
 
-class Dying(OwnHands):
+class Dying(LocalExecutor):
     """Does so many pieces and dies with the next."""
 
     def __init__(self, pieces):
@@ -284,7 +284,7 @@ def test_a_build_that_was_killed_does_only_what_is_missing(pieces, undisturbed, 
     other, version, made = undisturbed
     line = gallery(store, scans_of(1000), 8)
     with monkeypatch.context() as patch, pytest.raises(KilledError):
-        patch.setattr(galleries, "OwnHands", lambda: Dying(pieces))
+        patch.setattr(galleries, "LocalExecutor", lambda: Dying(pieces))
         line.index(KILLED)
     assert store.versions("indexes") == []
     (attempt,) = Path(store.path("indexes/_attempts")).iterdir()
@@ -308,7 +308,7 @@ def test_a_growth_that_was_killed_goes_on_too(tmp_path, monkeypatch):
         grown = gallery(store, [*scans_of(900), *scans_of(200, first=1000)], 8)
         if pieces:
             with monkeypatch.context() as patch, pytest.raises(KilledError):
-                patch.setattr(galleries, "OwnHands", lambda: Dying(2))
+                patch.setattr(galleries, "LocalExecutor", lambda: Dying(2))
                 grown.index(KILLED, base, purge=True)
         version, _ = grown.index(KILLED, base, purge=True)
         versions.append((version, files(store, version)))

@@ -5,14 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mrcg.errors import IntegrityError
-from mrcg.privacy.tombstones import FOLDER, LOOK_SECONDS, Tombstones, bury, entry_of
+from mrcg.privacy.tombstones import FOLDER, LOOK_SECONDS, Tombstones, entry_of, tombstone
 from mrcg.storage.store import Store
 
 IMAGES = [f"{number:032x}" for number in range(6)]
 
 
 def stones(store, *images):
-    bury(store, [entry_of(one) for one in images])
+    tombstone(store, [entry_of(one) for one in images])
 
 
 @given(st.lists(st.text(), unique=True, min_size=1, max_size=8))
@@ -42,7 +42,7 @@ def test_what_is_forbidden_stays_so(store):
 
 
 def test_the_same_again_and_nothing_write_nothing(store):
-    bury(store, [])
+    tombstone(store, [])
     assert store.listdir(FOLDER) == []
     stones(store, *IMAGES[:2])
     stones(store, *reversed(IMAGES[:2]), IMAGES[0])

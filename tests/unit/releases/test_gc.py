@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrcg.api.requests import Wanted
+from mrcg.api.requests import SearchParams
 from mrcg.errors import IntegrityError, StoreError
 from mrcg.execution.executor import silent
 from mrcg.releases import gc
@@ -120,7 +120,7 @@ def test_the_swept_release_still_answers(library_store, scans, tmp_path):
     assert sweep(store, keep_releases=1, grace_days=0) == sweep(store, dry_run=True, grace_days=0)
     assert_whole(store)
     image = sorted(scans.rglob("*.png"))[0].read_bytes()
-    assert len(LocalPipeline.open(store).search(image, Wanted(k=5)).hits) == 5
+    assert len(LocalPipeline.open(store).search(image, SearchParams(k=5)).hits) == 5
 
 
 def test_young_versions_stay_with_all_that_they_were_made_from(store):

@@ -6,7 +6,7 @@ import pytest
 from tests.galleries import Line, Scan, index_config, published, scans_table, vectors_of
 
 from mrcg.corpus.splits import SPLITS, Fold, Split, make_splits
-from mrcg.execution.executor import OwnHands, silent
+from mrcg.execution.executor import LocalExecutor, silent
 from mrcg.index.distances import exact_distances
 from mrcg.reranker import graph_build
 from mrcg.reranker.graph_build import GraphWork, gather, make_graphs
@@ -50,11 +50,11 @@ def work_of(gallery, attempt, neighbours=6, fold=None, parts=None):
     return GraphWork(store.url, *versions, attempt, neighbours, fold, parts, config.seed)
 
 
-def graphs(gallery, settings, hands=None, **more):
+def graphs(gallery, settings, executor=None, **more):
     """Counts, and the published lists; ``settings`` tells one version from another."""
     store = gallery[0]
     with begin(store, "graphs", settings) as attempt:
-        counts, files = make_graphs(work_of(gallery, attempt.folder, **more), hands or OwnHands(), silent)
+        counts, files = make_graphs(work_of(gallery, attempt.folder, **more), executor or LocalExecutor(), silent)
         attempt.publish(make_manifest("graphs", settings, {}, {}, counts, files))
     return counts, store.artefact("graphs", settings)
 
@@ -139,7 +139,7 @@ class KilledError(Exception):
     pass
 
 
-class Dying(OwnHands):
+class Dying(LocalExecutor):
     """Does so many pieces and dies with the next."""
 
     def __init__(self, pieces):
@@ -159,7 +159,7 @@ def answers(store):
     return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in attempt.glob("work/*.npz")}
 
 
-class Watching(OwnHands):
+class Watching(LocalExecutor):
     """Keeps what the answers were before they are merged and removed."""
 
     def __init__(self, store):

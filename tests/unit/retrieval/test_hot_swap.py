@@ -5,7 +5,7 @@ import pytest
 from mrcg.errors import IntegrityError, StoreError
 from mrcg.releases.release import Release
 from mrcg.retrieval import hot_swap
-from mrcg.retrieval.hot_swap import Following, NotResidentError, Residents
+from mrcg.retrieval.hot_swap import ReleaseCache, ReleaseNotLoadedError, ReleaseWatcher
 
 
 def release(number, encoder=None):
@@ -45,7 +45,7 @@ def loader():
 
 @pytest.fixture
 def residents(loader):
-    made = Residents(lambda one: one.encoder, loader, 5.0)
+    made = ReleaseCache(lambda one: one.encoder, loader, 5.0)
     loader.residents = made
     made.prepare(release(1))
     return made
@@ -57,7 +57,7 @@ def test_two_are_here_while_the_next_comes_and_never_three(residents, loader):
         assert residents.numbers == (number - 1, number)
     assert max(loader.at_once) == 2
     assert residents.of(5) == "models of e5"
-    with pytest.raises(NotResidentError, match=r"release 3 is not loaded here \(here: 4, 5\)"):
+    with pytest.raises(ReleaseNotLoadedError, match=r"release 3 is not loaded here \(here: 4, 5\)"):
         residents.of(3)
 
 
@@ -97,7 +97,7 @@ def there(monkeypatch):
 
 def test_a_bad_release_is_refused_and_the_one_before_stays(residents, loader, there, caplog):
     loader.bad = {2}
-    following = Following(None, residents)
+    following = ReleaseWatcher(None, residents)
     following.step()
     following.step()
     assert residents.numbers == (1,)
@@ -109,7 +109,7 @@ def test_a_bad_release_is_refused_and_the_one_before_stays(residents, loader, th
 
 
 def test_what_nobody_asks_for_makes_room(residents, there):
-    following = Following(None, residents)
+    following = ReleaseWatcher(None, residents)
     residents.of(1)
     following.step()
     there[3] = release(3)
@@ -120,19 +120,19 @@ def test_what_nobody_asks_for_makes_room(residents, there):
 
 def test_at_the_start_the_newest_good_one_is_taken(loader, there):
     loader.bad = {2}
-    residents = Residents(lambda one: one.encoder, loader, 5.0)
-    following = Following(None, residents)
+    residents = ReleaseCache(lambda one: one.encoder, loader, 5.0)
+    following = ReleaseWatcher(None, residents)
     following.start(None)
     assert residents.numbers == (1,)
     following.step()
     assert residents.numbers == (1,), "the bad one was refused for good"
     loader.bad = {1, 2}
     with pytest.raises(IntegrityError, match="release 2 is damaged"):
-        Following(None, Residents(lambda one: one.encoder, loader, 5.0)).start(None)
+        ReleaseWatcher(None, ReleaseCache(lambda one: one.encoder, loader, 5.0)).start(None)
 
 
 def test_a_named_release_is_kept_until_another_is_named(residents, there):
-    following = Following(None, residents)
+    following = ReleaseWatcher(None, residents)
     following.start(1)
     following.step()
     assert (residents.numbers, following.wanted) == ((1,), 1)
@@ -147,7 +147,7 @@ def test_a_store_that_cannot_be_read_is_looked_at_again(residents, there, monkey
     def broken(store):
         raise StoreError("the store does not answer")
 
-    following = Following(None, residents)
+    following = ReleaseWatcher(None, residents)
     with monkeypatch.context() as patched:
         patched.setattr(hot_swap, "release_numbers", broken)
         following.step()
@@ -158,7 +158,7 @@ def test_a_store_that_cannot_be_read_is_looked_at_again(residents, there, monkey
 
 
 def test_following_stops_when_told(residents, there):
-    following = Following(None, residents)
+    following = ReleaseWatcher(None, residents)
     following.run(0.001)
     deadline = time.monotonic() + 5
     while residents.numbers != (1, 2) and time.monotonic() < deadline:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from tests.making import make_release
 
-from mrcg.api.requests import Wanted
+from mrcg.api.requests import SearchParams
 from mrcg.config.settings import ServeSettings
 from mrcg.corpus.reader import Corpus
 from mrcg.errors import ImageError, IntegrityError, NotFoundError, UsageError
@@ -21,7 +21,7 @@ def scan(scans):
 
 
 def test_a_gallery_scan_finds_itself_first_in_ann_order(pipeline, scan):
-    result = pipeline.search(scan, Wanted(k=20, rerank=False))
+    result = pipeline.search(scan, SearchParams(k=20, rerank=False))
     assert result.hits[0].distance < 1e-3
     assert [hit.ann_rank for hit in result.hits] == list(range(1, 21))
     distances = [hit.distance for hit in result.hits]
@@ -29,7 +29,7 @@ def test_a_gallery_scan_finds_itself_first_in_ann_order(pipeline, scan):
 
 
 def test_reranked_hits_are_the_same_images_ordered_by_score(pipeline, scan):
-    ann, reranked = pipeline.search(scan, Wanted(k=20, rerank=False)), pipeline.search(scan, Wanted(k=20))
+    ann, reranked = pipeline.search(scan, SearchParams(k=20, rerank=False)), pipeline.search(scan, SearchParams(k=20))
     assert {hit.image_id for hit in ann.hits} == {hit.image_id for hit in reranked.hits}
     scores = [hit.score for hit in reranked.hits]
     assert scores == sorted(scores, reverse=True)
@@ -39,7 +39,7 @@ def test_reranked_hits_are_the_same_images_ordered_by_score(pipeline, scan):
 @pytest.mark.parametrize("k", [0, -1, 21, 10_000])
 def test_k_out_of_range_names_the_limit(pipeline, scan, k):
     with pytest.raises(UsageError, match=f"k = {k}: ask for 1 to 20 hits"):
-        pipeline.search(scan, Wanted(k=k))
+        pipeline.search(scan, SearchParams(k=k))
 
 
 def test_what_is_no_image_is_refused(pipeline):
@@ -58,7 +58,7 @@ def test_a_policy_decides_what_can_be_found(library_store, scan):
         def allowed(self, principal):
             return np.arange(96) < 10
 
-    result = LocalPipeline.open(library_store, policy=OnlyTheFirstTen()).search(scan, Wanted(k=20))
+    result = LocalPipeline.open(library_store, policy=OnlyTheFirstTen()).search(scan, SearchParams(k=20))
     release = LocalPipeline.open(library_store).release
     ids = Corpus(library_store.artefact("corpus", release.corpus)).scans["image_id"].to_pylist()
     assert {hit.image_id for hit in result.hits} == set(ids[:10])

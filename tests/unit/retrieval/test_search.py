@@ -5,15 +5,15 @@ import time
 import numpy as np
 import pytest
 
-from mrcg.api.requests import ByImage, Filters, Wanted
+from mrcg.api.requests import Filters, ImageIdQuery, SearchParams
 from mrcg.reranker.influence import Influences
 from mrcg.retrieval.local import _finish
-from mrcg.retrieval.query import ByEmbedding, ByPixels, Query
+from mrcg.retrieval.query import PixelQuery, Query, VectorQuery
 from mrcg.retrieval.search import AllowAll, Facts, Found, RequestContext, SearchSettings, StageUnavailableError, answer
 
 SETTINGS = SearchSettings(neighbours=4, ood_threshold=10.0, rerank_reserve_ms=50)
 
-SCAN = ByPixels(np.zeros((4, 4), np.uint8))
+SCAN = PixelQuery(np.zeros((4, 4), np.uint8))
 
 
 class Stages:
@@ -54,9 +54,9 @@ class Stages:
         return Influences(np.full((4, 4), 0.5, dtype=np.float32), moved[: len(nodes)])
 
 
-def ask(stages, k=3, seconds=10.0, subject=SCAN, **wanted):
+def ask(stages, k=3, seconds=10.0, subject=SCAN, **params):
     context = RequestContext("me", AllowAll().allowed("me"), time.time() + seconds, 7, "trace")
-    return _finish(answer(stages, SETTINGS, context, Query.of(subject, Wanted(k=k, **wanted))))
+    return _finish(answer(stages, SETTINGS, context, Query.of(subject, SearchParams(k=k, **params))))
 
 
 def test_hits_are_ordered_by_score_ties_by_ann_rank():
@@ -113,11 +113,11 @@ def test_a_query_far_from_everything_is_flagged(nearest, far):
 
 def test_an_image_of_the_gallery_and_an_embedding_are_not_embedded():
     stages = Stages()
-    ask(stages, subject=ByImage("id9"))
+    ask(stages, subject=ImageIdQuery("id9"))
     assert stages.asked == ["look up", "search", "rerank"]
     assert stages.scope.exclude_image == "id9"
     stages = Stages()
-    ask(stages, subject=ByEmbedding(np.ones(3, np.float32)))
+    ask(stages, subject=VectorQuery(np.ones(3, np.float32)))
     assert stages.asked == ["search", "rerank"]
     assert stages.scope.exclude_image is None
 

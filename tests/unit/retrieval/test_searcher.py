@@ -10,7 +10,7 @@ from mrcg.index.layout import Shape
 from mrcg.index.metadata import Where
 from mrcg.index.part import Part
 from mrcg.index.sharded_index import ShardedIndex
-from mrcg.privacy.tombstones import Tombstones, bury, entry_of
+from mrcg.privacy.tombstones import Tombstones, entry_of, tombstone
 from mrcg.retrieval.query import Scope
 from mrcg.retrieval.search import RequestContext
 from mrcg.retrieval.searcher import Searcher
@@ -123,7 +123,7 @@ def test_many_at_once_are_each_answered_as_alone(searcher):
 def test_what_is_buried_is_neither_found_nor_counted_nor_looked_up(searcher, store):
     nearest = rows(ask(searcher))[0]
     assert (searcher.look_up(context(), image(nearest)) == VECTORS[nearest].astype(np.float32)).all()
-    bury(store, [entry_of(image(nearest))])
+    tombstone(store, [entry_of(image(nearest))])
     found = ask(searcher)
     assert nearest not in rows(found)
     assert found.allowed == COUNT - 1
