@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mrcg.config.settings import ReadSettings
 from mrcg.errors import ImageError
-from mrcg.imaging.isolated_reader import Guard
+from mrcg.imaging.isolated_reader import IsolatedReader
 from mrcg.imaging.readers import format_of
 from mrcg.imaging.slices import Reading
 
@@ -50,7 +50,7 @@ def page() -> str:
 def rows() -> Iterator[tuple[str, str, str, str]]:
     """(package, file, format, outcome); equal ones below a subfolder, or of a format that is not read, share a row."""
     groups: dict[tuple[str, str, str, str], list[str]] = defaultdict(list)
-    with Guard(SETTINGS, 60.0, 2**30) as guard:
+    with IsolatedReader(SETTINGS, 60.0, 2**30) as guard:
         for package, name, data in files():
             kind = FORMATS[format_of(data)]
             pattern = name
@@ -77,7 +77,7 @@ def files() -> Iterator[tuple[str, str, bytes]]:
                 yield package, name, path.read_bytes()
 
 
-def outcome(guard: Guard, data: bytes) -> str:
+def outcome(guard: IsolatedReader, data: bytes) -> str:
     """How many slices a file gives, or why none."""
     try:
         reading: Reading = guard.read(data)

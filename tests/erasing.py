@@ -219,7 +219,7 @@ def make_unreleased(store: Store, folder: Path, config: Config, pseudonyms: Pseu
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), 16)
     table = pa.table({"image_id": corpus.scans["image_id"], "embedding": column}, schema=schemas.embeddings(16))
     making.publish(store, steps["embeddings"], making.embeddings_by_file(corpus, table), {"dim": 16})
-    making.build_index(store, config, steps["indexes"])
+    making.publish_index(store, config, steps["indexes"])
     for kind in ("graphs", "rerankers", "reports"):
         making.publish(store, steps[kind], {"one.json": b"{}"})
     return {kind: step.version for kind, step in steps.items()}

@@ -15,7 +15,7 @@ from mrcg.config.settings import Config
 from mrcg.execution.executor import LocalExecutor, silent
 from mrcg.hashing import digest
 from mrcg.index.sharded_index import ShardedIndex
-from mrcg.index_build.build import Made, make_index
+from mrcg.index_build.build import BuiltIndex, build_index
 from mrcg.index_build.build_plan import IndexWork
 from mrcg.storage import schemas
 from mrcg.storage.attempts import begin
@@ -114,7 +114,7 @@ class Line:
         )
         return cls(store, corpus, embeddings)
 
-    def index(self, config: Config, base: str | None = None, purge: bool = False) -> tuple[str, Made]:
+    def index(self, config: Config, base: str | None = None, purge: bool = False) -> tuple[str, BuiltIndex]:
         """An index of it, built here; its version and what was made."""
         inputs = {"corpus": self.corpus, "embeddings": self.embeddings} | ({"indexes": base} if base else {})
         settings = {"index": config.index.model_dump(mode="json"), "seed": config.seed, "purge": purge}
@@ -123,7 +123,7 @@ class Line:
             work = IndexWork(
                 self.store.url, self.corpus, self.embeddings, base, attempt.folder, config.index, config.seed, 1, purge
             )
-            made = make_index(work, LocalExecutor(), silent)
+            made = build_index(work, LocalExecutor(), silent)
             attempt.publish(
                 make_manifest("indexes", version, settings, inputs, {"recall_at_50": made.facts.recall}, made.files)
             )

@@ -20,7 +20,7 @@ from PIL import Image
 
 from mrcg.config.loading import load_config
 from mrcg.config.settings import Config, IngestSettings
-from mrcg.corpus.assembly import Joined, join_corpus
+from mrcg.corpus.assembly import AssembledCorpus, assemble_corpus
 from mrcg.corpus.embeddings import files_of
 from mrcg.corpus.ingestion import ImagesWriter, Rules, Segment, ingest_files
 from mrcg.corpus.reader import Corpus, read_scans
@@ -34,12 +34,12 @@ from mrcg.index import faiss_backend
 from mrcg.index.layout import shards_of
 from mrcg.index.part import Part
 from mrcg.index.sharded_index import ShardedIndex
-from mrcg.index_build.build import make_index
+from mrcg.index_build.build import build_index
 from mrcg.index_build.build_plan import IndexWork
-from mrcg.index_build.sizing import first_effort, shape_of
+from mrcg.index_build.sizing import initial_nprobe_or_ef, shape_of
 from mrcg.pipeline.stages import Step, open_inputs, plan
 from mrcg.releases.release import Release, promote
-from mrcg.reranker.graph_build import GraphWork, make_graphs
+from mrcg.reranker.graph_build import GraphWork, build_graphs
 from mrcg.storage import schemas
 from mrcg.storage.attempts import begin
 from mrcg.storage.filesystem import HashingFile
@@ -148,12 +148,12 @@ def ingest(files: list[SourceFile], read_file: Any, rules: Rules, out: Files | N
         return ingest_files(files, read_file, lambda data: read(data, rules.settings), rules, images)
 
 
-def join(segments: list[Segment], rules: Rules, base: Any = None, kept: Any = None) -> tuple[Joined, Files]:
+def join(segments: list[Segment], rules: Rules, base: Any = None, kept: Any = None) -> tuple[AssembledCorpus, Files]:
     """Join segments in this process."""
     out = Files()
     parts = [(segment.scans, segment.quarantine, segment.files) for segment in segments]
     kept = np.empty(0, np.uint64) if kept is None else kept
-    return join_corpus(parts, base, kept, rules, out.write), out
+    return assemble_corpus(parts, base, kept, rules, out.write), out
 
 
 def publish_corpus(store: Store, step: Step, folder: Path, config: Config, pseudonyms: Any = None) -> Manifest:
@@ -206,11 +206,11 @@ def _models(store: Store, config: Config, steps: dict[str, Step]) -> None:
     table = pa.table({"image_id": corpus.scans["image_id"], "embedding": column}, schema=schemas.embeddings(16))
     cut = embeddings_by_file(corpus, table)
     publish(store, steps["embeddings"], cut, {"fingerprint": named, "dim": 16})
-    build_index(store, config, steps["indexes"])
+    publish_index(store, config, steps["indexes"])
     step = steps["graphs"]
     with begin(store, "graphs", step.version) as attempt:
         work = graph_work(store, config, step, attempt.folder)
-        counts, files = make_graphs(work, LocalExecutor(), silent)
+        counts, files = build_graphs(work, LocalExecutor(), silent)
         attempt.publish(make_manifest("graphs", step.version, step.settings, step.inputs, counts, files))
     reranker = new_reranker(config.reranker, 16, config.seed, named)
     spec = reranker.spec.model_dump_json().encode()
@@ -232,7 +232,7 @@ def embeddings_by_file(corpus: Corpus, table: pa.Table) -> dict[str, bytes]:
     return files
 
 
-def build_index(store: Store, config: Config, step: Step) -> Manifest:
+def publish_index(store: Store, config: Config, step: Step) -> Manifest:
     """An index by library calls, without Ray."""
     inputs = step.inputs
     with begin(store, "indexes", step.version) as attempt:
@@ -240,7 +240,7 @@ def build_index(store: Store, config: Config, step: Step) -> Manifest:
             *(store.url, inputs["corpus"], inputs["embeddings"], inputs.get("indexes"), attempt.folder),
             *(config.index, config.seed),
         )
-        made = make_index(work, LocalExecutor(), silent)
+        made = build_index(work, LocalExecutor(), silent)
         counts = {"recall_at_50": made.facts.recall}
         return attempt.publish(make_manifest("indexes", step.version, step.settings, step.inputs, counts, made.files))
 
@@ -275,4 +275,4 @@ def index_of(
         if len(mine):
             index.add(stored.astype(np.float32))
         parts.append(Part(lambda mapped, index=index: faiss.clone_index(index), stored, table.take(pa.array(mine))))  # type: ignore[misc]
-    return ShardedIndex(shape, parts, first_effort(shape, 0.95))
+    return ShardedIndex(shape, parts, initial_nprobe_or_ef(shape, 0.95))

@@ -19,20 +19,20 @@ from mrcg.erasure.purge import purge_corpus
 from mrcg.erasure.records import (
     RECEIPTS,
     RECORDS,
+    ErasureRecord,
     ErasureTarget,
     Receipt,
-    Record,
     SignedReceipt,
     holds,
     made_with,
+    merge_records,
     plan_erasure,
-    together,
     versions_back,
 )
 from mrcg.errors import IntegrityError, LostRaceError, NotFoundError, StoreError
 from mrcg.execution.executor import Executor, Progress
 from mrcg.pipeline.stages import Step
-from mrcg.pipeline.update import Line, purged_corpus
+from mrcg.pipeline.update import ReleaseUpdate, purged_corpus
 from mrcg.privacy.pseudonyms import Pseudonyms
 from mrcg.privacy.signing import Signer
 from mrcg.privacy.suppression import list_digest, suppress, token
@@ -120,7 +120,7 @@ class Eraser:
         self.store.write_bytes(_receipt_place(record), signed.model_dump_json(indent=1).encode())
         return signed
 
-    def _forbid(self, target: ErasureTarget) -> Record:
+    def _forbid(self, target: ErasureTarget) -> ErasureRecord:
         """At once: nobody is shown them, and no ingestion brings them back. Then the record says so."""
         earlier = self._records_of(target)
         for record in earlier:
@@ -134,7 +134,7 @@ class Eraser:
         self._write(record)
         return record
 
-    def _drawn(self, target: ErasureTarget, earlier: Sequence[Record]) -> Record:
+    def _drawn(self, target: ErasureTarget, earlier: Sequence[ErasureRecord]) -> ErasureRecord:
         """What is known of them now; and from earlier erasures, where they came back since."""
         try:
             record = plan_erasure(self.store, target, self.pseudonyms)
@@ -143,38 +143,39 @@ class Eraser:
                 raise
             record = earlier[-1]  # what came back are versions that were made of them
         for one in earlier:
-            record = together(record, one)
+            record = merge_records(record, one)
         return record
 
-    def _records_of(self, target: ErasureTarget) -> list[Record]:
+    def _records_of(self, target: ErasureTarget) -> list[ErasureRecord]:
         """Erasures of this wish, in order; found by its token, for what they were about may be gone by now."""
         mine = token(self.pseudonyms, target.kind, target.value)
         records = [
-            Record.model_validate(self.store.read_json(f"{RECORDS}/{name}")) for name in self.store.listdir(RECORDS)
+            ErasureRecord.model_validate(self.store.read_json(f"{RECORDS}/{name}"))
+            for name in self.store.listdir(RECORDS)
         ]
         return sorted((one for one in records if mine in one.suppressed), key=lambda one: (one.times, one.ident))
 
-    def _came_back(self, record: Record) -> bool:
+    def _came_back(self, record: ErasureRecord) -> bool:
         """Whether there is a corpus that has them, or anything of what was removed: restored, say, from a copy."""
         return bool(versions_back(self.store, record.doomed)) or any(
             holds(self.store, version, record) for version in self.store.versions("corpus")
         )
 
-    def _receipt_of(self, record: Record) -> SignedReceipt | None:
+    def _receipt_of(self, record: ErasureRecord) -> SignedReceipt | None:
         place = _receipt_place(record)
         return SignedReceipt.model_validate(self.store.read_json(place)) if self.store.exists(place) else None
 
-    def _write(self, record: Record) -> None:
+    def _write(self, record: ErasureRecord) -> None:
         self.store.write_bytes(f"{RECORDS}/{record.ident}.json", record.model_dump_json(indent=1).encode())
 
-    def _tainted(self, record: Record) -> set[Key]:
+    def _tainted(self, record: ErasureRecord) -> set[Key]:
         """Versions that may hold something of them as the store is now."""
         manifests = all_manifests(self.store)
         holding = [key for key in manifests if key[0] == "corpus" and holds(self.store, key[1], record)]
         known = [key_of(one) for one in record.doomed]
         return tainted(manifests, [*known, *holding, *with_residue(self.store, manifests)]) & set(manifests)
 
-    def _corpora_anew(self, record: Record) -> set[Key]:
+    def _corpora_anew(self, record: ErasureRecord) -> set[Key]:
         """Make the newest corpus of each source without them, where it has them: nobody has to read a source again."""
         doomed = [self.store.manifest(*key) for key in self._tainted(record) if key[0] == "corpus"]
         grown_from = {one.inputs.get("corpus") for one in doomed}
@@ -183,13 +184,13 @@ class Eraser:
             self._make_corpus(step)
         return {("corpus", step.version) for step in steps}
 
-    def _release_anew(self, record: Record) -> int | None:
+    def _release_anew(self, record: ErasureRecord) -> int | None:
         """Make the current release without them, where it has them; its number."""
         while release_numbers(self.store):
             release = read_release(self.store)
             if self._tainted(record).isdisjoint(release.pins.items()):
                 return release.number
-            line = Line.of(self.store, release)
+            line = ReleaseUpdate.of(self.store, release)
             corpus, *steps = line.purged(list_digest(self.store))
             self._make_corpus(corpus)
             nowhere = Source("", "", 0, 0, False)
@@ -213,7 +214,7 @@ class Eraser:
             manifest = make_manifest("corpus", step.version, step.settings, step.inputs, joined.counts, joined.files)
             self.store.record_run(attempt.publish(manifest), {"started": time.time()})
 
-    def _purge(self, record: Record) -> list[str]:
+    def _purge(self, record: ErasureRecord) -> list[str]:
         """Remove every version that holds them or was made from one that does, and what caches kept of it."""
         # They go before anything is looked at: claimed by this process they would seem to be at work.
         discard_attempts(self.store, dead_attempts(self.store, claim=True))
@@ -246,7 +247,7 @@ def _last_made_first(key: Key, manifest: Manifest | None) -> tuple[int, int, Key
     return -list(KINDS).index(key[0]), generation, key
 
 
-def _receipt_place(record: Record) -> str:
+def _receipt_place(record: ErasureRecord) -> str:
     return f"{RECEIPTS}/{record.ident}.json"
 
 

@@ -24,9 +24,9 @@ from mrcg.errors import NotFoundError
 from mrcg.imaging.slices import Grey
 from mrcg.reranker.influence import Influences
 from mrcg.retrieval.hot_swap import ReleaseNotLoadedError
-from mrcg.retrieval.merge import Fetched, Near, assemble, gather, rows_of
+from mrcg.retrieval.merge import HitDetails, ShardHits, assemble_hits, merge_hits, rows_to_fetch
 from mrcg.retrieval.query import Embedding, Scope
-from mrcg.retrieval.search import Found, RequestContext, StageUnavailableError
+from mrcg.retrieval.search import RequestContext, SearchHits, StageUnavailableError
 from mrcg_serve.batching import Coalescer
 
 log = logging.getLogger(__name__)
@@ -90,25 +90,25 @@ class RemoteStages:
         # A part that does not answer may have it.
         raise min((one for one in found if isinstance(one, BaseException)), key=lambda e: isinstance(e, NotFoundError))
 
-    async def search(self, context: RequestContext, embedding_d: Embedding, n: int, scope: Scope) -> Found:
+    async def search(self, context: RequestContext, embedding_d: Embedding, n: int, scope: Scope) -> SearchHits:
         """The n nearest that the context allows and the scope asks for."""
         if len(self._parts) == 1:
             return await _ask("searcher", self._parts[0].search, context, (embedding_d, n, scope))
         soon = self._soon(context)
         asked = [_ask("searcher", one.near, soon, (embedding_d, n, scope)) for one in self._parts]
-        parts: list[Near | None] = await _those_that_answer(asked)
+        parts: list[ShardHits | None] = await _those_that_answer(asked)
         while any(part is not None for part in parts):
-            places = gather(parts, n)
-            rows = rows_of(places, len(parts))
+            places = merge_hits(parts, n)
+            rows = rows_to_fetch(places, len(parts))
             soon = self._soon(context)
             fetching = [
                 _ask("searcher", one.fetch, soon, some) if some else _nothing()
                 for one, some in zip(self._parts, rows, strict=True)
             ]
-            fetched: list[Fetched | None] = await _those_that_answer(fetching)
+            fetched: list[HitDetails | None] = await _those_that_answer(fetching)
             lost = [number for number, some in enumerate(rows) if some and fetched[number] is None]
             if not lost:
-                return assemble(places, parts, fetched)
+                return assemble_hits(places, parts, fetched)
             for number in lost:  # what it found cannot be shown: then others are the nearest
                 parts[number] = None
         raise StageUnavailableError("no searcher answers")
@@ -142,9 +142,9 @@ _Asked = tuple[Embedding, int, Scope]
 class _Part:
     """What the searchers of one part of the index are asked."""
 
-    search: Coalescer[_Asked, Found]
-    near: Coalescer[_Asked, Near]
-    fetch: Coalescer[list[int], Fetched]
+    search: Coalescer[_Asked, SearchHits]
+    near: Coalescer[_Asked, ShardHits]
+    fetch: Coalescer[list[int], HitDetails]
     look_up: Coalescer[str, Embedding]
 
     @classmethod

@@ -25,9 +25,9 @@ from mrcg.releases.release import Release
 from mrcg.reranker.influence import Influences
 from mrcg.retrieval.hot_swap import ReleaseCache, ReleaseNotLoadedError, ReleaseWatcher
 from mrcg.retrieval.loaders import Embeds, LoadEmbedder, Loading, LoadReranker, LoadSearcher
-from mrcg.retrieval.merge import Fetched, Near
+from mrcg.retrieval.merge import HitDetails, ShardHits
 from mrcg.retrieval.query import Embedding, Scope
-from mrcg.retrieval.search import Found, RequestContext
+from mrcg.retrieval.search import RequestContext, SearchHits
 from mrcg.storage.store import Store
 from mrcg_serve.observability import logs
 from mrcg_serve.observability.metrics import BatchMeter
@@ -223,32 +223,32 @@ class SearcherReplica(_Replica["Searcher"]):
         """(d,) stored embedding each of images that the contexts allow; NotFoundError where there is none."""
         return await self._each(contexts, list(zip(contexts, image_ids, strict=True)), self._alone(_look_up))
 
-    async def search(self, contexts: list[RequestContext], asked: list[Asked]) -> list[Outcome[Found]]:
+    async def search(self, contexts: list[RequestContext], asked: list[Asked]) -> list[Outcome[SearchHits]]:
         """The n nearest that each context allows and each scope asks for."""
         return await self._each(contexts, list(zip(contexts, asked, strict=True)), self._batch)
 
-    async def near(self, contexts: list[RequestContext], asked: list[Asked]) -> list[Outcome[Near]]:
+    async def near(self, contexts: list[RequestContext], asked: list[Asked]) -> list[Outcome[ShardHits]]:
         """The same as rows and distances: where several parts are searched, all but the nearest are dropped."""
         return await self._each(contexts, list(zip(contexts, asked, strict=True)), self._near_batch)
 
-    async def fetch(self, contexts: list[RequestContext], rows: list[list[int]]) -> list[Outcome[Fetched]]:
+    async def fetch(self, contexts: list[RequestContext], rows: list[list[int]]) -> list[Outcome[HitDetails]]:
         """All that answers need of rows that ``near`` found."""
         return await self._each(contexts, rows, self._alone(_fetch))
 
     @serve.batch(batch_size_fn=_items)
-    async def _batch(self, calls: list[list[tuple[Searcher, Search]]]) -> list[list[Outcome[Found]]]:
+    async def _batch(self, calls: list[list[tuple[Searcher, Search]]]) -> list[list[Outcome[SearchHits]]]:
         return await self._together(calls, _search)
 
     @serve.batch(batch_size_fn=_items)
-    async def _near_batch(self, calls: list[list[tuple[Searcher, Search]]]) -> list[list[Outcome[Near]]]:
+    async def _near_batch(self, calls: list[list[tuple[Searcher, Search]]]) -> list[list[Outcome[ShardHits]]]:
         return await self._together(calls, _near)
 
 
-def _search(searcher: Searcher, asked: list[Search]) -> list[Found]:
+def _search(searcher: Searcher, asked: list[Search]) -> list[SearchHits]:
     return searcher.search(*_columns(asked))
 
 
-def _near(searcher: Searcher, asked: list[Search]) -> list[Near]:
+def _near(searcher: Searcher, asked: list[Search]) -> list[ShardHits]:
     return searcher.near(*_columns(asked))
 
 
@@ -259,7 +259,7 @@ def _columns(asked: list[Search]) -> tuple[Embedding, list[RequestContext], int,
     return np.stack(embeddings), contexts, n[0], list(scopes)
 
 
-def _fetch(searcher: Searcher, rows: list[list[int]]) -> list[Fetched]:
+def _fetch(searcher: Searcher, rows: list[list[int]]) -> list[HitDetails]:
     return [searcher.fetch(one) for one in rows]
 
 

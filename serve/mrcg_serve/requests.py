@@ -11,7 +11,7 @@ MOST_SCANS = 1024
 
 
 @dataclass(frozen=True)
-class Question:
+class SearchRequest:
     """Of what, and what is wanted."""
 
     subject: bytes | ImageIdQuery | EmbeddingQuery
@@ -19,7 +19,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Questions:
+class SearchBatchRequest:
     """The same of many scans."""
 
     scans: tuple[bytes, ...]

@@ -24,9 +24,9 @@ from mrcg.index.distances import BLOCK
 from mrcg.index.layout import IndexFacts, KindName, Shape
 from mrcg.index.part import Part
 from mrcg.index.sharded_index import ShardedIndex
-from mrcg.index_build.build import make_index
+from mrcg.index_build.build import build_index
 from mrcg.index_build.build_plan import IndexWork
-from mrcg.index_build.sizing import first_effort, shape_of
+from mrcg.index_build.sizing import initial_nprobe_or_ef, shape_of
 from mrcg.storage.store import Store
 from tests.bench.mixture import Versions
 
@@ -81,7 +81,7 @@ class Ours:
         settings = load_config(None, [f"index.kind={self.kind}", f"index.shards={self.shards}"]).index
         url, versions = self.store, self.versions
         work = IndexWork(url, versions.corpus, versions.embeddings, None, str(folder), settings, SEED, THREADS)
-        made = make_index(work, LocalExecutor(), silent)
+        made = build_index(work, LocalExecutor(), silent)
         return {"steps": made.seconds, "recall": made.facts.recall, "effort": made.facts.effort}
 
     def open(self, folder: Path) -> Searcher:
@@ -103,7 +103,7 @@ class _Ours:
 
 
 def _first(shape: Shape) -> int:
-    return first_effort(shape, RECALL)
+    return initial_nprobe_or_ef(shape, RECALL)
 
 
 @dataclass(frozen=True)

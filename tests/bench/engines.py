@@ -21,7 +21,7 @@ from mrcg.releases.release import Release, read_release
 from mrcg.reranker.scorer import Reranking
 from mrcg.retrieval.loaders import Embeds, LoadEmbedder, LoadReranker, LoadSearcher, load_and_check
 from mrcg.retrieval.query import Scope
-from mrcg.retrieval.search import Found, RequestContext
+from mrcg.retrieval.search import RequestContext, SearchHits
 from mrcg.retrieval.searcher import Searcher
 from mrcg.storage.store import Store
 
@@ -98,14 +98,14 @@ def _rate(embedder: Embeds, pixels: Grey) -> float:
     return best
 
 
-def _search(searcher: Searcher, release: Release, embeddings: npt.NDArray[np.float32]) -> list[Found]:
+def _search(searcher: Searcher, release: Release, embeddings: npt.NDArray[np.float32]) -> list[SearchHits]:
     context = RequestContext("bench", None, float("inf"), release.number, "bench")
     count = len(embeddings)
     return searcher.search(embeddings, [context] * count, release.neighbours, [Scope()] * count)
 
 
 def _orders(
-    reranking: Reranking, embeddings: npt.NDArray[np.float32], found: list[Found]
+    reranking: Reranking, embeddings: npt.NDArray[np.float32], found: list[SearchHits]
 ) -> list[npt.NDArray[np.int64]]:
     orders: list[npt.NDArray[np.int64]] = []
     for start in range(0, len(found), BATCH):
@@ -116,7 +116,7 @@ def _orders(
 
 
 def _relevance(
-    found: list[Found], labels: list[str], orders: list[npt.NDArray[np.int64]] | None = None
+    found: list[SearchHits], labels: list[str], orders: list[npt.NDArray[np.int64]] | None = None
 ) -> npt.NDArray[np.bool_]:
     relevant = np.array(
         [[facts.label == label for facts in one.facts] for one, label in zip(found, labels, strict=True)]
@@ -124,6 +124,6 @@ def _relevance(
     return relevant if orders is None else np.take_along_axis(relevant, np.stack(orders), axis=1)
 
 
-def _kept(reference: list[Found], found: list[Found]) -> float:
+def _kept(reference: list[SearchHits], found: list[SearchHits]) -> float:
     kept = [len(set(one.image_ids[:TOP]) & set(other.image_ids)) for one, other in zip(reference, found, strict=True)]
     return sum(kept) / (TOP * len(kept))

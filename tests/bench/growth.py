@@ -38,7 +38,7 @@ from mrcg.execution.executor import LocalExecutor, silent
 from mrcg.index import faiss_backend
 from mrcg.index.sharded_index import ShardedIndex
 from mrcg.pipeline.stages import Ancestry, Step, plan
-from mrcg.pipeline.update import Line
+from mrcg.pipeline.update import ReleaseUpdate
 from mrcg.privacy.pseudonyms import Pseudonyms
 from mrcg.privacy.signing import Signer
 from mrcg.privacy.suppression import PATIENT
@@ -202,7 +202,7 @@ def measure(bench: Bench) -> Row:
     manifest = store.manifest("indexes", release.index)
     rate = bench.search_rate(release.index)
 
-    line = Line.of(store, release)
+    line = ReleaseUpdate.of(store, release)
     grown = {
         step.stage.kind: step
         for step in line.steps(Source("bench", "more", 1, 1, False), Ancestry(base=release.corpus))

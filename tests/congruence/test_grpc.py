@@ -9,7 +9,7 @@ from mrcg.api.client import Client
 from mrcg.api.requests import SearchParams
 from mrcg.retrieval.local import LocalPipeline
 from mrcg_serve.rpc import retrieval_pb2 as rpc
-from mrcg_serve.rpc.conversions import answer_in
+from mrcg_serve.rpc.conversions import answer_from_proto
 from mrcg_serve.rpc.retrieval_pb2_grpc import RetrievalStub
 
 pytestmark = pytest.mark.slow
@@ -39,17 +39,17 @@ def test_a_hundred_scans_have_the_same_hits_all_three_ways(served, scans, ray_ru
     with Client(url) as client:
         for scan in (scans * 2)[:100]:
             twin = local.search(scan, params)
-            assert_alike(answer_in(stub.Search(asked(scan, k=20))), twin)
+            assert_alike(answer_from_proto(stub.Search(asked(scan, k=20))), twin)
             assert_alike(client.search(scan, params), twin)
 
 
 def test_an_explanation_and_filters_go_with_it(served, scans):
     _, stub = served
-    whole = answer_in(stub.Search(asked(scans[0], k=20, explain=True)))
+    whole = answer_from_proto(stub.Search(asked(scans[0], k=20, explain=True)))
     assert len(whole.explanation.weights) == len(whole.explanation.nodes)
     label = whole.hits[0].label
     some = stub.Search(asked(scans[0], k=5, filters=rpc.Filters(label=[label])))
-    assert {hit.label for hit in answer_in(some).hits} == {label}
+    assert {hit.label for hit in answer_from_proto(some).hits} == {label}
 
 
 def test_a_batch_streams_a_line_for_each(served, scans):

@@ -5,7 +5,7 @@ import pytest
 
 from mrcg.index.metadata import Where
 from mrcg.releases.release import read_release
-from mrcg.retrieval.merge import assemble, gather, rows_of
+from mrcg.retrieval.merge import assemble_hits, merge_hits, rows_to_fetch
 from mrcg.retrieval.query import Scope
 from mrcg.retrieval.search import RequestContext
 from mrcg.retrieval.searcher import Searcher
@@ -31,25 +31,29 @@ def context(allowed=None):
 
 def together(searchers, query, scope, allowed=None):
     parts = [one.near(query, [context(allowed)], N, [scope])[0] for one in searchers]
-    places = gather(parts, N)
+    places = merge_hits(parts, N)
     fetched = [
-        one.fetch(rows) if rows else None for one, rows in zip(searchers, rows_of(places, len(parts)), strict=True)
+        one.fetch(rows) if rows else None
+        for one, rows in zip(searchers, rows_to_fetch(places, len(parts)), strict=True)
     ]
-    return assemble(places, parts, fetched)
+    return assemble_hits(places, parts, fetched)
 
 
 @pytest.mark.parametrize("scope", SCOPES, ids=["all", "patient", "study", "label", "both"])
 @pytest.mark.parametrize("parts", [2, 3])
 def test_parts_answer_as_the_whole(library_store, version, scope, parts):
-    whole = Searcher.open(library_store, version)
+    from_one_group = Searcher.open(library_store, version)
     searchers = [Searcher.open(library_store, version, part, parts) for part in range(parts)]
     rng = np.random.default_rng(0)
-    rows = whole.index.gallery.rows
-    allowed = rng.random(len(whole.index)) < 0.7
+    rows = from_one_group.index.gallery.rows
+    allowed = rng.random(len(from_one_group.index)) < 0.7
     for mask in (None, allowed):
         for row in rows[::17]:
-            query = whole.index.vectors(np.array([row])).astype(np.float32)
-            one, other = whole.search(query, [context(mask)], N, [scope])[0], together(searchers, query, scope, mask)
+            query = from_one_group.index.vectors(np.array([row])).astype(np.float32)
+            one, other = (
+                from_one_group.search(query, [context(mask)], N, [scope])[0],
+                together(searchers, query, scope, mask),
+            )
             assert other.image_ids == one.image_ids
             assert other.facts == one.facts
             assert other.distances == one.distances

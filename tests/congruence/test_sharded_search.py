@@ -128,12 +128,12 @@ def test_a_coarse_code_only_brings_candidates_and_all_of_them_are_exact(kind, sh
     st.sampled_from([0, sharded_index.SCAN_BELOW]),
 )
 def test_a_filtered_approximate_search_finds_as_many_as_are_allowed(
-    count, shards, k, seed, share, effort, kind, scan_below
+    count, shards, k, seed, share, nprobe_or_ef, kind, scan_below
 ):
     vectors, allowed = gallery(count, seed=seed, copies=False), some_of(count, seed, share)
     queries = gallery(5, seed=seed + 1).astype(np.float32)
     with mock.patch.object(sharded_index, "SCAN_BELOW", scan_below):
-        found = index(vectors, shards, kind).search(queries, k, allowed, effort)
+        found = index(vectors, shards, kind).search(queries, k, allowed, nprobe_or_ef)
     want = min(k, int(allowed.sum()))
     assert ((found.rows_qk >= 0).sum(axis=1) == want).all()
     assert allowed[found.rows_qk[found.rows_qk >= 0]].all()
@@ -218,8 +218,8 @@ def test_an_approximate_index_has_recall_by_its_effort():
     vectors = gallery(6000, dim=8, copies=False)
     made, exact = index(vectors, 2, "ivf_flat"), exact_search(vectors[:50], vectors, 50)
     recalls = [
-        recall_at(made.search(vectors[:50].astype(np.float32), 50, None, effort).rows_qk, exact)
-        for effort in (1, 16, ALL)
+        recall_at(made.search(vectors[:50].astype(np.float32), 50, None, nprobe_or_ef).rows_qk, exact)
+        for nprobe_or_ef in (1, 16, ALL)
     ]
     assert recalls[0] < recalls[1] <= recalls[2] == 1.0
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from mrcg.config.loading import load_config
 from mrcg.config.settings import Config
-from mrcg.corpus.assembly import join_corpus
+from mrcg.corpus.assembly import assemble_corpus
 from mrcg.corpus.embeddings import embedding_file
 from mrcg.corpus.ingestion import ImagesWriter, Rules, ingest_files
 from mrcg.corpus.listing import file_digests, known_files
@@ -17,7 +17,7 @@ from mrcg.erasure.records import ErasureTarget, SignedReceipt
 from mrcg.execution.executor import LocalExecutor, silent
 from mrcg.imaging.readers import read
 from mrcg.pipeline.stages import STAGES, Ancestry, Step
-from mrcg.pipeline.update import Line
+from mrcg.pipeline.update import ReleaseUpdate
 from mrcg.privacy.signing import KEY_BYTES, Signer
 from mrcg.privacy.suppression import IMAGE, list_digest
 from mrcg.releases.gc import Sweep, sweep
@@ -56,9 +56,9 @@ def build(url: str, inputs: Mapping[str, str], settings: tuple[str, ...]) -> Non
         pass
 
 
-def reindex_steps(store: Store, source: str) -> tuple[Line, Source, tuple[Step, ...]]:
+def reindex_steps(store: Store, source: str) -> tuple[ReleaseUpdate, Source, tuple[Step, ...]]:
     """What ``mrcg reindex`` does for this source, growing from the first release."""
-    line = Line.of(store, read_release(store, 1), QUICK)
+    line = ReleaseUpdate.of(store, read_release(store, 1), QUICK)
     found = survey(open_source(source))
     return line, found, line.steps(found, Ancestry(None, list_digest(store), line.release.corpus))
 
@@ -96,7 +96,7 @@ def read_and_embed(store: Store, source: str) -> None:
         attempt.publish(make_manifest("embeddings", step.version, step.settings, step.inputs, counts, files))
 
 
-def _ingest(store: Store, line: Line, found: Source, step: Step) -> None:
+def _ingest(store: Store, line: ReleaseUpdate, found: Source, step: Step) -> None:
     base, rules = store.artefact("corpus", line.release.corpus), Rules(line.config.ingest, None, frozenset(), 1)
     opened, known = open_source(found.location), set(known_files(base).tolist())
     files = list(opened.walk())
@@ -109,7 +109,7 @@ def _ingest(store: Store, line: Line, found: Source, step: Step) -> None:
         ) as images:
             segment = ingest_files(new, opened.read, lambda data: read(data, rules.settings), rules, images)
         parts = [(segment.scans, segment.quarantine, segment.files)]
-        joined = join_corpus(parts, base, digests, rules, attempt.write)
+        joined = assemble_corpus(parts, base, digests, rules, attempt.write)
         attempt.publish(make_manifest("corpus", step.version, step.settings, step.inputs, joined.counts, joined.files))
 
 

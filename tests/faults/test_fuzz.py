@@ -32,7 +32,7 @@ from mrcg.corpus.ingestion import ImagesWriter, ingest_files
 from mrcg.corpus.listing import write_listing
 from mrcg.corpus.sources import SourceFile, open_source, survey
 from mrcg.execution.sandbox import start_child
-from mrcg.imaging.isolated_reader import Guard
+from mrcg.imaging.isolated_reader import IsolatedReader
 from mrcg.imaging.phantom import phantoms
 from mrcg.imaging.samples import SampleFormat, write_samples
 from mrcg.privacy.pseudonyms import Pseudonyms
@@ -258,7 +258,7 @@ def mutants(seeds):
         yield seed.pack(damaged(seed, np.random.default_rng([2000, number])))
 
 
-class WatchedGuard(Guard):
+class WatchedGuard(IsolatedReader):
     """A guard that remembers how long files took, what its children needed and how they ended."""
 
     def __init__(self, settings):

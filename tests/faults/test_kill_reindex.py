@@ -14,7 +14,7 @@ from tests.making import MRCG, mrcg
 from mrcg.corpus.sources import open_source, survey
 from mrcg.imaging.samples import write_samples
 from mrcg.pipeline.ancestry import ancestry_of, source_name
-from mrcg.pipeline.update import Line
+from mrcg.pipeline.update import ReleaseUpdate
 from mrcg.releases.release import read_release, release_numbers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -59,7 +59,7 @@ def kill_at(moment, words, store, rng):
 
 def test_killed_in_every_stage_it_pins_what_it_should(grown, cluster, tmp_path):
     store, source = grown
-    line = Line.of(store, read_release(store))
+    line = ReleaseUpdate.of(store, read_release(store))
     found = survey(open_source(str(source)))
     steps = {step.stage.kind: step.version for step in line.steps(found, ancestry_of(store, line.config, found, None))}
     wanted = line.release.pins | {kind: version for kind, version in steps.items() if kind in line.release.pins}

@@ -20,7 +20,7 @@ from mrcg.encoder.embedder import Embedder
 from mrcg.execution.executor import LocalExecutor, silent
 from mrcg.imaging.samples import write_samples
 from mrcg.index.sharded_index import ShardedIndex, read_facts
-from mrcg.index_build.build import make_index
+from mrcg.index_build.build import build_index
 from mrcg.index_build.build_plan import IndexWork
 from mrcg.pipeline.ancestry import source_name
 from mrcg.releases.release import read_release, release_numbers
@@ -163,7 +163,7 @@ def test_it_finds_what_an_index_that_was_built_from_scratch_finds(world, kind, s
     versions = {name: world.artefact(name, 2).manifest.version for name in ("corpus", "embeddings")}
     with begin(store, "indexes", f"scratch{shards}") as attempt:
         work = IndexWork(store.url, versions["corpus"], versions["embeddings"], None, attempt.folder, config.index, 1)
-        made = make_index(work, LocalExecutor(), silent)
+        made = build_index(work, LocalExecutor(), silent)
         attempt.publish(make_manifest("indexes", f"scratch{shards}", {}, versions, {}, made.files))
     grown, scratch = (ShardedIndex.open(store.artefact("indexes", one)) for one in (release.index, f"scratch{shards}"))
     scans = read_scans(store.artefact("corpus", versions["corpus"]))

@@ -10,7 +10,13 @@ from mrcg.api.responses import Answer, BatchLine, Explained, Explanation, Hit, I
 from mrcg.errors import UsageError
 from mrcg_serve.auth import Peer
 from mrcg_serve.rpc import retrieval_pb2 as rpc
-from mrcg_serve.rpc.conversions import answer_in, answer_out, line_out, question_in, questions_in
+from mrcg_serve.rpc.conversions import (
+    answer_from_proto,
+    answer_to_proto,
+    batch_from_proto,
+    line_to_proto,
+    search_from_proto,
+)
 
 words = st.text(max_size=8)
 unknown = st.none() | words
@@ -45,19 +51,19 @@ answers = st.builds(
 
 @given(answers)
 def test_an_answer_arrives_as_it_was(answer):
-    assert answer_in(rpc.SearchAnswer.FromString(answer_out(answer).SerializeToString())) == answer
+    assert answer_from_proto(rpc.SearchAnswer.FromString(answer_to_proto(answer).SerializeToString())) == answer
 
 
 @given(answers)
 def test_a_line_has_its_answer_or_its_problem(answer):
-    line = line_out(BatchLine(index=3, answer=answer))
-    assert (line.index, answer_in(line.answer), line.HasField("code")) == (3, answer, False)
-    line = line_out(BatchLine(index=0, code="image_empty", detail="no bytes"))
+    line = line_to_proto(BatchLine(index=3, answer=answer))
+    assert (line.index, answer_from_proto(line.answer), line.HasField("code")) == (3, answer, False)
+    line = line_to_proto(BatchLine(index=0, code="image_empty", detail="no bytes"))
     assert (line.index, line.code, line.detail, line.HasField("answer")) == (0, "image_empty", "no bytes", False)
 
 
 def test_what_is_left_out_has_the_defaults_of_http():
-    assert question_in(rpc.SearchRequest(image=b"scan")).params == SearchParams()
+    assert search_from_proto(rpc.SearchRequest(image=b"scan")).params == SearchParams()
 
 
 def test_all_that_can_be_wanted_arrives():
@@ -69,8 +75,8 @@ def test_all_that_can_be_wanted_arrives():
     expected = SearchParams(
         k=3, rerank=False, group_by="study", exclude_patient="p", deadline_ms=50, explain=True, filters=filters
     )
-    assert question_in(rpc.SearchRequest(image_id="x", wanted=params)).params == expected
-    assert questions_in(rpc.SearchBatchRequest(images=[b"1", b"2"], wanted=params)).params == expected
+    assert search_from_proto(rpc.SearchRequest(image_id="x", wanted=params)).params == expected
+    assert batch_from_proto(rpc.SearchBatchRequest(images=[b"1", b"2"], wanted=params)).params == expected
 
 
 @pytest.mark.parametrize(
@@ -85,14 +91,14 @@ def test_all_that_can_be_wanted_arrives():
     ],
 )
 def test_each_subject_arrives(request_, subject):
-    assert question_in(request_).subject == subject
+    assert search_from_proto(request_).subject == subject
 
 
 def test_a_search_of_nothing_is_refused():
     with pytest.raises(UsageError, match="give image, image_id, or sent"):
-        question_in(rpc.SearchRequest())
+        search_from_proto(rpc.SearchRequest())
     with pytest.raises(UsageError, match="0 images: give 1 to"):
-        questions_in(rpc.SearchBatchRequest())
+        batch_from_proto(rpc.SearchBatchRequest())
 
 
 @pytest.mark.parametrize(
@@ -100,7 +106,7 @@ def test_a_search_of_nothing_is_refused():
 )
 def test_what_cannot_be_wanted_is_refused(params):
     with pytest.raises(ValidationError):
-        question_in(rpc.SearchRequest(image=b"scan", wanted=params))
+        search_from_proto(rpc.SearchRequest(image=b"scan", wanted=params))
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import pytest
 from fastapi import Depends, FastAPI
 
 from mrcg.api.requests import EmbeddingQuery, Filters, ImageIdQuery, SearchParams
-from mrcg_serve.http.parsing import question
+from mrcg_serve.http.parsing import parse_search
 from mrcg_serve.problem_details import install
-from mrcg_serve.requests import Question
+from mrcg_serve.requests import SearchRequest
 
 asked = []
 app = FastAPI()
@@ -18,7 +18,7 @@ install(app)
 
 
 @app.post("/")
-async def take(got: Annotated[Question, Depends(question)]) -> str:
+async def take(got: Annotated[SearchRequest, Depends(parse_search)]) -> str:
     asked.append(got)
     return "ok"
 
@@ -46,19 +46,19 @@ def form(http, image=b"scan", **fields):
 
 def test_a_form_brings_a_scan(http):
     assert form(http).status_code == 200
-    assert asked.pop() == Question(b"scan", SearchParams())
+    assert asked.pop() == SearchRequest(b"scan", SearchParams())
     fields = {"k": "3", "rerank": "false", "group_by": "patient", "exclude_patient": "p", "deadline_ms": "50"}
     assert form(http, filters='{"label": ["a"], "years": [2001, 2003]}', **fields).status_code == 200
     filters = Filters(label=("a",), years=(2001, 2003))
     params = SearchParams(k=3, rerank=False, group_by="patient", filters=filters, exclude_patient="p", deadline_ms=50)
-    assert asked.pop() == Question(b"scan", params)
+    assert asked.pop() == SearchRequest(b"scan", params)
 
 
 def test_json_names_an_image_or_brings_an_embedding(http):
     assert http.post("/", json={"image_id": "ab", "k": 4, "filters": {"site": ["north"]}}).status_code == 200
-    assert asked.pop() == Question(ImageIdQuery("ab"), SearchParams(k=4, filters=Filters(site=("north",))))
+    assert asked.pop() == SearchRequest(ImageIdQuery("ab"), SearchParams(k=4, filters=Filters(site=("north",))))
     assert http.post("/", json={"embedding": [1, 0.5], "encoder": "f"}).status_code == 200
-    assert asked.pop() == Question(EmbeddingQuery(embedding=(1.0, 0.5), encoder="f"), SearchParams())
+    assert asked.pop() == SearchRequest(EmbeddingQuery(embedding=(1.0, 0.5), encoder="f"), SearchParams())
 
 
 @pytest.mark.parametrize(

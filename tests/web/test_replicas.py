@@ -9,7 +9,7 @@ import pytest
 from mrcg.config.settings import ServeSettings
 from mrcg.errors import NotFoundError
 from mrcg.retrieval.hot_swap import ReleaseNotLoadedError
-from mrcg.retrieval.merge import Fetched, Near
+from mrcg.retrieval.merge import HitDetails, ShardHits
 from mrcg.retrieval.query import Scope
 from mrcg.retrieval.search import Facts, RequestContext, StageUnavailableError
 from mrcg_serve import remote_stages
@@ -70,12 +70,12 @@ def test_another_replica_is_asked_while_one_lacks_the_release():
 
 
 def near(rows, shards=1):
-    return Near(rows, [float(row) for row in rows], None, float(min(rows)), 10, len(rows), shards, 2)
+    return ShardHits(rows, [float(row) for row in rows], None, float(min(rows)), 10, len(rows), shards, 2)
 
 
 def fetched(rows):
     facts = [Facts(None, None, None, None, "g") for _ in rows]
-    return Fetched([f"i{row}" for row in rows], facts, np.zeros((len(rows), 2), dtype=np.float16))
+    return HitDetails([f"i{row}" for row in rows], facts, np.zeros((len(rows), 2), dtype=np.float16))
 
 
 def search(first, second, seconds=1e9, part_ms=2_000):

@@ -36,10 +36,10 @@ def reindex(
     """Bring the release's gallery up to its source: only new scans are read, embedded and added; the models stay."""
     from mrcg.corpus.sources import open_source, survey
     from mrcg.pipeline.ancestry import ancestry_of
-    from mrcg.pipeline.update import Line
+    from mrcg.pipeline.update import ReleaseUpdate
 
     opened = Store(store)
-    line = Line.of(opened, read_release(opened), settings or ())
+    line = ReleaseUpdate.of(opened, read_release(opened), settings or ())
     found = survey(open_source(source))
     ancestry = ancestry_of(opened, line.config, found, pseudonyms_from_environment())
     steps = line.steps(found, ancestry)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mrcg.errors import TrainingError
-from mrcg.reranker.graph_build import GraphWork, make_graphs
+from mrcg.reranker.graph_build import GraphWork, build_graphs
 from mrcg_jobs.job import Job, Outcome
 
 
@@ -27,7 +27,7 @@ def run(job: Job) -> Outcome:
         seed=job.config.seed,
         threads=job.config.compute.index_threads,
     )
-    counts, files = make_graphs(work, job.executor, job.progress)
+    counts, files = build_graphs(work, job.executor, job.progress)
     if not sum(counts.values()):
         raise TrainingError(
             f"{job.step.name} has no scans to look up: bring more labelled scans or lower reranker.folds"

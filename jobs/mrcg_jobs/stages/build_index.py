@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mrcg.index_build.build import make_index
+from mrcg.index_build.build import build_index
 from mrcg.index_build.build_plan import IndexWork
 from mrcg_jobs.job import Job, Outcome
 
@@ -26,7 +26,7 @@ def run(job: Job) -> Outcome:
         purge=bool(job.step.settings.get("purge")),
         gpu=job.config.compute.use_gpu,
     )
-    made = make_index(work, job.executor, job.progress)
+    made = build_index(work, job.executor, job.progress)
     facts = made.facts
     sizes = [sum(part.live for part in facts.parts if part.shard == shard) for shard in range(facts.shards)]
     counts = {
@@ -35,7 +35,7 @@ def run(job: Job) -> Outcome:
         "shards": facts.shards,
         "parts": len(facts.parts),
         "shard_sizes": sizes,
-        "effort": facts.effort,
+        "effort": facts.nprobe_or_ef,
         "recall_at_50": facts.recall,
     }
     return Outcome(counts, made.files, {f"{name}_seconds": seconds for name, seconds in made.seconds.items()})

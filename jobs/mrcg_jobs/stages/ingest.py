@@ -20,14 +20,14 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from mrcg.corpus.assembly import Joined, join_corpus
+from mrcg.corpus.assembly import AssembledCorpus, assemble_corpus
 from mrcg.corpus.ingest_worker import SegmentReader, SegmentWork
 from mrcg.corpus.ingestion import ImagesWriter, Rules, ingest_files
 from mrcg.corpus.listing import MEASURED, Plan, cut_segments, known_files, write_listing
 from mrcg.corpus.reader import IMAGES
 from mrcg.corpus.sources import Source, SourceFile, open_source
 from mrcg.errors import MrcgError, SourceError
-from mrcg.imaging.isolated_reader import Guard
+from mrcg.imaging.isolated_reader import IsolatedReader
 from mrcg.pipeline.ancestry import source_name
 from mrcg.privacy.pseudonyms import pseudonyms_from_environment
 from mrcg.privacy.suppression import suppressed
@@ -86,7 +86,7 @@ def run(job: Job) -> Outcome:
         plan = _plan(job, task)
         seconds = _read_segments(job, task, plan)
         job.progress(plan.files, plan.files, "grouping near-duplicates")
-        joined: Joined = ray.get(_join.remote(task, len(plan.segments)))
+        joined: AssembledCorpus = ray.get(_join.remote(task, len(plan.segments)))
     _check(job, joined)
     counts = {
         **joined.counts,
@@ -131,7 +131,7 @@ def _measure(task: _Ingestion, samples: Sequence[SourceFile]) -> float:
         sizes.append(file.size)
 
     files, settings = open_source(task.source.location), task.rules.settings
-    guarded = Guard(settings, settings.seconds_per_file, settings.reader_bytes)
+    guarded = IsolatedReader(settings, settings.seconds_per_file, settings.reader_bytes)
     with guarded as guard, ImagesWriter(nowhere, "sample", settings) as images:
         ingest_files(samples, files.read, guard.read, task.rules, images)
     return sum(sizes) / len(samples)
@@ -201,7 +201,7 @@ class _ReadSegment:
 
 
 @ray.remote(num_cpus=1)
-def _join(task: _Ingestion, segments: int) -> Joined:
+def _join(task: _Ingestion, segments: int) -> AssembledCorpus:
     store = Store(task.store)
 
     def read(number: int) -> tuple[pa.Table, pa.Table, list[FileEntry]]:
@@ -217,10 +217,10 @@ def _join(task: _Ingestion, segments: int) -> Joined:
 
     base = None if task.base is None else store.artefact("corpus", task.base)
     kept = np.load(io.BytesIO(store.read_bytes(task.kept)), allow_pickle=False)
-    return join_corpus(map(read, range(segments)), base, kept, task.rules, write)
+    return assemble_corpus(map(read, range(segments)), base, kept, task.rules, write)
 
 
-def _check(job: Job, joined: Joined) -> None:
+def _check(job: Job, joined: AssembledCorpus) -> None:
     """Whether the source is good enough to make a corpus of."""
     reasons = ", ".join(f"{count} {reason}" for reason, count in joined.counts["reasons"].items())
     if not joined.counts["images"]:

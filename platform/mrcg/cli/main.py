@@ -110,7 +110,7 @@ def query(
     as_json: JsonOption = False,
 ) -> None:
     """Find the images most similar to one image, best first."""
-    from mrcg.cli.query import ask_service, ask_store, picture_of, params_of
+    from mrcg.cli.query import ask_service, ask_store, params_of, picture_of
 
     try:
         data = image.read_bytes()

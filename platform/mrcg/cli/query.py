@@ -26,7 +26,7 @@ SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Asked:
+class QueryResult:
     """An answer and the pixels of the hits that a picture shows."""
 
     answer: Answer
@@ -54,7 +54,7 @@ def params_of(
     return SearchParams(k=k, rerank=rerank, group_by=cast(GroupBy, group_by), filters=filters)
 
 
-def ask_service(url: str, image: bytes, params: SearchParams, pictures: bool) -> Asked:
+def ask_service(url: str, image: bytes, params: SearchParams, pictures: bool) -> QueryResult:
     """Ask a running service; ``pictures`` also fetches the pixels of the first hits.
 
     Raises:
@@ -63,10 +63,10 @@ def ask_service(url: str, image: bytes, params: SearchParams, pictures: bool) ->
     with Client(url) as client:
         answer = client.search(image, params)
         previews = {hit.image_id: client.preview(hit.image_id) for hit in _shown(answer, pictures)}
-    return Asked(answer, {k: np.asarray(Image.open(io.BytesIO(v)).convert("L")) for k, v in previews.items()})
+    return QueryResult(answer, {k: np.asarray(Image.open(io.BytesIO(v)).convert("L")) for k, v in previews.items()})
 
 
-def ask_store(url: str, image: bytes, params: SearchParams, pictures: bool) -> Asked:
+def ask_store(url: str, image: bytes, params: SearchParams, pictures: bool) -> QueryResult:
     """Search a store's current release in this process; ``pictures`` as in ``ask_service``.
 
     Raises:
@@ -81,16 +81,16 @@ def ask_store(url: str, image: bytes, params: SearchParams, pictures: bool) -> A
     pipeline = LocalPipeline.open(store)
     answer = pipeline.search(image, params)
     if not pictures:
-        return Asked(answer, {})
+        return QueryResult(answer, {})
     corpus = Corpus(store.artefact("corpus", pipeline.release.corpus))
-    return Asked(answer, {hit.image_id: corpus.image(hit.image_id) for hit in _shown(answer, pictures)})
+    return QueryResult(answer, {hit.image_id: corpus.image(hit.image_id) for hit in _shown(answer, pictures)})
 
 
 def _shown(answer: Answer, pictures: bool) -> list[Hit]:
     return answer.hits[:SHOWN] if pictures else []
 
 
-def picture_of(image: bytes, asked: Asked) -> bytes:
+def picture_of(image: bytes, asked: QueryResult) -> bytes:
     """PNG: the query on the left, its hits best first. Frames are neutral: nobody knows what is right."""
     answer = asked.answer
     hits = [

@@ -26,7 +26,7 @@ Write = Callable[[str, bytes], FileEntry]
 
 
 @dataclass(frozen=True)
-class Joined:
+class AssembledCorpus:
     """A corpus that is ready to be published, and what was refused in it."""
 
     files: Sequence[FileEntry]
@@ -35,14 +35,14 @@ class Joined:
     first_bad: tuple[str, str] | None
 
 
-def join_corpus(
+def assemble_corpus(
     segments: Iterable[tuple[pa.Table, pa.Table, Sequence[FileEntry]]],
     base: Artefact | None,
     kept: Digests,
     rules: Rules,
     write: Write,
     purge: bool = False,
-) -> Joined:
+) -> AssembledCorpus:
     """Put segments and what is left of the base together, group all of it, write the tables.
 
     Args:
@@ -73,7 +73,7 @@ def join_corpus(
     files.append(write(f"{QUARANTINE}00000.parquet", schemas.to_parquet(refused)))
     bad = bad_rows(refused)
     first = bad.slice(0, 1).to_pylist()
-    return Joined(
+    return AssembledCorpus(
         files,
         _counts(table, refused, rules),
         bad.num_rows,

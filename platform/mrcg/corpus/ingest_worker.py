@@ -1,8 +1,8 @@
 """One segment of an ingestion, done in a process that may crash without harm.
 
 The child reads, decodes and writes all by itself, as fast as a plain loop; it only says which file it begins. If it
-dies or a file takes too long, the segment is done again file by file through a ``Guard``, which finds out which
-file it was. So safety costs nothing where nothing is wrong.
+dies or a file takes too long, the segment is done again file by file through an ``IsolatedReader``, which finds out
+which file it was. So safety costs nothing where nothing is wrong.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from mrcg.corpus.ingestion import ImagesWriter, Rules, Segment, ingest_files
 from mrcg.corpus.listing import read_pages
 from mrcg.corpus.sources import SourceFile, open_source
 from mrcg.errors import MrcgError
-from mrcg.execution.sandbox import bare, end_child, limit_process, start_child
-from mrcg.imaging.isolated_reader import Guard, decoding
+from mrcg.execution.sandbox import end_child, limit_process, start_child, without_cause
+from mrcg.imaging.isolated_reader import IsolatedReader, decoding
 from mrcg.imaging.slices import Reading
 from mrcg.storage.filesystem import HashingFile
 from mrcg.storage.store import Store
@@ -90,7 +90,7 @@ class SegmentReader:
             log.info("a file broke its reader: reading this segment file by file")
             self.close()
             settings = work.rules.settings
-            with Guard(settings, settings.seconds_per_file, settings.reader_bytes) as guard:
+            with IsolatedReader(settings, settings.seconds_per_file, settings.reader_bytes) as guard:
                 return do_segment(work, guard.read, report)
 
     def close(self) -> None:
@@ -157,7 +157,7 @@ def serve(pipe: Connection) -> None:
         try:
             answer: Segment | Exception = do_segment(work, decoding(settings), pipe.send)
         except MrcgError as error:
-            answer = bare(error)
+            answer = without_cause(error)
         pipe.send(answer)
 
 

@@ -20,7 +20,7 @@ from mrcg.corpus.splits import SPLITS
 from mrcg.errors import ImageError, NotFoundError
 from mrcg.hashing import draw
 from mrcg.imaging.contact_sheet import Panel, PanelRow, retrieval_picture
-from mrcg.imaging.isolated_reader import Guard
+from mrcg.imaging.isolated_reader import IsolatedReader
 from mrcg.imaging.slices import Grey
 from mrcg.privacy.pseudonyms import Pseudonyms
 from mrcg.storage import schemas
@@ -141,7 +141,7 @@ def refused_files(
     found: dict[str, list[tuple[str, str, Grey | None]]] = {}
     lenient = settings.model_copy(update={"min_side": 1, "allow_burned_in": True, "allow_secondary_capture": True})
     source = open_source(location)
-    with Guard(lenient, 10.0, settings.reader_bytes) as guard:
+    with IsolatedReader(lenient, 10.0, settings.reader_bytes) as guard:
         for file in source.walk():
             row = wanted.get(rules.stored_key(file.key))
             if row is None or len(found.setdefault(row["reason"], [])) >= PER_ROW:

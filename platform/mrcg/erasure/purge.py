@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mrcg.config.settings import IngestSettings
-from mrcg.corpus.assembly import Joined, join_corpus
+from mrcg.corpus.assembly import AssembledCorpus, assemble_corpus
 from mrcg.corpus.ingestion import Rules
 from mrcg.corpus.listing import known_files
 from mrcg.privacy.pseudonyms import Pseudonyms
@@ -13,7 +13,7 @@ from mrcg.storage.manifest import FileEntry
 from mrcg.storage.store import Artefact
 
 
-def purge_corpus(base: Artefact, attempt: Attempt, pseudonyms: Pseudonyms | None) -> Joined:
+def purge_corpus(base: Artefact, attempt: Attempt, pseudonyms: Pseudonyms | None) -> AssembledCorpus:
     """A corpus without them: no row, no pixel, no word in the quarantine. The source is not needed."""
     settings = IngestSettings.model_validate(base.manifest.settings["ingest"])
     generation = int(base.manifest.counts["generation"]) + 1
@@ -22,7 +22,7 @@ def purge_corpus(base: Artefact, attempt: Attempt, pseudonyms: Pseudonyms | None
     def write(name: str, data: bytes) -> FileEntry:
         return attempt.write(name, data)
 
-    joined = join_corpus([], base, known_files(base), rules, write, purge=True)
+    joined = assemble_corpus([], base, known_files(base), rules, write, purge=True)
     # What says where it came from stays: the next ingestion of that source grows from this.
     counts = {**base.manifest.counts, **joined.counts}
-    return Joined(joined.files, counts, joined.bad_files, joined.first_bad)
+    return AssembledCorpus(joined.files, counts, joined.bad_files, joined.first_bad)

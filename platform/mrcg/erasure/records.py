@@ -41,7 +41,7 @@ class ErasureTarget(BaseModel):
     value: str
 
 
-class Record(BaseModel):
+class ErasureRecord(BaseModel):
     """What an erasure found before it began: an erasure that was killed goes on by it.
 
     ``names``: hashes of ids and pseudonyms, ``vectors``: of stored embeddings, ``images``: entries of the tombstones,
@@ -98,7 +98,7 @@ class SignedReceipt(BaseModel):
         return is_signed(self.receipt.to_bytes(), self.signed)
 
 
-def plan_erasure(store: Store, target: ErasureTarget, pseudonyms: Pseudonyms | None) -> Record:
+def plan_erasure(store: Store, target: ErasureTarget, pseudonyms: Pseudonyms | None) -> ErasureRecord:
     """Everything that has to be known before anything goes.
 
     Raises:
@@ -132,7 +132,7 @@ def plan_erasure(store: Store, target: ErasureTarget, pseudonyms: Pseudonyms | N
     keys = {pseudonyms, *(_key_of(manifests["corpus", where.corpus], pseudonyms) for where in located)}
     entries = sorted({token(key, *wish) for key in keys for wish in wishes})
     doomed = tainted(manifests, [*(("corpus", where.corpus) for where in located), *with_residue(store, manifests)])
-    return Record(
+    return ErasureRecord(
         ident=digest(["erase", entries, sorted(images)], 16),
         images=tuple(sorted(entry_of(one) for one in images)),
         names=tuple(sorted(entry_of(one) for one in names)),
@@ -144,7 +144,7 @@ def plan_erasure(store: Store, target: ErasureTarget, pseudonyms: Pseudonyms | N
     )
 
 
-def together(record: Record, earlier: Record) -> Record:
+def merge_records(record: ErasureRecord, earlier: ErasureRecord) -> ErasureRecord:
     """A record of those who came back: also what an earlier one knew, and not the same as that one."""
     united = {
         name: tuple(sorted({*getattr(record, name), *getattr(earlier, name)}))
@@ -190,7 +190,7 @@ def versions_back(store: Store, removed: Iterable[str]) -> list[str]:
     return [one for one in removed if not {f"{one}/{name}" for name in store.files(one)} <= kept]
 
 
-def holds(store: Store, corpus: str, record: Record) -> bool:
+def holds(store: Store, corpus: str, record: ErasureRecord) -> bool:
     """Whether a corpus has a scan of whom an erasure is about."""
     scans = read_scans(store.artefact("corpus", corpus), ["image_id", "patient"])
     there = {entry_of(one) for column in scans.columns for one in column.unique().to_pylist() if one}

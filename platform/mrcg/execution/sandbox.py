@@ -53,7 +53,7 @@ def end_child(child: subprocess.Popen[bytes] | None, pipe: Connection | None) ->
         child.wait()
 
 
-def bare(error: MrcgError) -> MrcgError:
+def without_cause(error: MrcgError) -> MrcgError:
     """An error without what led to it: that may quote a header, and cannot always cross a pipe."""
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)

@@ -16,12 +16,12 @@ from types import TracebackType
 
 from mrcg.config.settings import ReadSettings
 from mrcg.errors import ImageError, MrcgError
-from mrcg.execution.sandbox import bare, end_child, limit_process, start_child
+from mrcg.execution.sandbox import end_child, limit_process, start_child, without_cause
 from mrcg.imaging.readers import read
 from mrcg.imaging.slices import Reading
 
 
-class Guard:
+class IsolatedReader:
     """A reader in a child process. A context manager; not for use by two threads at once."""
 
     def __init__(self, settings: ReadSettings, seconds: float, memory_bytes: int) -> None:
@@ -31,7 +31,7 @@ class Guard:
         self._child: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
 
-    def __enter__(self) -> Guard:
+    def __enter__(self) -> IsolatedReader:
         return self
 
     def __exit__(
@@ -103,7 +103,7 @@ def serve(pipe: Connection) -> None:
         try:
             answer = decode(data)
         except MrcgError as error:
-            answer = bare(error)
+            answer = without_cause(error)
         del data
         pipe.send(answer)
 

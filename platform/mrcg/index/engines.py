@@ -20,7 +20,7 @@ from mrcg.index.distances import Distances, Mask, Rows, nearest, scan, widen
 from mrcg.index.faiss_backend import Faiss, Queries
 from mrcg.index.layout import Shape
 from mrcg.index.part import Part
-from mrcg.index.vectors import Stored
+from mrcg.index.vectors import StoredVectors
 
 #: Vectors that are copied at once.
 FLAT_BLOCK = 8192
@@ -38,12 +38,12 @@ class Candidates:
 class Engine(Protocol):
     """Finds candidates."""
 
-    def candidates(self, queries_qd: Queries, count: int, allowed: Mask | None, effort: int) -> Candidates:
+    def candidates(self, queries_qd: Queries, count: int, allowed: Mask | None, nprobe_or_ef: int) -> Candidates:
         """At most ``count`` for each query, none twice; ``allowed`` is over places."""
         ...
 
 
-def assemble(shape: Shape, parts: Sequence[Part], stored: Stored, mapped: bool = False) -> Engine:
+def assemble(shape: Shape, parts: Sequence[Part], stored: StoredVectors, mapped: bool = False) -> Engine:
     """What searches the parts; ``mapped``: inverted lists of a single part stay on disk."""
     if not len(stored):
         return _Graphs(shape, [])
@@ -53,15 +53,15 @@ def assemble(shape: Shape, parts: Sequence[Part], stored: Stored, mapped: bool =
 
 
 class _Joined:
-    def __init__(self, shape: Shape, index: Faiss, stored: Stored) -> None:
+    def __init__(self, shape: Shape, index: Faiss, stored: StoredVectors) -> None:
         self._shape, self._index, self._stored = shape, index, stored
 
-    def candidates(self, queries_qd: Queries, count: int, allowed: Mask | None, effort: int) -> Candidates:
+    def candidates(self, queries_qd: Queries, count: int, allowed: Mask | None, nprobe_or_ef: int) -> Candidates:
         if self._shape.kind == "flat" and allowed is None:
             places = scan(queries_qd, faiss_backend.vectors_of(self._index), count)
             near = nearest(places, faiss_backend.own_distances(self._index, queries_qd, places), count)
             return Candidates(near.rows_qk, near.distances_qk, near.distances_qk)
-        rough, places = faiss_backend.candidates(self._index, self._shape, queries_qd, count, allowed, effort)
+        rough, places = faiss_backend.candidates(self._index, self._shape, queries_qd, count, allowed, nprobe_or_ef)
         match self._shape.kind:
             case "ivf_flat":
                 # Its lists are scanned by the very routine of exact distances (a test says so).
@@ -78,8 +78,10 @@ class _Graphs:
         self._shape = shape
         self._graphs = [(index, places, (places >= 0), _in_order(places)) for index, places in graphs if len(places)]
 
-    def candidates(self, queries_qd: Queries, count: int, allowed: Mask | None, effort: int) -> Candidates:
-        found = [self._of_graph(number, queries_qd, count, allowed, effort) for number in range(len(self._graphs))]
+    def candidates(self, queries_qd: Queries, count: int, allowed: Mask | None, nprobe_or_ef: int) -> Candidates:
+        found = [
+            self._of_graph(number, queries_qd, count, allowed, nprobe_or_ef) for number in range(len(self._graphs))
+        ]
         if len(found) == 1:
             return found[0]
         places, distances = np.empty((len(queries_qd), 0), np.int64), np.empty((len(queries_qd), 0), np.float32)
@@ -89,15 +91,17 @@ class _Graphs:
             np.concatenate([distances, *(one.exact_qc for one in found)], axis=1),
         )
 
-    def _of_graph(self, number: int, queries_qd: Queries, count: int, allowed: Mask | None, effort: int) -> Candidates:
+    def _of_graph(
+        self, number: int, queries_qd: Queries, count: int, allowed: Mask | None, nprobe_or_ef: int
+    ) -> Candidates:
         index, places, live, in_order = self._graphs[number]
         mask = None if allowed is None and live.all() else live if allowed is None else live & allowed[places]
-        rough, local = faiss_backend.candidates(index, self._shape, queries_qd, count, mask, effort)
+        rough, local = faiss_backend.candidates(index, self._shape, queries_qd, count, mask, nprobe_or_ef)
         exact = faiss_backend.own_distances(index.storage, queries_qd, local)
         return Candidates(local if in_order else np.where(local >= 0, places[local], -1), rough, exact)
 
 
-def _flat(stored: Stored) -> Faiss:
+def _flat(stored: StoredVectors) -> Faiss:
     # Filled in place: what is added piece by piece takes up to twice the memory.
     count, dim, index = len(stored), stored.dim, require("faiss").IndexFlatL2(stored.dim)
     index.codes.resize(4 * count * dim)
@@ -108,7 +112,7 @@ def _flat(stored: Stored) -> Faiss:
     return index
 
 
-def _joined(shape: Shape, parts: Sequence[Part], stored: Stored, mapped: bool) -> Faiss:
+def _joined(shape: Shape, parts: Sequence[Part], stored: StoredVectors, mapped: bool) -> Faiss:
     places = [stored.places_of(number) for number in range(len(parts))]
     if len(parts) == 1 and _in_order(places[0]):
         assert parts[0].load is not None

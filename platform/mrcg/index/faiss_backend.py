@@ -25,7 +25,7 @@ Faiss = Any
 
 #: Vectors for each coarse cell that training looks at; FAISS wants 39 at least.
 TRAIN_PER_LIST = 64
-HNSW_BUILD_EFFORT = 80
+HNSW_EF_CONSTRUCTION = 80
 #: FAISS's number for it; otherwise only ``search`` shares, and not who was told the cells.
 _OVER_QUERIES = 3
 #: Dimensions that FAISS's SuperKMeans wants at least.
@@ -64,7 +64,7 @@ def new_index(shape: Shape, seed: int) -> Faiss:
     faiss = require("faiss")
     index = faiss.index_factory(shape.dim, factory(shape))
     if shape.kind == "hnsw":
-        index.hnsw.efConstruction = HNSW_BUILD_EFFORT
+        index.hnsw.efConstruction = HNSW_EF_CONSTRUCTION
     if shape.trained:
         ivf = faiss.extract_index_ivf(index)
         ivf.cp.seed = seed % 2**31
@@ -153,7 +153,7 @@ def is_a_cell(trained: Faiss, shape: Shape, vectors_nd: Queries) -> npt.NDArray[
 
 
 def candidates(
-    index: Faiss, shape: Shape, queries_qd: Queries, count: int, allowed: Mask | None, effort: int
+    index: Faiss, shape: Shape, queries_qd: Queries, count: int, allowed: Mask | None, nprobe_or_ef: int
 ) -> tuple[Distances, Rows]:
     """(q, count) distances as this kind knows them, and ids, -1 where it found fewer.
 
@@ -163,15 +163,15 @@ def candidates(
         queries_qd: (q, d).
         count: of each query.
         allowed: over ids; None allows all.
-        effort: cells (IVF) or breadth (HNSW).
+        nprobe_or_ef: cells (IVF) or breadth (HNSW).
     """
     faiss, selector = require("faiss"), None
     if allowed is not None:
         selector = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
     if shape.trained:
-        distances, ids = _in_cells(index, shape, queries_qd, count, min(effort, shape.lists), selector)
+        distances, ids = _in_cells(index, shape, queries_qd, count, min(nprobe_or_ef, shape.lists), selector)
     elif shape.kind == "hnsw":
-        parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=max(effort, count))
+        parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=max(nprobe_or_ef, count))
         distances, ids = index.search(queries_qd, count, params=parameters)
     else:
         parameters = None if selector is None else faiss.SearchParameters(sel=selector)

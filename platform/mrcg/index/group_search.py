@@ -28,7 +28,7 @@ def search_groups(
     k: int,
     groups: Groups,
     allowed: Mask | None = None,
-    effort: int | None = None,
+    nprobe_or_ef: int | None = None,
 ) -> Neighbours:
     """The nearest scan of each of the k nearest groups, nearest first.
 
@@ -41,9 +41,9 @@ def search_groups(
         k: groups wanted.
         groups: (rows of the gallery,).
         allowed: (rows of the gallery,), None allows all.
-        effort: as of ``ShardedIndex.search``.
+        nprobe_or_ef: as of ``ShardedIndex.search``.
     """
-    near = index.search(queries_qd, OVER * k, allowed, effort)
+    near = index.search(queries_qd, OVER * k, allowed, nprobe_or_ef)
     rows_qk = np.full((len(queries_qd), k), -1, dtype=np.int64)
     distances_qk = np.full((len(queries_qd), k), np.inf, dtype=np.float32)
     for place, query in enumerate(queries_qd):
@@ -60,7 +60,7 @@ def search_groups(
             rest = _rest(groups, seen, allowed)
             if not rest.any():
                 break
-            more = index.search(query[None], OVER * (k - count), rest, effort)
+            more = index.search(query[None], OVER * (k - count), rest, nprobe_or_ef)
             rows, distances = more.rows_qk[0], more.distances_qk[0]
     return Neighbours(rows_qk, distances_qk)
 

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 FACTS, TRAINED, VECTORS = "index.json", "trained.faiss", ".vectors.f16"
 #: Of an image id, a hash in hexadecimal: what fits into 64 bits with a sign.
@@ -79,15 +79,18 @@ class IndexFacts(_Frozen):
     """``index.json``.
 
     Attributes:
-        effort: cells searched (IVF) or breadth of the search (HNSW) that reached the recall; 0 for flat.
+        nprobe_or_ef: nprobe (IVF) or ef_search (HNSW) that reached the recall; 0 for flat. ``effort`` in the file.
         recall: recall@50 against exact search, and ``measured`` the number of vectors when it was measured.
         trained_on: vectors that there were when it was trained.
         sites: first shard and number of shards of each site; others go by their hash over all shards.
     """
 
+    # Serialised under the name that old files have.
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, serialize_by_alias=True)
+
     shape: Shape
     shards: int
-    effort: int
+    nprobe_or_ef: int = Field(alias="effort")
     recall: float
     measured: int
     trained_on: int

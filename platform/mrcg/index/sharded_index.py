@@ -26,7 +26,7 @@ from mrcg.index.engines import Candidates, assemble
 from mrcg.index.layout import FACTS, IndexFacts, Shape
 from mrcg.index.metadata import Gallery
 from mrcg.index.part import Part
-from mrcg.index.vectors import Stored
+from mrcg.index.vectors import StoredVectors
 from mrcg.storage.store import Artefact
 
 #: With fewer rows allowed than this all of them are scanned: it is faster than a filtered search, and exact.
@@ -50,15 +50,15 @@ class ShardedIndex:
     Args:
         shape: of the index.
         parts: of all shards, or of those that are open here.
-        effort: of a search where none is given: cells (IVF) or breadth (HNSW).
+        nprobe_or_ef: of a search where none is given: cells (IVF) or breadth (HNSW).
         mapped: whether what FAISS can map stays on disk: for a few searches.
     """
 
-    def __init__(self, shape: Shape, parts: Sequence[Part], effort: int, mapped: bool = False) -> None:
+    def __init__(self, shape: Shape, parts: Sequence[Part], nprobe_or_ef: int, mapped: bool = False) -> None:
         self.shape = shape
-        self.effort = effort
+        self.nprobe_or_ef = nprobe_or_ef
         self.parts = tuple(parts)
-        self._stored = Stored(parts, shape.dim)
+        self._stored = StoredVectors(parts, shape.dim)
         self._engine = assemble(shape, parts, self._stored, mapped)
         self._buried: Mask | None = None
 
@@ -79,7 +79,7 @@ class ShardedIndex:
         """
         facts = read_facts(artefact)
         parts = [one for one in facts.parts if shards is None or one.shard in shards]
-        return cls(facts.shape, [Part.open(artefact.on_disk, facts.shape, one) for one in parts], facts.effort)
+        return cls(facts.shape, [Part.open(artefact.on_disk, facts.shape, one) for one in parts], facts.nprobe_or_ef)
 
     def tombstone(self, image_ids: Sequence[str]) -> None:
         """Never find these images again (tombstones, DESIGN §5)."""
@@ -96,14 +96,16 @@ class ShardedIndex:
             allowed = ~self._buried if allowed is None else allowed & ~self._buried
         return len(self._stored) if allowed is None else int(np.count_nonzero(allowed[self._stored.rows]))
 
-    def search(self, queries_qd: Vectors, k: int, allowed: Mask | None = None, effort: int | None = None) -> Neighbours:
+    def search(
+        self, queries_qd: Vectors, k: int, allowed: Mask | None = None, nprobe_or_ef: int | None = None
+    ) -> Neighbours:
         """The k nearest allowed images of each query over all shards, nearest first, by exact squared L2.
 
         Args:
             queries_qd: (q, d) embeddings.
             k: how many; fewer come back only where fewer are allowed.
             allowed: (rows of the gallery,), None allows all.
-            effort: of this search: cells (IVF) or breadth (HNSW); the index's own where none is given.
+            nprobe_or_ef: of this search: cells (IVF) or breadth (HNSW); the index's own where none is given.
         """
         assert allowed is None or len(allowed) == len(self)
         if self._buried is not None:
@@ -111,14 +113,14 @@ class ShardedIndex:
         mask = None if allowed is None else allowed[self._stored.rows]
         reachable = len(self._stored) if mask is None else int(mask.sum())
         filtered = reachable < len(self._stored)
-        effort = self.effort if effort is None else effort
-        effort *= min(WIDEN, max(1, len(self._stored) // max(1, reachable)))
+        nprobe_or_ef = self.nprobe_or_ef if nprobe_or_ef is None else nprobe_or_ef
+        nprobe_or_ef *= min(WIDEN, max(1, len(self._stored) // max(1, reachable)))
         found = []
         for some in _batches(queries_qd):
             if self.shape.kind != "flat" and filtered and reachable <= SCAN_BELOW:
                 found.append(self._scan(some, k, mask))
                 continue
-            near = _nearest(self._candidates(some, k, mask if filtered else None, effort), k)
+            near = _nearest(self._candidates(some, k, mask if filtered else None, nprobe_or_ef), k)
             found.append(self._completed(near, some, min(k, reachable), mask))
         near = self._in_rows(found, k)
         # Engine by engine it was seen to already; this is the one place that all answers pass.
@@ -127,21 +129,21 @@ class ShardedIndex:
         )
         return near
 
-    def candidates(self, queries_qd: Vectors, k: int, effort: int) -> list[Candidates]:
+    def candidates(self, queries_qd: Vectors, k: int, nprobe_or_ef: int) -> list[Candidates]:
         """What is found by effort alone, nothing scanned and nothing completed; rows instead of places, by batch."""
         found = []
         for some in _batches(queries_qd):
-            one = self._candidates(some, k, None, effort)
+            one = self._candidates(some, k, None, nprobe_or_ef)
             found.append(Candidates(self._rows(one.places_qc), one.rough_qc, one.exact_qc))
         return found
 
-    def _candidates(self, queries: Queries, k: int, mask: Mask | None, effort: int) -> Candidates:
+    def _candidates(self, queries: Queries, k: int, mask: Mask | None, nprobe_or_ef: int) -> Candidates:
         count = wanted(self.shape, k)
         if self.shape.kind == "hnsw":  # a search knows no more than it is wide, and takes longer the more it keeps
-            count = min(k + HNSW_SLACK, max(k, effort))
+            count = min(k + HNSW_SLACK, max(k, nprobe_or_ef))
         # More would only be padding.
         count = max(1, min(count, len(self._stored)))
-        return self._engine.candidates(queries, count, mask, effort)
+        return self._engine.candidates(queries, count, mask, nprobe_or_ef)
 
     def _completed(self, near: Neighbours, queries: Queries, want: int, mask: Mask | None) -> Neighbours:
         # An approximate search may find fewer than exist: never answer less without a word.

@@ -26,7 +26,7 @@ class _Buffers(threading.local):
         self.floats = np.empty((0, 0), dtype=np.float32)
 
 
-class Stored:
+class StoredVectors:
     """The exact vectors of all parts, by place: the order of the rows that are there.
 
     Args:

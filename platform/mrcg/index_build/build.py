@@ -31,7 +31,7 @@ from mrcg.storage.store import Store
 
 
 @dataclass(frozen=True)
-class Made:
+class BuiltIndex:
     """A finished index: its facts, its files, and seconds of each step."""
 
     facts: IndexFacts
@@ -39,7 +39,7 @@ class Made:
     seconds: dict[str, float]
 
 
-def make_index(work: IndexWork, executor: Executor, progress: Progress) -> Made:
+def build_index(work: IndexWork, executor: Executor, progress: Progress) -> BuiltIndex:
     """Build an index, or grow an earlier one.
 
     Raises:
@@ -48,45 +48,45 @@ def make_index(work: IndexWork, executor: Executor, progress: Progress) -> Made:
     """
     clock = _Clock()
     progress(0, 0, "planning")
-    blueprint = next(executor.map(plan_build, [work]))
+    build_plan = next(executor.map(plan_build, [work]))
     clock.lap("plan")
-    entries = list(blueprint.entries)
-    if blueprint.train:
-        progress(0, 0, f"training {blueprint.facts.shape.lists} cells")
-        entries += next(executor.map(_Train(work), [blueprint], gpus_each=int(work.gpu)))
+    entries = list(build_plan.entries)
+    if build_plan.train:
+        progress(0, 0, f"training {build_plan.facts.shape.lists} cells")
+        entries += next(executor.map(_Train(work), [build_plan], gpus_each=int(work.gpu)))
     clock.lap("train")
-    for done, files in enumerate(executor.map(_FillPart(work, blueprint), blueprint.new, blueprint.bytes_each), 1):
+    for done, files in enumerate(executor.map(_FillPart(work, build_plan), build_plan.new, build_plan.bytes_each), 1):
         entries += files
-        progress(done, len(blueprint.new), "parts filled")
+        progress(done, len(build_plan.new), "parts filled")
     clock.lap("fill")
-    facts = _measured(work, blueprint, executor, progress)
+    facts = _measured(work, build_plan, executor, progress)
     clock.lap("recall")
     data = facts.model_dump_json(indent=1).encode()
     Store(work.store).write_bytes(f"{work.output}/{FACTS}", data)
-    return Made(facts, (*entries, FileEntry.of(FACTS, data)), clock.laps)
+    return BuiltIndex(facts, (*entries, FileEntry.of(FACTS, data)), clock.laps)
 
 
-def _measured(work: IndexWork, blueprint: BuildPlan, executor: Executor, progress: Progress) -> IndexFacts:
-    facts, live = blueprint.facts, sum(part.live for part in blueprint.facts.parts)
+def _measured(work: IndexWork, build_plan: BuildPlan, executor: Executor, progress: Progress) -> IndexFacts:
+    facts, live = build_plan.facts, sum(part.live for part in build_plan.facts.parts)
     if facts.shape.kind == "flat":
         return facts.model_copy(update={"recall": 1.0, "measured": live})  # it is the exact search
     if facts.measured and not measure_again(facts.measured, live):
         return facts
-    progress(len(blueprint.new), len(blueprint.new), "measuring recall")
+    progress(len(build_plan.new), len(build_plan.new), "measuring recall")
     rng = np.random.default_rng(seed_of(work.seed, "recall"))
     rows = np.sort(rng.permutation(live)[: work.settings.recall_sample])
-    queries = _floats(blueprint.embeddings(work), rows, facts.shape.dim)
+    queries = _floats(build_plan.embeddings(work), rows, facts.shape.dim)
     shards = sorted({part.shard for part in facts.parts})
     held = [[part.rows for part in facts.parts if part.shard == shard] for shard in shards]
     need = max(examine_bytes(facts.shape, sum(rows), measured_costs(), len(rows)) for rows in held)
     examined = list(executor.map(Examine(work, facts, queries), shards, need))
-    effort, recall = settle(examined, facts.shape, work.settings.min_recall)
+    nprobe_or_ef, recall = settle(examined, facts.shape, work.settings.min_recall)
     if recall < work.settings.min_recall:
         raise TrainingError(
-            f"recall@{DEPTH} of {facts.shape.kind} is {recall:.3f} at effort {effort}, index.min_recall asks for "
+            f"recall@{DEPTH} of {facts.shape.kind} is {recall:.3f} at effort {nprobe_or_ef}, index.min_recall asks for "
             f"{work.settings.min_recall}: take another index.kind (flat is exact), or lower it"
         )
-    return facts.model_copy(update={"effort": effort, "recall": recall, "measured": live})
+    return facts.model_copy(update={"nprobe_or_ef": nprobe_or_ef, "recall": recall, "measured": live})
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,13 @@ class _Train:
 
     work: IndexWork
 
-    def __call__(self, blueprint: BuildPlan) -> list[FileEntry]:
-        work, store, shape = self.work, Store(self.work.store), blueprint.facts.shape
+    def __call__(self, build_plan: BuildPlan) -> list[FileEntry]:
+        work, store, shape = self.work, Store(self.work.store), build_plan.facts.shape
         if store.exists(note := work.note("trained")):
             return _noted(store, note)
         faiss_backend.use_threads(work.threads)
         seed = seed_of(work.seed, "index")
-        embeddings = blueprint.embeddings(work)
+        embeddings = build_plan.embeddings(work)
         count = min(len(embeddings), max(faiss_backend.OPQ_VECTORS, shape.lists * faiss_backend.TRAIN_PER_LIST))
         sample = np.sort(np.random.default_rng(seed).permutation(len(embeddings))[:count])
         trained = faiss_backend.train(shape, _floats(embeddings, sample, shape.dim), seed, work.gpu)
@@ -115,10 +115,10 @@ class _FillPart:
     """Fills one part: vectors stream from the embeddings into its two files."""
 
     work: IndexWork
-    blueprint: BuildPlan
+    build_plan: BuildPlan
 
     def __call__(self, name: str) -> list[FileEntry]:
-        work, store, shape = self.work, Store(self.work.store), self.blueprint.facts.shape
+        work, store, shape = self.work, Store(self.work.store), self.build_plan.facts.shape
         if store.exists(note := work.note(name)):
             return _noted(store, note)
         faiss_backend.use_threads(work.threads or (1 if shape.kind == "hnsw" else 0))
@@ -132,7 +132,7 @@ class _FillPart:
         entries = []
         with ThreadPoolExecutor(1) as beside, ExitStack() as writing:
             vectors = writing.enter_context(store.writer(f"{work.output}/{files.vectors}"))
-            for block in self.blueprint.embeddings(work).blocks(rows, BLOCK):
+            for block in self.build_plan.embeddings(work).blocks(rows, BLOCK):
                 # Hashed and written while FAISS adds it.
                 written = beside.submit(vectors.write, np.ascontiguousarray(block))
                 if index is not None:

@@ -181,7 +181,7 @@ def _first(settings: IndexSettings, scans: pa.Table, dim: int) -> IndexFacts:
     return IndexFacts(
         shape=plan.shape,
         shards=plan.shards,
-        effort=settings.effort or plan.effort,
+        nprobe_or_ef=settings.effort or plan.nprobe_or_ef,
         recall=0.0,
         measured=0,
         trained_on=scans.num_rows,

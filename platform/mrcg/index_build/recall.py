@@ -44,13 +44,13 @@ class Examine:
         shape, least = self.facts.shape, self.work.settings.min_recall
         faiss_backend.use_threads(self.work.threads)
         parts = [Part.open(self.work.on_disk, shape, one) for one in self.facts.parts if one.shard == shard]
-        index = ShardedIndex(shape, parts, self.facts.effort, mapped=True)
+        index = ShardedIndex(shape, parts, self.facts.nprobe_or_ef, mapped=True)
         exact = index.exact(self.queries_qd, DEPTH)
         tried: list[tuple[int, Candidates]] = []
         reached = 0
-        for effort in efforts(self.facts.effort, shape.lists or 2**14):
+        for nprobe_or_ef in nprobe_or_ef_steps(self.facts.nprobe_or_ef, shape.lists or 2**14):
             # By effort alone: a shard that is small, or lacks scans, would be scanned where the whole index is not.
-            tried.append((effort, _stacked(index.candidates(self.queries_qd, DEPTH, effort))))
+            tried.append((nprobe_or_ef, _stacked(index.candidates(self.queries_qd, DEPTH, nprobe_or_ef))))
             reached += recall_of(_best([tried[-1][1]], shape), exact) >= least
             # Where candidates are cut by rough distances, all shards together may need a little more than each alone.
             if reached > (shape.refine > 1):
@@ -75,7 +75,7 @@ def _best(found: Sequence[Candidates], shape: Shape) -> Neighbours:
     return nearest(np.take_along_axis(rows, first, 1), np.take_along_axis(exact, first, 1), DEPTH)
 
 
-def efforts(first: int, most: int) -> list[int]:
+def nprobe_or_ef_steps(first: int, most: int) -> list[int]:
     """Rising efforts; one where there is nothing to raise."""
     rising = [first] + [min(most, int(np.ceil(first * STEP**n))) for n in range(1, TRIES)]
     return sorted(set(rising)) if first else [0]
@@ -85,14 +85,14 @@ def settle(examined: Sequence[Examined], shape: Shape, least: float) -> tuple[in
     """The least effort with which all shards together reach a recall, and that recall; else the best there is."""
     exact = merge([one.exact for one in examined], DEPTH)
     best = (0, 0.0)
-    for effort in sorted({effort for one in examined for effort, _ in one.tried}):
+    for nprobe_or_ef in sorted({nprobe_or_ef for one in examined for nprobe_or_ef, _ in one.tried}):
         # A shard that stopped earlier had found enough: what it found counts for higher efforts, too.
-        found = [_up_to(one, effort) for one in examined]
-        best = (effort, recall_of(_best(found, shape), exact))
+        found = [_up_to(one, nprobe_or_ef) for one in examined]
+        best = (nprobe_or_ef, recall_of(_best(found, shape), exact))
         if best[1] >= least:
             break
     return best
 
 
-def _up_to(examined: Examined, effort: int) -> Candidates:
-    return [near for tried, near in examined.tried if tried <= effort][-1]
+def _up_to(examined: Examined, nprobe_or_ef: int) -> Candidates:
+    return [near for tried, near in examined.tried if tried <= nprobe_or_ef][-1]

@@ -75,7 +75,7 @@ class IndexPlan:
 
     Attributes:
         shards, nodes: how it is cut, and machines that hold it.
-        effort: cells or breadth that a search begins with.
+        nprobe_or_ef: initial nprobe (IVF) or ef_search (HNSW).
         node_bytes: memory in use on the fullest node while it serves.
         build_bytes: memory of the largest task of a build: that draws it up, trains, or fills a part.
         disk_bytes: of all files.
@@ -88,7 +88,7 @@ class IndexPlan:
     count: int
     shards: int
     nodes: int
-    effort: int
+    nprobe_or_ef: int
     node_bytes: int
     build_bytes: int
     disk_bytes: int
@@ -189,7 +189,7 @@ def shape_of(kind: KindName, count: int, dim: int, recall: float) -> Shape:
     return Shape(kind=kind, dim=dim, lists=lists, refine=2 if kind == "ivf_sq" and recall > 0.95 else 1)
 
 
-def first_effort(shape: Shape, recall: float) -> int:
+def initial_nprobe_or_ef(shape: Shape, recall: float) -> int:
     """Cells or breadth that a search begins with; the build raises it until the recall is reached."""
     missing = max(1 - recall, 1e-4)
     if shape.trained:
@@ -229,13 +229,13 @@ def _planned(
         )
     nodes = math.ceil(shards / (room // max(1, each_shard)))
     fullest = math.ceil(shards / nodes) * each_shard
-    effort = first_effort(shape, recall)
+    nprobe_or_ef = initial_nprobe_or_ef(shape, recall)
     return IndexPlan(
         shape=shape,
         count=count,
         shards=shards,
         nodes=nodes,
-        effort=effort,
+        nprobe_or_ef=nprobe_or_ef,
         node_bytes=fixed + fullest,
         build_bytes=max(
             build_bytes(shape, min(largest, builds), costs),
@@ -244,7 +244,7 @@ def _planned(
         ),
         disk_bytes=math.ceil(count * ((0 if kind == "flat" else index_bytes(shape)) + 2 * dim + costs.row_bytes / 2)),
         build_seconds=build_seconds(shape, count, costs),
-        query_seconds=query_seconds(shape, count, effort, costs),
+        query_seconds=query_seconds(shape, count, nprobe_or_ef, costs),
         why=(),
     )
 
@@ -321,14 +321,14 @@ def build_seconds(shape: Shape, count: int, costs: Costs) -> float:
     return seconds
 
 
-def query_seconds(shape: Shape, count: int, effort: int, costs: Costs) -> float:
+def query_seconds(shape: Shape, count: int, nprobe_or_ef: int, costs: Costs) -> float:
     """Work of one core for one query, in batches."""
     if shape.kind == "flat":
         return count * shape.dim * costs.flat_scan
     if shape.kind == "hnsw":
-        return effort * shape.dim * costs.hnsw_step * math.log2(max(count, 2)) / math.log2(100_000)
+        return nprobe_or_ef * shape.dim * costs.hnsw_step * math.log2(max(count, 2)) / math.log2(100_000)
     width = shape.pq_bytes if shape.kind == "opq_ivf_pq" else shape.dim
-    scanned = count * effort / shape.lists
+    scanned = count * nprobe_or_ef / shape.lists
     return shape.lists * shape.inner_dim * costs.coarse + scanned * width * costs.list_scan[shape.kind]
 
 
@@ -342,11 +342,12 @@ def _explained(plan: IndexPlan, choice: str, costs: Costs) -> IndexPlan:
     if shape.trained:
         lines.append(
             f"{shape.lists} coarse cells for all shards, trained on "
-            f"{min(plan.count, shape.lists * TRAIN_PER_LIST):,} vectors; a search begins with {plan.effort} of them"
+            f"{min(plan.count, shape.lists * TRAIN_PER_LIST):,} vectors; the initial nprobe is {plan.nprobe_or_ef}"
         )
     if shape.kind == "hnsw":
         lines.append(
-            f"{shape.links} links a vector, a search begins {plan.effort} wide; it cannot forget: parts are filled anew"
+            f"{shape.links} links a vector, the initial ef_search is {plan.nprobe_or_ef}; "
+            "it cannot delete: parts are rebuilt"
         )
     if shape.refine > 1:
         lines.append(f"{shape.refine} candidates for each wanted one, ordered again by the exact fp16 vectors on disk")

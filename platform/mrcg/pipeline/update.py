@@ -23,7 +23,7 @@ MEASURED = ("validation", "test")
 
 
 @dataclass(frozen=True)
-class Line:
+class ReleaseUpdate:
     """The line of artefacts behind a release, and the settings that made it."""
 
     config: Config
@@ -31,7 +31,7 @@ class Line:
     manifests: Mapping[str, Manifest]
 
     @classmethod
-    def of(cls, store: Store, release: Release, overrides: Iterable[str] = ()) -> Line:
+    def of(cls, store: Store, release: Release, overrides: Iterable[str] = ()) -> ReleaseUpdate:
         """The line of a release.
 
         Args:

@@ -61,7 +61,7 @@ class GraphWork:
 
 
 @dataclass(frozen=True)
-class Questions:
+class GraphQueries:
     """Queries, part by part, and the gallery that they are looked up in.
 
     ``rows`` are rising within a part; ``extra`` neighbours are fetched so that n remain without the own group.
@@ -83,7 +83,7 @@ class Questions:
         return list(range(0, len(self.rows), BLOCK))
 
 
-def make_graphs(work: GraphWork, executor: Executor, progress: Progress) -> tuple[dict[str, int], list[FileEntry]]:
+def build_graphs(work: GraphWork, executor: Executor, progress: Progress) -> tuple[dict[str, int], list[FileEntry]]:
     """The neighbour lists of all queries.
 
     Returns:
@@ -100,7 +100,7 @@ def make_graphs(work: GraphWork, executor: Executor, progress: Progress) -> tupl
     return counts, entries
 
 
-def gather(work: GraphWork) -> Questions:
+def gather(work: GraphWork) -> GraphQueries:
     """Whose neighbours are looked up, and among whom."""
     store = Store(work.store)
     scans = read_scans(store.artefact("corpus", work.corpus), ["group_id", "label"])
@@ -115,7 +115,7 @@ def gather(work: GraphWork) -> Questions:
     )
     index = store.artefact("indexes", work.index)
     facts = read_facts(index)
-    return Questions(
+    return GraphQueries(
         parts=parts,
         rows=np.concatenate([np.empty(0, np.int64), *rows]),
         part_of=np.repeat(np.arange(len(parts), dtype=np.int8), [len(one) for one in rows]),
@@ -136,7 +136,7 @@ class _Ask:
     """Asks one shard for the neighbours of all queries."""
 
     work: GraphWork
-    asked: Questions
+    asked: GraphQueries
 
     def __call__(self, shard: int) -> None:
         work, asked, store = self.work, self.asked, Store(self.work.store)
@@ -162,7 +162,7 @@ class _Merge:
     """Merges what the shards answered to one block, and writes its lists."""
 
     work: GraphWork
-    asked: Questions
+    asked: GraphQueries
 
     def __call__(self, block: int) -> FileEntry:
         work, asked, store = self.work, self.asked, Store(self.work.store)

@@ -18,7 +18,7 @@ from mrcg.reranker.scorer import Reranking
 from mrcg.retrieval.loaders import Embeds, LoadEmbedder, LoadReranker, LoadSearcher, load_and_check
 from mrcg.retrieval.preprocessing import QueryRules
 from mrcg.retrieval.query import Embedding, PixelQuery, Query, Scope, Subject
-from mrcg.retrieval.search import AllowAll, Found, Policy, RequestContext, answer
+from mrcg.retrieval.search import AllowAll, Policy, RequestContext, SearchHits, answer
 from mrcg.retrieval.searcher import Searcher
 from mrcg.storage.store import Store
 
@@ -38,7 +38,7 @@ class _LocalStages:
     async def look_up(self, context: RequestContext, image_id: str) -> Embedding:
         return self.searcher.look_up(context, image_id)
 
-    async def search(self, context: RequestContext, embedding_d: Embedding, n: int, scope: Scope) -> Found:
+    async def search(self, context: RequestContext, embedding_d: Embedding, n: int, scope: Scope) -> SearchHits:
         return self.searcher.search(embedding_d[None], [context], n, [scope])[0]
 
     async def rerank(

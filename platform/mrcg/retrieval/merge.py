@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mrcg.retrieval.search import Facts, Found
+from mrcg.retrieval.search import Facts, SearchHits
 
 
 @dataclass(frozen=True)
-class Near:
+class ShardHits:
     """What one shard group found for one query, nearest first.
 
     Attributes:
         rows, distances: gallery rows and squared L2, n of each.
-        groups: the patient or study of each, None where it is unknown; None as a whole where nobody asked.
+        groups: the patient or study of each, None where it is unknown; None as a from_one_group where nobody asked.
         nearest, allowed, passing, shards, of: as of ``search.Found``, for this shard group alone.
     """
 
@@ -32,7 +32,7 @@ class Near:
 
 
 @dataclass(frozen=True)
-class Fetched:
+class HitDetails:
     """All that an answer needs of some rows: n of each, and (n, d) vectors."""
 
     image_ids: list[str]
@@ -41,7 +41,7 @@ class Fetched:
 
 
 @dataclass(frozen=True)
-class Place:
+class HitLocation:
     """Where one of the nearest was found: which shard group, which gallery row, how far."""
 
     part: int
@@ -49,7 +49,7 @@ class Place:
     distance: float
 
 
-def gather(parts: Sequence[Near | None], n: int) -> list[Place]:
+def merge_hits(parts: Sequence[ShardHits | None], n: int) -> list[HitLocation]:
     """The n nearest of all shard groups, ties by gallery row; of a patient or study that is asked for only the nearest.
 
     Args:
@@ -63,24 +63,24 @@ def gather(parts: Sequence[Near | None], n: int) -> list[Place]:
         for row, distance, group in zip(part.rows, part.distances, part.groups or [None] * len(part.rows), strict=True)
     ]
     seen: set[str] = set()
-    places: list[Place] = []
+    places: list[HitLocation] = []
     for distance, row, number, group in sorted(found, key=lambda one: one[:2]):
         if group is None or group not in seen:
-            places.append(Place(number, row, distance))
+            places.append(HitLocation(number, row, distance))
             seen.update([] if group is None else [group])
         if len(places) == n:
             break
     return places
 
 
-def rows_of(places: Sequence[Place], parts: int) -> list[list[int]]:
+def rows_to_fetch(places: Sequence[HitLocation], parts: int) -> list[list[int]]:
     """Rows that each shard group has to fetch."""
     return [[one.row for one in places if one.part == number] for number in range(parts)]
 
 
-def whole(near: Near, fetched: Fetched) -> Found:
+def from_one_group(near: ShardHits, fetched: HitDetails) -> SearchHits:
     """What one shard group that has everything answers."""
-    return Found(
+    return SearchHits(
         image_ids=fetched.image_ids,
         facts=fetched.facts,
         distances=near.distances,
@@ -93,13 +93,15 @@ def whole(near: Near, fetched: Fetched) -> Found:
     )
 
 
-def assemble(places: Sequence[Place], parts: Sequence[Near | None], fetched: Sequence[Fetched | None]) -> Found:
+def assemble_hits(
+    places: Sequence[HitLocation], parts: Sequence[ShardHits | None], fetched: Sequence[HitDetails | None]
+) -> SearchHits:
     """The answer of all shard groups together.
 
     Args:
         places: the nearest, nearest first.
         parts: what each found; one at least is not None.
-        fetched: for each the rows of ``rows_of``, in that order.
+        fetched: for each the rows of ``rows_to_fetch``, in that order.
     """
     turns = [iter(range(len(one.image_ids))) if one is not None else iter(()) for one in fetched]
     ids, facts, vectors = list[str](), list[Facts](), list[npt.NDArray[np.float16]]()
@@ -111,7 +113,7 @@ def assemble(places: Sequence[Place], parts: Sequence[Near | None], fetched: Seq
         vectors.append(one.vectors_nd[turn])
     there = [part for part in parts if part is not None]
     nearest = [part.nearest for part in there if part.nearest is not None]
-    return Found(
+    return SearchHits(
         image_ids=ids,
         facts=facts,
         distances=[place.distance for place in places],

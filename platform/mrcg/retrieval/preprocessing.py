@@ -13,7 +13,7 @@ from mrcg.api.requests import EmbeddingQuery
 from mrcg.config.settings import IngestSettings, ReadSettings, ServeSettings
 from mrcg.encoder.spec import read_spec
 from mrcg.errors import FingerprintError, UsageError
-from mrcg.imaging.isolated_reader import Guard
+from mrcg.imaging.isolated_reader import IsolatedReader
 from mrcg.imaging.readers import format_of, query_slice, read
 from mrcg.imaging.slices import Grey, resize
 from mrcg.releases.release import Release
@@ -27,7 +27,7 @@ class Decoder:
 
     def __init__(self, settings: ReadSettings, seconds: float, memory_bytes: int) -> None:
         self._settings = settings
-        self._guard = Guard(settings, seconds, memory_bytes)
+        self._guard = IsolatedReader(settings, seconds, memory_bytes)
         self._lock = threading.Lock()
 
     def __call__(self, image: bytes) -> Grey:

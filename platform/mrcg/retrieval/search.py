@@ -77,7 +77,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchHits:
     """Neighbours of one query, nearest first.
 
     Attributes:
@@ -110,7 +110,7 @@ class Stages(Protocol):
         """(d,) stored embedding of an image that the context allows; NotFoundError where there is none."""
         ...
 
-    async def search(self, context: RequestContext, embedding_d: Embedding, n: int, scope: Scope) -> Found:
+    async def search(self, context: RequestContext, embedding_d: Embedding, n: int, scope: Scope) -> SearchHits:
         """The n nearest that the context allows and the scope asks for."""
         ...
 
@@ -194,7 +194,7 @@ async def _embedding(stages: Stages, context: RequestContext, query: Query) -> E
             return await stages.look_up(context, image_id)
 
 
-def _hit(found: Found, scores: npt.NDArray[np.float32] | None, rank: int) -> Hit:
+def _hit(found: SearchHits, scores: npt.NDArray[np.float32] | None, rank: int) -> Hit:
     facts, image_id = found.facts[rank], found.image_ids[rank]
     return Hit(
         image_id=image_id,
@@ -210,13 +210,13 @@ def _hit(found: Found, scores: npt.NDArray[np.float32] | None, rank: int) -> Hit
     )
 
 
-def _far(settings: SearchSettings, found: Found) -> bool:
+def _far(settings: SearchSettings, found: SearchHits) -> bool:
     # Of the nearest, filtered or not: a narrow filter makes no query strange.
     return settings.ood_threshold is not None and found.nearest is not None and found.nearest > settings.ood_threshold
 
 
 async def _scores(
-    stages: Stages, settings: SearchSettings, context: RequestContext, embedding_d: Embedding, found: Found
+    stages: Stages, settings: SearchSettings, context: RequestContext, embedding_d: Embedding, found: SearchHits
 ) -> npt.NDArray[np.float32] | None:
     if context.remaining() * 1000 < settings.rerank_reserve_ms:
         log.warning("request %s: too near its deadline to rerank", context.trace)
@@ -232,7 +232,7 @@ async def _explanation(
     stages: Stages,
     context: RequestContext,
     embedding_d: Embedding,
-    found: Found,
+    found: SearchHits,
     scores_n: npt.NDArray[np.float32],
     order: list[int],
     k: int,

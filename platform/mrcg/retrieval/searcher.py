@@ -17,9 +17,9 @@ from mrcg.index.group_search import Groups, numbered, search_groups
 from mrcg.index.metadata import Where
 from mrcg.index.sharded_index import ShardedIndex, read_facts
 from mrcg.privacy.tombstones import Tombstones, entry_of
-from mrcg.retrieval.merge import Fetched, Near, whole
+from mrcg.retrieval.merge import HitDetails, ShardHits, from_one_group
 from mrcg.retrieval.query import Embedding, Scope
-from mrcg.retrieval.search import Facts, Found, RequestContext
+from mrcg.retrieval.search import Facts, RequestContext, SearchHits
 from mrcg.storage.store import Store
 
 #: Filters whose rows are remembered: of a million images each takes a megabyte.
@@ -63,28 +63,28 @@ class Searcher:
 
     def search(
         self, embeddings_bd: npt.NDArray[np.float32], contexts: list[RequestContext], n: int, scopes: list[Scope]
-    ) -> list[Found]:
+    ) -> list[SearchHits]:
         """The n nearest that each context allows and each scope asks for, with all that an answer needs of them."""
-        return [whole(near, self.fetch(near.rows)) for near in self.near(embeddings_bd, contexts, n, scopes)]
+        return [from_one_group(near, self.fetch(near.rows)) for near in self.near(embeddings_bd, contexts, n, scopes)]
 
     def near(
         self, embeddings_bd: npt.NDArray[np.float32], contexts: list[RequestContext], n: int, scopes: list[Scope]
-    ) -> list[Near]:
+    ) -> list[ShardHits]:
         """The same as rows and distances; what is asked alike is searched together."""
         self._obey()
-        found: list[Near | None] = [None] * len(contexts)
+        found: list[ShardHits | None] = [None] * len(contexts)
         for which in _alike(contexts, scopes):
             allowed, scope = self._here(contexts[which[0]].allowed), scopes[which[0]]
             for place, one in zip(which, self._alike(embeddings_bd[which], allowed, n, scope), strict=True):
                 found[place] = one
         return [one for one in found if one is not None]
 
-    def fetch(self, rows: Sequence[int]) -> Fetched:
+    def fetch(self, rows: Sequence[int]) -> HitDetails:
         """All that an answer needs of rows that ``near`` found."""
         gallery, taken = self.index.gallery, np.array(rows, dtype=np.int64)
         columns = [gallery.values(name, taken) for name in FACTS]
         facts = list(starmap(Facts, zip(*columns, strict=True)))
-        return Fetched(gallery.ids(taken), facts, self.index.vectors(taken))
+        return HitDetails(gallery.ids(taken), facts, self.index.vectors(taken))
 
     def _here(self, allowed: Mask | None) -> Mask | None:
         # The rows behind are of shards that are not open here.
@@ -108,14 +108,14 @@ class Searcher:
         if new := self._tombstones.look():
             self.index.tombstone(self._entries.result().images_of(new))
 
-    def _alike(self, queries_qd: Embedding, allowed: Mask | None, n: int, scope: Scope) -> list[Near]:
+    def _alike(self, queries_qd: Embedding, allowed: Mask | None, n: int, scope: Scope) -> list[ShardHits]:
         index, passing = self.index, self._within(allowed, scope)
         near = self._nearest(queries_qd, n, passing, scope.group_by)
         # Whether a query is strange does not depend on its filter.
         first = near if passing is allowed else index.search(queries_qd, 1, allowed)
         counts = index.count(allowed), index.count(passing)
         return [
-            Near(
+            ShardHits(
                 rows=rows[rows >= 0].tolist(),
                 distances=distances[rows >= 0].tolist(),
                 groups=self._groups_of(rows[rows >= 0], scope.group_by),

@@ -13,7 +13,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from mrcg.api.requests import EmbeddingQuery, Filters, ImageIdQuery, SearchParams
-from mrcg_serve.requests import MOST_SCANS, Question, Questions
+from mrcg_serve.requests import MOST_SCANS, SearchBatchRequest, SearchRequest
 
 Body = TypeVar("Body")
 Parsed = TypeVar("Parsed")
@@ -47,17 +47,17 @@ class ByName(SearchParams):
             raise ValueError("embedding and encoder go together")
         return self
 
-    def question(self) -> Question:
+    def parse_search(self) -> SearchRequest:
         """The same as the gateway takes it."""
         params = SearchParams.model_validate(self.model_dump(include=set(SearchParams.model_fields)))
         if self.image_id is not None:
-            return Question(ImageIdQuery(self.image_id), params)
+            return SearchRequest(ImageIdQuery(self.image_id), params)
         assert self.embedding is not None
         assert self.encoder is not None
-        return Question(EmbeddingQuery(embedding=self.embedding, encoder=self.encoder), params)
+        return SearchRequest(EmbeddingQuery(embedding=self.embedding, encoder=self.encoder), params)
 
 
-async def question(request: Request) -> Question:
+async def parse_search(request: Request) -> SearchRequest:
     """The search of a request.
 
     Raises:
@@ -66,7 +66,7 @@ async def question(request: Request) -> Question:
     """
     kind = _kind(request)
     if kind == JSON:
-        return _checked(ByName.model_validate_json, await request.body()).question()
+        return _checked(ByName.model_validate_json, await request.body()).parse_search()
     if kind != FORM:
         raise HTTPException(415, f"send {FORM} with an image, or {JSON}")
     async with request.form(max_files=1, max_fields=MOST_FIELDS) as form:
@@ -74,10 +74,10 @@ async def question(request: Request) -> Question:
         if not isinstance(image, UploadFile):
             raise _invalid("image", "Field required" if image is None else "has to be a file")
         fields = {name: value for name, value in form.multi_items() if name != "image"}
-        return Question(await image.read(), _checked(_params, fields))
+        return SearchRequest(await image.read(), _checked(_params, fields))
 
 
-async def questions(request: Request) -> Questions:
+async def parse_batch(request: Request) -> SearchBatchRequest:
     """The searches of a request that brings many scans.
 
     Raises:
@@ -94,7 +94,7 @@ async def questions(request: Request) -> Questions:
         if any(one is None for one in scans):
             raise _invalid("image", "has to be a file")
         fields = {name: value for name, value in form.multi_items() if name != "image"}
-        return Questions(tuple(one for one in scans if one is not None), _checked(_params, fields))
+        return SearchBatchRequest(tuple(one for one in scans if one is not None), _checked(_params, fields))
 
 
 def _kind(request: Request) -> str:

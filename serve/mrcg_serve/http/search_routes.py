@@ -10,8 +10,8 @@ from starlette.responses import StreamingResponse
 
 from mrcg.api.responses import Answer, BatchLine
 from mrcg_serve.http.dependencies import Caller, RequestId, ThisGateway, errors
-from mrcg_serve.http.parsing import body_of_batch, body_of_search, question, questions
-from mrcg_serve.requests import Question, Questions
+from mrcg_serve.http.parsing import body_of_batch, body_of_search, parse_batch, parse_search
+from mrcg_serve.requests import SearchBatchRequest, SearchRequest
 
 router = APIRouter(prefix="/v1", tags=["search"])
 NDJSON = "application/x-ndjson"
@@ -24,7 +24,7 @@ NDJSON = "application/x-ndjson"
     openapi_extra={"requestBody": body_of_search()},
 )
 async def search(
-    gateway: ThisGateway, principal: Caller, named: RequestId, asked: Annotated[Question, Depends(question)]
+    gateway: ThisGateway, principal: Caller, named: RequestId, asked: Annotated[SearchRequest, Depends(parse_search)]
 ) -> Answer:
     """The k most similar images of the gallery, best first, with the release that answered.
 
@@ -48,7 +48,7 @@ async def search(
     response_class=StreamingResponse,
 )
 async def search_batch(
-    gateway: ThisGateway, principal: Caller, asked: Annotated[Questions, Depends(questions)]
+    gateway: ThisGateway, principal: Caller, asked: Annotated[SearchBatchRequest, Depends(parse_batch)]
 ) -> StreamingResponse:
     """The same for each of many scans. One that cannot be answered has its problem on its line, and ends no other."""
     return StreamingResponse(_lines(gateway.search_many(principal, asked.scans, asked.params)), media_type=NDJSON)

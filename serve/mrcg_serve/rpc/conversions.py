@@ -10,14 +10,14 @@ from google.protobuf.message import Message
 from mrcg.api.requests import EmbeddingQuery, ImageIdQuery, SearchParams
 from mrcg.api.responses import Answer, BatchLine
 from mrcg.errors import UsageError
-from mrcg_serve.requests import MOST_SCANS, Question, Questions
+from mrcg_serve.requests import MOST_SCANS, SearchBatchRequest, SearchRequest
 from mrcg_serve.rpc import retrieval_pb2 as rpc
 
 #: Fields of a hit that may be unknown: not set over gRPC, null in JSON.
 _UNKNOWN = dict.fromkeys(("label", "plane", "sequence", "site", "score"))
 
 
-def question_in(request: rpc.SearchRequest) -> Question:
+def search_from_proto(request: rpc.SearchRequest) -> SearchRequest:
     """One search.
 
     Raises:
@@ -27,18 +27,18 @@ def question_in(request: rpc.SearchRequest) -> Question:
     params = _params(request)
     match request.WhichOneof("subject"):
         case "image":
-            return Question(request.image, params)
+            return SearchRequest(request.image, params)
         case "image_id":
-            return Question(ImageIdQuery(request.image_id), params)
+            return SearchRequest(ImageIdQuery(request.image_id), params)
         case "sent":
-            return Question(
+            return SearchRequest(
                 EmbeddingQuery(embedding=tuple(request.sent.embedding), encoder=request.sent.encoder), params
             )
         case _:
             raise UsageError("give image, image_id, or sent (an embedding with its encoder)")
 
 
-def questions_in(request: rpc.SearchBatchRequest) -> Questions:
+def batch_from_proto(request: rpc.SearchBatchRequest) -> SearchBatchRequest:
     """Many searches.
 
     Raises:
@@ -47,21 +47,21 @@ def questions_in(request: rpc.SearchBatchRequest) -> Questions:
     """
     if not 1 <= len(request.images) <= MOST_SCANS:
         raise UsageError(f"{len(request.images)} images: give 1 to {MOST_SCANS}")
-    return Questions(tuple(request.images), _params(request))
+    return SearchBatchRequest(tuple(request.images), _params(request))
 
 
 def _params(request: rpc.SearchRequest | rpc.SearchBatchRequest) -> SearchParams:
     return SearchParams.model_validate(_fields(request.wanted))
 
 
-def answer_out(answer: Answer) -> rpc.SearchAnswer:
+def answer_to_proto(answer: Answer) -> rpc.SearchAnswer:
     """An answer for gRPC."""
     message = rpc.SearchAnswer()
     ParseDict(_plain(answer), message)
     return message
 
 
-def line_out(line: BatchLine) -> rpc.BatchLine:
+def line_to_proto(line: BatchLine) -> rpc.BatchLine:
     """A line of a batch for gRPC."""
     fields = line.model_dump(exclude_none=True, exclude={"answer"})
     if line.answer is not None:
@@ -71,7 +71,7 @@ def line_out(line: BatchLine) -> rpc.BatchLine:
     return message
 
 
-def answer_in(message: rpc.SearchAnswer) -> Answer:
+def answer_from_proto(message: rpc.SearchAnswer) -> Answer:
     """An answer that came over gRPC."""
     fields = _fields(message, whole=True)
     fields["hits"] = [{**_UNKNOWN, **hit} for hit in fields["hits"]]

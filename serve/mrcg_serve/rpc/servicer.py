@@ -17,7 +17,7 @@ from mrcg.errors import MrcgError
 from mrcg_serve.auth import Authenticator, Peer
 from mrcg_serve.problem_details import Problem, invalid, problem, problem_of
 from mrcg_serve.rpc import retrieval_pb2 as rpc
-from mrcg_serve.rpc.conversions import answer_out, line_out, question_in, questions_in
+from mrcg_serve.rpc.conversions import answer_to_proto, batch_from_proto, line_to_proto, search_from_proto
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +62,8 @@ class Remote:
         """One search, as ``POST /v1/search``."""
         with _told(grpc_context):
             principal = self.authenticator.principal(_peer(grpc_context))
-            asked = question_in(request)
-            return answer_out(await self.search(principal, asked.subject, asked.params))
+            asked = search_from_proto(request)
+            return answer_to_proto(await self.search(principal, asked.subject, asked.params))
 
     async def SearchBatch(  # noqa: N802
         self: Searches, request: rpc.SearchBatchRequest, grpc_context: RayServegRPCContext
@@ -71,9 +71,9 @@ class Remote:
         """Many searches, as ``POST /v1/search:batch``."""
         with _told(grpc_context):
             principal = self.authenticator.principal(_peer(grpc_context))
-            asked = questions_in(request)
+            asked = batch_from_proto(request)
             async for line in self.search_many(principal, asked.scans, asked.params):
-                yield line_out(line)
+                yield line_to_proto(line)
 
 
 def _peer(context: RayServegRPCContext) -> Peer:

@@ -7,7 +7,7 @@ from mrcg.config.loading import with_overrides
 from mrcg.corpus.sources import Source
 from mrcg.errors import IntegrityError, NotFoundError, SettingsError
 from mrcg.pipeline.stages import STAGES, Ancestry
-from mrcg.pipeline.update import MEASURED, Line, purged_corpus
+from mrcg.pipeline.update import MEASURED, ReleaseUpdate, purged_corpus
 from mrcg.releases.release import read_release
 
 GROWN = ["corpus", "splits", "embeddings", "indexes", "graphs", "reports"]
@@ -16,7 +16,7 @@ SOURCE = Source("/somewhere", "another digest", 10, 10, False)
 
 @pytest.fixture(scope="module")
 def line(library_store):
-    return Line.of(library_store, read_release(library_store))
+    return ReleaseUpdate.of(library_store, read_release(library_store))
 
 
 def versions(steps):
@@ -52,7 +52,7 @@ def test_models_stay_and_all_else_is_made_anew(line):
 
 
 def test_the_same_state_gives_the_same_versions(line, library_store):
-    again = Line.of(library_store, read_release(library_store))
+    again = ReleaseUpdate.of(library_store, read_release(library_store))
     assert versions(grown(again)) == versions(grown(line))
     assert versions(again.purged("a list")) == versions(line.purged("a list"))
 
@@ -84,14 +84,14 @@ def test_the_place_of_a_source_makes_no_version(line):
     ],
 )
 def test_an_override_moves_what_it_makes_and_nothing_else(line, library_store, override, kept, moved):
-    other = versions(grown(Line.of(library_store, read_release(library_store), [override])))
+    other = versions(grown(ReleaseUpdate.of(library_store, read_release(library_store), [override])))
     same = versions(grown(line))
     assert {kind for kind in GROWN if other[kind] == same[kind]} == kept
     assert {kind for kind in GROWN if other[kind] != same[kind]} == moved
 
 
 def test_an_index_of_other_settings_does_not_grow_from_the_old_one(line, library_store):
-    other = Line.of(library_store, read_release(library_store), ["index.kind=hnsw"])
+    other = ReleaseUpdate.of(library_store, read_release(library_store), ["index.kind=hnsw"])
     (step,) = [step for step in grown(other) if step.stage.kind == "indexes"]
     assert "indexes" not in step.inputs
     assert step.settings["index"]["kind"] == "hnsw"
@@ -112,13 +112,13 @@ def test_an_index_of_other_settings_does_not_grow_from_the_old_one(line, library
 )
 def test_overrides_of_models_and_their_gallery_are_refused(line, library_store, override):
     with pytest.raises(SettingsError, match=f"--set {override}: the models and their gallery's rules stay; `mrcg run`"):
-        Line.of(library_store, read_release(library_store), [override])
+        ReleaseUpdate.of(library_store, read_release(library_store), [override])
     assert with_overrides(line.config, ["index.effort=7"]).index.effort == 7
 
 
 def test_an_unknown_override_names_the_nearest(library_store):
     with pytest.raises(SettingsError, match=r"unknown key index\.shard; the nearest known key is index\.shards"):
-        Line.of(library_store, read_release(library_store), ["index.shard=2"])
+        ReleaseUpdate.of(library_store, read_release(library_store), ["index.shard=2"])
 
 
 def test_a_purged_corpus_differs_from_its_base_by_the_list_alone(line):
@@ -135,7 +135,7 @@ def test_what_one_growth_was_told_is_not_told_to_the_next(line):
         for step in line.purged("a list")
     }
     assert purged["indexes"].settings["purge"]
-    later = Line(line.config, line.release, purged)
+    later = ReleaseUpdate(line.config, line.release, purged)
     (index,) = [step for step in grown(later) if step.stage.kind == "indexes"]
     assert "purge" not in index.settings
 
@@ -156,7 +156,7 @@ def test_cells_that_an_earlier_growth_did_not_look_at_are_learned_anew(line, kin
     old = old.model_copy(
         update={"inputs": {**old.inputs, **inputs}, "settings": {**old.settings, **settings}, "counts": {"kind": kind}}
     )
-    changed = Line(line.config, line.release, {**line.manifests, "indexes": old})
+    changed = ReleaseUpdate(line.config, line.release, {**line.manifests, "indexes": old})
     (index,) = [step for step in changed.purged("a list") if step.stage.kind == "indexes"]
     assert ("indexes" in index.inputs) is grows
     assert index.settings["purge"]
@@ -169,8 +169,8 @@ def test_a_manifest_that_is_gone_or_changed_is_named(scans, store):
     whole = store.read_bytes(where)
     store.write_bytes(where, whole.replace(b'"graph"', b'"grass"').replace(b'"evaluate"', b'"estimate"'))
     with pytest.raises(IntegrityError, match="hash mismatch"):
-        Line.of(store, release)
+        ReleaseUpdate.of(store, release)
     store.write_bytes(where, whole)
     store.remove(f"graphs/{store.manifest('reports', release.report).inputs['graphs']}")
     with pytest.raises(NotFoundError, match="has no graphs/"):
-        Line.of(store, release)
+        ReleaseUpdate.of(store, release)

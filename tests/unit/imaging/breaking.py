@@ -1,4 +1,4 @@
-"""The child of a ``Guard`` whose decoder does what a file tells it to; imports little, for it starts often."""
+"""The child of a ``IsolatedReader`` whose decoder does what a file tells it to; imports little, for it starts often."""
 
 import os
 import signal

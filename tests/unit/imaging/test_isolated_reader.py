@@ -19,9 +19,9 @@ from tests.unit.imaging.test_raster import encoded, slice_of
 from mrcg.config.settings import ReadSettings
 from mrcg.errors import ImageError
 from mrcg.execution import sandbox
-from mrcg.execution.sandbox import bare, start_child
+from mrcg.execution.sandbox import start_child, without_cause
 from mrcg.imaging import isolated_reader, readers
-from mrcg.imaging.isolated_reader import Guard, decoding
+from mrcg.imaging.isolated_reader import IsolatedReader, decoding
 
 ROOT = Path(__file__).parents[3]
 SETTINGS = ReadSettings(max_side=128)
@@ -31,7 +31,7 @@ GOOD, OTHER = encoded(slice_of()), encoded(slice_of(50))
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="tells by Linux means whether a child lives")
 
 
-class Breaking(Guard):
+class Breaking(IsolatedReader):
     """A guard whose child decodes as `breaking` does."""
 
     def _start(self):
@@ -48,7 +48,7 @@ def breaking():
 
 @pytest.fixture(scope="module")
 def direct():
-    with Guard(SETTINGS, 60, MEMORY) as one:
+    with IsolatedReader(SETTINGS, 60, MEMORY) as one:
         yield one
 
 
@@ -140,7 +140,7 @@ def test_real_files_that_take_more_memory_than_allowed():
     ramp = np.ascontiguousarray(np.broadcast_to(np.arange(300, dtype=np.uint8)[:, None, None], (300, 300, 300)))
     volume = gzip.compress(nibabel.Nifti1Image(ramp, np.eye(4)).to_bytes(), 1)
     large = png(np.tile(np.arange(256, dtype=np.uint16) * 100, (7000, 28))[:, :7000])
-    with Guard(SETTINGS, 60, 2**28) as narrow:
+    with IsolatedReader(SETTINGS, 60, 2**28) as narrow:
         for data in (volume, large):
             assert len(data) < 2**20
             assert reason(narrow.read, data) == "too_much_memory"
@@ -148,7 +148,7 @@ def test_real_files_that_take_more_memory_than_allowed():
 
 
 def test_the_child_ends_with_its_guard_and_a_later_read_starts_another():
-    with Guard(SETTINGS, 60, MEMORY) as one:
+    with IsolatedReader(SETTINGS, 60, MEMORY) as one:
         one.read(GOOD)
         child = os.pidfd_open(one._child.pid)
         one.close()
@@ -181,7 +181,7 @@ sys.stdin.read()
 
 
 def test_a_child_that_died_between_two_files_is_no_reason_to_refuse_one():
-    with Guard(SETTINGS, 60, MEMORY) as one:
+    with IsolatedReader(SETTINGS, 60, MEMORY) as one:
         one.read(GOOD)
         one._child.kill()
         one._child.wait()
@@ -189,7 +189,7 @@ def test_a_child_that_died_between_two_files_is_no_reason_to_refuse_one():
 
 
 def test_a_guard_outlives_the_thread_that_used_it_first():
-    with Guard(SETTINGS, 60, MEMORY) as one:
+    with IsolatedReader(SETTINGS, 60, MEMORY) as one:
         thread = threading.Thread(target=one.read, args=(GOOD,))
         thread.start()
         thread.join()
@@ -207,7 +207,7 @@ def test_errors_are_bare_and_memory_and_depth_become_reasons(monkeypatch):
         except ValueError as inner:
             raise ImageError("undecodable", "no decoder takes it") from inner
     except ImageError as error:
-        plain = bare(error)
+        plain = without_cause(error)
     assert (plain.__cause__, plain.__context__, plain.__traceback__) == (None, None, None)
     monkeypatch.setattr(isolated_reader, "read", breaking_read)
     assert reason_of(decoding(SETTINGS), b"memory") == "too_much_memory"

@@ -23,7 +23,7 @@ from tests.conftest import REPOSITORY
 from mrcg.config.settings import ReadSettings
 from mrcg.errors import ImageError
 from mrcg.imaging.dicom import stored_frames
-from mrcg.imaging.isolated_reader import Guard
+from mrcg.imaging.isolated_reader import IsolatedReader
 
 # Many of these files are odd on purpose, and the libraries say so.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -44,7 +44,7 @@ IMAGES = ("PNG", "JPEG", "TIFF", "WEBP", "BMP")
 
 @pytest.fixture(scope="module")
 def guard():
-    with Guard(SETTINGS, 60, 2**30) as one:
+    with IsolatedReader(SETTINGS, 60, 2**30) as one:
         yield one
 
 

@@ -15,7 +15,7 @@ from mrcg.index.distances import exact_distances
 from mrcg.index.engines import assemble
 from mrcg.index.layout import Shape
 from mrcg.index.part import Part
-from mrcg.index.vectors import Stored
+from mrcg.index.vectors import StoredVectors
 from mrcg.storage import schemas
 
 DIM, COUNT = 16, 900
@@ -75,7 +75,7 @@ GONE = np.random.default_rng(4).permutation(COUNT)[:120]
 
 def engine(folder, kind, cut, gone=()):
     parts = parts_of(folder, kind, cut, gone)
-    stored = Stored(parts, DIM)
+    stored = StoredVectors(parts, DIM)
     return assemble(SHAPES[kind], parts, stored), stored
 
 
@@ -127,7 +127,7 @@ def test_an_engine_needs_no_file_of_a_part_any_more(kind, cut, tmp_path):
 @every_kind
 def test_a_part_that_stays_on_disk_answers_the_same(kind, tmp_path):
     parts = parts_of(tmp_path, kind, [np.arange(COUNT)])
-    stored = Stored(parts, DIM)
+    stored = StoredVectors(parts, DIM)
     loaded, mapped = (
         assemble(SHAPES[kind], parts, stored, stays).candidates(QUERIES, 40, None, 5) for stays in (False, True)
     )
@@ -163,7 +163,7 @@ def test_places_are_the_rows_that_are_there_in_order(sizes, share, seed, asked):
     numbers = rng.permutation(sum(sizes))
     cut = np.split(numbers, np.cumsum(sizes)[:-1]) if sizes else []
     gone = numbers[rng.random(len(numbers)) < share]
-    stored = Stored([Part(None, VECTORS[r], rows_table(np.where(np.isin(r, gone), -1, r))) for r in cut], DIM)
+    stored = StoredVectors([Part(None, VECTORS[r], rows_table(np.where(np.isin(r, gone), -1, r))) for r in cut], DIM)
     there = sorted(set(numbers.tolist()) - set(gone.tolist()))
     assert stored.rows.tolist() == there
     place = {row: number for number, row in enumerate(there)}
@@ -183,7 +183,7 @@ def test_stored_vectors_are_as_far_as_they_are(queries, width, cut, share, seed)
     asked = rng.normal(size=(queries, DIM)).astype(np.float32)
     places = np.where(rng.random((queries, width)) < share, rng.integers(0, COUNT, (queries, width)), -1)
     threads = faiss.omp_get_max_threads()
-    found = Stored(parts, DIM).distances(asked, places)
+    found = StoredVectors(parts, DIM).distances(asked, places)
     expected = exact_distances(asked, VECTORS[np.maximum(places, 0)])
     assert (found == np.where(places >= 0, expected, np.inf)).all()
     assert faiss.omp_get_max_threads() == threads

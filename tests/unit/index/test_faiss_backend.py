@@ -51,17 +51,17 @@ def test_the_inner_dimension_is_that_of_the_cells(kind, dim):
     assert faiss.extract_index_ivf(faiss_backend.new_index(shape, 1)).d == shape.inner_dim
 
 
-def search(index, shape, count, allowed=None, effort=8, queries=QUERIES):
-    return faiss_backend.candidates(index, shape, queries, count, allowed, effort)
+def search(index, shape, count, allowed=None, nprobe_or_ef=8, queries=QUERIES):
+    return faiss_backend.candidates(index, shape, queries, count, allowed, nprobe_or_ef)
 
 
-def parameters(kind, count, effort, selector=None):
+def parameters(kind, count, nprobe_or_ef, selector=None):
     """What FAISS itself is told for the same search."""
     if kind == "flat":
         return faiss.SearchParameters(sel=selector)
     if kind == "hnsw":
-        return faiss.SearchParametersHNSW(sel=selector, efSearch=max(effort, count))
-    inner = faiss.SearchParametersIVF(sel=selector, nprobe=effort)
+        return faiss.SearchParametersHNSW(sel=selector, efSearch=max(nprobe_or_ef, count))
+    inner = faiss.SearchParametersIVF(sel=selector, nprobe=nprobe_or_ef)
     return faiss.SearchParametersPreTransform(index_params=inner) if kind == "opq_ivf_pq" else inner
 
 
@@ -72,10 +72,10 @@ def written(index):
 
 
 @every_kind
-@pytest.mark.parametrize("effort", [1, 3, 16])
-def test_candidates_are_those_of_faiss_with_the_same_effort(made, kind, effort):
-    distances, rows = search(made[kind], SHAPES[kind], 20, effort=effort)
-    expected = made[kind].search(QUERIES, 20, params=parameters(kind, 20, effort))
+@pytest.mark.parametrize("nprobe_or_ef", [1, 3, 16])
+def test_candidates_are_those_of_faiss_with_the_same_effort(made, kind, nprobe_or_ef):
+    distances, rows = search(made[kind], SHAPES[kind], 20, nprobe_or_ef=nprobe_or_ef)
+    expected = made[kind].search(QUERIES, 20, params=parameters(kind, 20, nprobe_or_ef))
     assert (rows == expected[1]).all()
     assert (distances == expected[0]).all()
 
@@ -109,10 +109,10 @@ def test_exactly_what_is_allowed_is_found_at_the_edges_of_bytes(made, kind):
 
 @every_kind
 @settings(max_examples=25)
-@given(seed=st.integers(0, 1000), share=st.floats(0, 1), count=st.integers(1, 60), effort=st.integers(1, 30))
-def test_nothing_that_is_not_allowed_is_ever_found(made, kind, seed, share, count, effort):
+@given(seed=st.integers(0, 1000), share=st.floats(0, 1), count=st.integers(1, 60), nprobe_or_ef=st.integers(1, 30))
+def test_nothing_that_is_not_allowed_is_ever_found(made, kind, seed, share, count, nprobe_or_ef):
     mask = np.random.default_rng(seed).random(COUNT) < share
-    rows = search(made[kind], SHAPES[kind], count, mask, effort, QUERIES[:5])[1]
+    rows = search(made[kind], SHAPES[kind], count, mask, nprobe_or_ef, QUERIES[:5])[1]
     assert rows.shape == (5, count)
     assert mask[rows[rows >= 0]].all()
     for found in rows:
@@ -139,7 +139,7 @@ def test_an_index_that_came_back_takes_more(made, kind, tmp_path):
     back = faiss_backend.read_index(tmp_path / "index.faiss")
     back.add(QUERIES)
     # A PQ does not tell a vector from one that has its code.
-    near = search(back, SHAPES[kind], 5, effort=16)[1]
+    near = search(back, SHAPES[kind], 5, nprobe_or_ef=16)[1]
     assert all(COUNT + number in rows for number, rows in enumerate(near.tolist()))
 
 
@@ -152,7 +152,7 @@ def test_a_search_changes_nothing(made, kind):
 
 @pytest.mark.parametrize("kind", TRAINED)
 def test_more_cells_than_there_are_is_all_of_them(made, kind):
-    most, more = (search(made[kind], SHAPES[kind], 20, effort=effort) for effort in (16, 10**6))
+    most, more = (search(made[kind], SHAPES[kind], 20, nprobe_or_ef=nprobe_or_ef) for nprobe_or_ef in (16, 10**6))
     assert (most[1] == more[1]).all()
 
 
@@ -166,7 +166,7 @@ def test_training_follows_from_the_seed(kind):
 @every_kind
 @pytest.mark.parametrize("count", [1, 5, 200])
 def test_fewer_vectors_than_are_asked_for_are_padded(kind, count):
-    rows = search(filled(kind, VECTORS[:count]), SHAPES[kind], count + 7, effort=16)[1]
+    rows = search(filled(kind, VECTORS[:count]), SHAPES[kind], count + 7, nprobe_or_ef=16)[1]
     assert (np.sort(rows[:, :count], axis=1) == np.arange(count)).all()
     assert (rows[:, count:] == -1).all()
 
@@ -241,12 +241,12 @@ def test_the_own_distances_of_a_flat_index_are_the_exact_ones(dim, count, seed):
 
 @pytest.mark.parametrize("kind", TRAINED)
 @given(st.integers(1, 3 * MANY), st.integers(1, 16), st.integers(0, 100))
-def test_a_query_finds_the_same_alone_and_among_others(made, kind, count, effort, seed):
+def test_a_query_finds_the_same_alone_and_among_others(made, kind, count, nprobe_or_ef, seed):
     """Among many, the cells are found by products of matrices."""
     queries = np.random.default_rng(seed).normal(size=(count, DIM)).astype(np.float32)
-    distances, rows = search(made[kind], SHAPES[kind], 5, effort=effort, queries=queries)
+    distances, rows = search(made[kind], SHAPES[kind], 5, nprobe_or_ef=nprobe_or_ef, queries=queries)
     for place, query in enumerate(queries):
-        alone = search(made[kind], SHAPES[kind], 5, effort=effort, queries=query[None])
+        alone = search(made[kind], SHAPES[kind], 5, nprobe_or_ef=nprobe_or_ef, queries=query[None])
         if kind == "opq_ivf_pq":  # FAISS itself rotates one vector in another order of sums than several
             assert np.allclose(distances[place], alone[0][0], rtol=1e-4)
         else:

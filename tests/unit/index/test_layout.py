@@ -98,7 +98,7 @@ def test_facts_come_back_as_they_were_written():
     facts = IndexFacts(
         shape=Shape(kind="ivf_sq", dim=8, lists=4, refine=2),
         shards=2,
-        effort=3,
+        nprobe_or_ef=3,
         recall=0.97,
         measured=100,
         trained_on=90,

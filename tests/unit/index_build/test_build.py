@@ -77,7 +77,7 @@ def test_the_recall_that_is_said_is_that_of_the_index_as_it_is_searched(built):
     found = recall_at(index.search(queries, DEPTH).rows_qk, index.exact(queries, DEPTH).rows_qk)
     assert found == pytest.approx(facts.recall)
     assert (facts.measured, facts.trained_on) == (len(index), len(index))
-    assert index.effort == facts.effort
+    assert index.nprobe_or_ef == facts.nprobe_or_ef
 
 
 def test_every_scan_is_in_one_row_of_the_shard_that_it_belongs_to(built):
@@ -147,12 +147,12 @@ def test_small_cells_of_many_shards_do_not_pass_for_a_good_search(store):
     line = gallery(store, scans_of(3000))
     config = index_config("index.kind=ivf_flat", "index.shards=8", "index.effort=1", "index.min_recall=0.9")
     version, made = line.index(config)
-    assert made.facts.effort > 1
+    assert made.facts.nprobe_or_ef > 1
     index = line.open(version)
     queries = index.vectors(np.arange(0, 3000, 20)).astype(np.float32)
     exact = index.exact(queries, DEPTH)
     assert recall_at(index.search(queries, DEPTH).rows_qk, exact.rows_qk) > 0.85
-    assert recall_at(index.search(queries, DEPTH, effort=1).rows_qk, exact.rows_qk) < 0.85
+    assert recall_at(index.search(queries, DEPTH, nprobe_or_ef=1).rows_qk, exact.rows_qk) < 0.85
 
 
 @pytest.mark.parametrize("kind", ["ivf_flat", "ivf_sq"])

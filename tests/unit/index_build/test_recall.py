@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from mrcg.index.distances import SLACK, Neighbours, nearest
 from mrcg.index.engines import Candidates
 from mrcg.index.layout import Shape
-from mrcg.index_build.recall import DEPTH, STEP, TRIES, Examined, efforts, settle
+from mrcg.index_build.recall import DEPTH, STEP, TRIES, Examined, nprobe_or_ef_steps, settle
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000))
 def test_efforts_rise_to_the_most_there_is(first, most):
-    found = efforts(first, most)
+    found = nprobe_or_ef_steps(first, most)
     assert found == sorted(set(found))
     assert len(found) <= TRIES
     assert max(found) == max(first, min(most, math.ceil(first * STEP ** (TRIES - 1))))
@@ -24,8 +24,8 @@ def test_efforts_rise_to_the_most_there_is(first, most):
 
 
 def test_where_there_is_nothing_to_raise_one_effort_is_tried():
-    assert efforts(0, 100) == [0]
-    assert efforts(100, 100) == [100]
+    assert nprobe_or_ef_steps(0, 100) == [0]
+    assert nprobe_or_ef_steps(100, 100) == [100]
 
 
 PLAIN = Shape(kind="ivf_flat", dim=4, lists=8)
@@ -60,8 +60,8 @@ def examinations(draw):
         rows = list(range(parity, 2 * draw(st.integers(1, 40)), 2))
         found = sorted(draw(st.integers(0, len(rows))) for _ in steps)
         tried = []
-        for effort, many in zip(steps, found, strict=True):
-            tried.append((effort, rows[len(rows) - many :]))
+        for nprobe_or_ef, many in zip(steps, found, strict=True):
+            tried.append((nprobe_or_ef, rows[len(rows) - many :]))
             if many / len(rows) >= wanted:
                 break
         examined.append((rows, tried))
@@ -72,20 +72,22 @@ def examinations(draw):
 def test_the_least_effort_that_reaches_the_recall_is_taken(examination, queries):
     wanted, steps, shards = examination
     examined = [
-        Examined(answers(rows, queries), tuple((effort, candidates(some, queries)) for effort, some in tried))
+        Examined(
+            answers(rows, queries), tuple((nprobe_or_ef, candidates(some, queries)) for nprobe_or_ef, some in tried)
+        )
         for rows, tried in shards
     ]
     true = sorted(row for rows, _ in shards for row in rows)[:DEPTH]
 
-    def recall(effort):
+    def recall(nprobe_or_ef):
         # A shard that stopped earlier had found enough.
-        best = [row for _, tried in shards for row in [some for at, some in tried if at <= effort][-1]]
+        best = [row for _, tried in shards for row in [some for at, some in tried if at <= nprobe_or_ef][-1]]
         return len(set(true) & set(sorted(best)[:DEPTH])) / len(true)
 
-    tried = [effort for effort in steps if any(effort in dict(one) for _, one in shards)]
+    tried = [nprobe_or_ef for nprobe_or_ef in steps if any(nprobe_or_ef in dict(one) for _, one in shards)]
     expected = next((one for one in tried if recall(one) >= wanted), tried[-1])
-    effort, reached = settle(examined, PLAIN, wanted)
-    assert effort == expected
+    nprobe_or_ef, reached = settle(examined, PLAIN, wanted)
+    assert nprobe_or_ef == expected
     assert reached == pytest.approx(recall(expected))
 
 

@@ -14,8 +14,8 @@ from mrcg.index_build.sizing import (
     build_bytes,
     draw_bytes,
     examine_bytes,
-    first_effort,
     index_bytes,
+    initial_nprobe_or_ef,
     measured_costs,
     most_rows,
     plan_index,
@@ -96,7 +96,7 @@ def test_a_plan_never_takes_more_memory_than_a_node_has(count, dim, node_bytes, 
     assert max(plan.node_bytes, plan.build_bytes) <= node_bytes
     assert 1 <= plan.nodes <= plan.shards <= max(1, shards or count)
     assert plan.shards == (shards or plan.shards)
-    assert min(plan.disk_bytes, plan.build_seconds, plan.query_seconds, plan.effort) >= 0
+    assert min(plan.disk_bytes, plan.build_seconds, plan.query_seconds, plan.nprobe_or_ef) >= 0
 
 
 @given(counts, dims, nodes, kinds, machines)
@@ -132,7 +132,7 @@ def test_more_memory_never_takes_more_nodes(count, dim, one, other, kind):
 def test_a_higher_recall_never_takes_less_effort(count, dim, kind, one, other):
     low, high = (planned(count, dim, 1024 * GIB, recall, kind, 0, ROUND) for recall in sorted((one, other)))
     assume(low is not None and high is not None)
-    assert low.effort <= high.effort
+    assert low.nprobe_or_ef <= high.nprobe_or_ef
     assert low.query_seconds <= high.query_seconds
     assert low.shape.refine <= high.shape.refine
 
@@ -207,8 +207,8 @@ def test_a_shape_can_be_trained_on_what_there_is(count, dim, recall, kind):
     shape = shape_of(kind, count, dim, recall)
     assert shape.kind in (kind, "flat")
     assert shape.lists * VECTORS_PER_LIST <= count
-    assert 0 <= first_effort(shape, recall) <= max(shape.lists, 2**14)
-    assert (first_effort(shape, recall) == 0) == (shape.kind == "flat")
+    assert 0 <= initial_nprobe_or_ef(shape, recall) <= max(shape.lists, 2**14)
+    assert (initial_nprobe_or_ef(shape, recall) == 0) == (shape.kind == "flat")
     if shape.kind == "opq_ivf_pq":
         assert shape.pq_bytes <= dim
         assert count >= 256 * VECTORS_PER_LIST
@@ -218,7 +218,7 @@ def test_a_shape_can_be_trained_on_what_there_is(count, dim, recall, kind):
 
 def test_few_vectors_are_scanned_exactly_whatever_was_asked_for():
     plan = plan_index(50, 8, GIB, 0.95, "ivf_flat", 0, ROUND)
-    assert (plan.shape.kind, plan.effort) == ("flat", 0)
+    assert (plan.shape.kind, plan.nprobe_or_ef) == ("flat", 0)
 
 
 def test_costs_are_those_that_are_given():
@@ -230,7 +230,7 @@ def test_costs_are_those_that_are_given():
     slow = ROUND.model_copy(update={"flat_scan": 1e-6})
     assert plan_index(1000, 100, 16 * GIB, 0.95, None, 0, slow).shape.kind != "flat"
     ivf = plan_index(10**6, 100, 16 * GIB, 0.95, "ivf_flat", 0, ROUND)
-    scanned = 10**6 * ivf.effort / ivf.shape.lists
+    scanned = 10**6 * ivf.nprobe_or_ef / ivf.shape.lists
     assert ivf.query_seconds == pytest.approx(ivf.shape.lists * 100 * 1e-10 + scanned * 100 * 2e-10)
 
 

@@ -9,7 +9,7 @@ from mrcg.corpus.splits import SPLITS, Fold, Split, make_splits
 from mrcg.execution.executor import LocalExecutor, silent
 from mrcg.index.distances import exact_distances
 from mrcg.reranker import graph_build
-from mrcg.reranker.graph_build import GraphWork, gather, make_graphs
+from mrcg.reranker.graph_build import GraphWork, build_graphs, gather
 from mrcg.reranker.graph_table import read_graphs
 from mrcg.storage import schemas
 from mrcg.storage.attempts import begin
@@ -54,7 +54,7 @@ def graphs(gallery, settings, executor=None, **more):
     """Counts, and the published lists; ``settings`` tells one version from another."""
     store = gallery[0]
     with begin(store, "graphs", settings) as attempt:
-        counts, files = make_graphs(work_of(gallery, attempt.folder, **more), executor or LocalExecutor(), silent)
+        counts, files = build_graphs(work_of(gallery, attempt.folder, **more), executor or LocalExecutor(), silent)
         attempt.publish(make_manifest("graphs", settings, {}, {}, counts, files))
     return counts, store.artefact("graphs", settings)
 

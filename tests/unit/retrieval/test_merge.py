@@ -2,17 +2,17 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrcg.retrieval.merge import Fetched, Near, assemble, gather, rows_of
+from mrcg.retrieval.merge import HitDetails, ShardHits, assemble_hits, merge_hits, rows_to_fetch
 from mrcg.retrieval.search import Facts
 
 
 def near(rows, distances, groups=None, shards=1):
-    return Near(rows, distances, groups, min(distances, default=None), len(rows) + 5, len(rows), shards, 3)
+    return ShardHits(rows, distances, groups, min(distances, default=None), len(rows) + 5, len(rows), shards, 3)
 
 
 def fetched(rows):
     facts = [Facts(None, None, None, None, f"g{row}") for row in rows]
-    return Fetched([f"i{row}" for row in rows], facts, np.array(rows, dtype=np.float16)[:, None])
+    return HitDetails([f"i{row}" for row in rows], facts, np.array(rows, dtype=np.float16)[:, None])
 
 
 scans = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9), st.sampled_from(["a", "b", "c", None])), max_size=40)
@@ -39,15 +39,15 @@ def test_parts_together_are_the_whole(drawn, parts, n, grouped):
         for some in found
     ]
     wanted = first_of_each(everything)[:n]
-    assert [(one.distance, one.row, one.part) for one in gather(answers, n)] == [one[:3] for one in wanted]
+    assert [(one.distance, one.row, one.part) for one in merge_hits(answers, n)] == [one[:3] for one in wanted]
 
 
 def test_what_is_fetched_stands_in_the_order_of_distances():
     parts = [near([4, 1], [1.0, 3.0], shards=1), None, near([7, 2], [2.0, 4.0], shards=1)]
-    places = gather(parts, 3)
-    rows = rows_of(places, 3)
+    places = merge_hits(parts, 3)
+    rows = rows_to_fetch(places, 3)
     assert rows == [[4, 1], [], [7]]
-    found = assemble(places, parts, [fetched(rows[0]), None, fetched(rows[2])])
+    found = assemble_hits(places, parts, [fetched(rows[0]), None, fetched(rows[2])])
     assert found.image_ids == ["i4", "i7", "i1"]
     assert [one.group for one in found.facts] == ["g4", "g7", "g1"]
     assert found.distances == [1.0, 2.0, 3.0]
@@ -56,5 +56,5 @@ def test_what_is_fetched_stands_in_the_order_of_distances():
 
 
 def test_nothing_found_is_an_answer():
-    found = assemble([], [near([], [])], [None])
+    found = assemble_hits([], [near([], [])], [None])
     assert (found.image_ids, found.nearest, found.shards) == ([], None, 1)

@@ -9,7 +9,15 @@ from mrcg.api.requests import Filters, ImageIdQuery, SearchParams
 from mrcg.reranker.influence import Influences
 from mrcg.retrieval.local import _finish
 from mrcg.retrieval.query import PixelQuery, Query, VectorQuery
-from mrcg.retrieval.search import AllowAll, Facts, Found, RequestContext, SearchSettings, StageUnavailableError, answer
+from mrcg.retrieval.search import (
+    AllowAll,
+    Facts,
+    RequestContext,
+    SearchHits,
+    SearchSettings,
+    StageUnavailableError,
+    answer,
+)
 
 SETTINGS = SearchSettings(neighbours=4, ood_threshold=10.0, rerank_reserve_ms=50)
 
@@ -41,7 +49,7 @@ class Stages:
         distances = [self.nearest + i for i in range(self.found)]
         facts = [Facts(label, "axial", "T1", "north", f"g{i}") for i, label in enumerate("abab"[: self.found])]
         vectors = np.zeros((self.found, 3), dtype=np.float16)
-        return Found(names, facts, distances, vectors, self.nearest, 90, 40, self.shards, 4)
+        return SearchHits(names, facts, distances, vectors, self.nearest, 90, 40, self.shards, 4)
 
     async def rerank(self, context, embedding_d, vectors_nd):
         self._ask("rerank")
