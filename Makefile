@@ -1,24 +1,24 @@
-# Everything runs from .venv, which is made on first use; nothing else has to be installed.
+# All targets run from .venv, which is created on first use; nothing else has to be installed.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .PHONY: help install demo test test-fast lint types contracts format constraints clean
 
-help: ## this list
+help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
 
-install: $(INSTALLED) ## make .venv and install everything into it
+install: $(INSTALLED) ## create .venv and install the project with all extras
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -x $(BIN)/uv || { $(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet --disable-pip-version-check uv; }
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --constraint constraints.txt --editable '.[all,dev]'
 	@touch $@
 
-demo: $(INSTALLED) ## phantoms -> pipeline -> release -> service -> ranked hits (ARGS=--no-serve ends there)
+demo: $(INSTALLED) ## phantoms -> pipeline -> release -> service -> ranked hits (ARGS=--no-serve stops after the search)
 	$(BIN)/python deploy/demo.py $(ARGS)
 
-test: lint types contracts ## lint, types, import contracts and every test
+test: lint types contracts ## lint, types, import contracts and all tests
 	$(BIN)/python -m pytest tests
 
 test-fast: $(INSTALLED) ## unit and congruence tests without Ray
@@ -34,17 +34,17 @@ types: $(INSTALLED)
 contracts: $(INSTALLED)
 	$(BIN)/lint-imports
 
-format: $(INSTALLED) ## let ruff format and fix
+format: $(INSTALLED) ## fix and format the code with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-constraints: $(INSTALLED) ## resolve the newest versions into constraints.txt
+constraints: $(INSTALLED) ## update constraints.txt to the newest versions
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --upgrade \
 		--no-header --no-annotate --quiet --output-file constraints.txt
 
-proto: $(INSTALLED) ## make serve/mrcg_serve/rpc/retrieval_pb2* from retrieval.proto
+proto: $(INSTALLED) ## generate serve/mrcg_serve/rpc/retrieval_pb2* from retrieval.proto
 	$(BIN)/uv tool run --from grpcio-tools==1.85.1 python -m grpc_tools.protoc -I serve --python_out=serve --pyi_out=serve \
 		--grpc_python_out=serve serve/mrcg_serve/rpc/retrieval.proto
 
-clean: ## remove what make made, .venv too
+clean: ## delete everything that make created, including .venv
 	rm -rf .venv demo dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

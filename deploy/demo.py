@@ -1,7 +1,6 @@
-"""The platform once, top to bottom: phantoms, pipeline, release, service, one search.
+"""Demo of the whole platform: phantoms, pipeline, release, service, one search.
 
-``make demo`` runs this. Every step is a command that you can type yourself; it is printed before it
-runs. Nothing here knows more than the command line does.
+``make demo`` runs it. Every step is an ``mrcg`` command that is printed before it runs, so you can type it yourself.
 """
 
 from __future__ import annotations
@@ -26,35 +25,35 @@ MRCG = [str(Path(sys.executable).parent / "mrcg")]
 console = Console()
 
 
-def show(*words: str) -> list[str]:
-    """The command of these words, printed as one would type it."""
-    console.print(f"\n[bold]$ mrcg {shlex.join(words)}[/bold]", highlight=False, soft_wrap=True)
-    return [*MRCG, *words]
+def show(*arguments: str) -> list[str]:
+    """Print an ``mrcg`` command as one would type it, and return its command line."""
+    console.print(f"\n[bold]$ mrcg {shlex.join(arguments)}[/bold]", highlight=False, soft_wrap=True)
+    return [*MRCG, *arguments]
 
 
-def run(*words: str) -> None:
-    """Run a command; its failure ends the demo."""
-    if code := subprocess.run(show(*words), check=False).returncode:
+def run(*arguments: str) -> None:
+    """Run an ``mrcg`` command; exit with its code if it fails."""
+    if code := subprocess.run(show(*arguments), check=False).returncode:
         sys.exit(code)
 
 
 def wait_ready(service: subprocess.Popen[str]) -> str:
-    """URL of the service, as its first line of JSON states it."""
+    """Wait for the first JSON line of the service and return the URL in it."""
     assert service.stdout is not None
     for line in service.stdout:
         if line.startswith("{"):
             return str(json.loads(line)["url"])
-    sys.exit(f"the service ended with {service.wait()}")
+    sys.exit(f"the service exited with code {service.wait()}")
 
 
 def main() -> None:
     """Run the demo."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--no-serve", action="store_true", help="stop the service after the search")
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--port", type=int, default=8000, help="port of the service")
     options = parser.parse_args()
     start = time.monotonic()
-    # Held-out patients come from another seed: nobody has seen them.
+    # Held-out patients come from another seed, so they are not in the training data.
     run("sample", str(SCANS), "--images", str(IMAGES), "--seed", str(SEED))
     run("sample", str(HELD_OUT), "--images", "4", "--seed", str(HELD_OUT_SEED))
     run("run", "--source", str(SCANS), "--store", str(STORE), "--recipe", "demo")
@@ -83,7 +82,7 @@ def main() -> None:
 
 
 def show_report() -> None:
-    """Print the table of the newest report and say where its picture is."""
+    """Print the tables of the newest report and the paths of the pictures."""
     report = max(STORE.glob("reports/*/*/tables.md"), key=lambda path: path.stat().st_mtime)
     console.print(f"\n{report.read_text()}", highlight=False, markup=False)
     console.print(f"picture of the search: {PICTURE}", highlight=False)

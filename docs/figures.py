@@ -1,16 +1,16 @@
-"""Write the tables of figures from what was measured, so that none is typed.
+"""Write the tables of figures from the files with the measurements, so that no figure is typed by hand.
 
 python docs/figures.py          rewrites the blocks between the markers
-python docs/figures.py --check  fails where a block is not what was measured
+python docs/figures.py --check  fails if a block differs from the measurements
 
-A block stands between ``<!-- figures: NAME -->`` and ``<!-- /figures -->``; its table comes from
+A block lies between ``<!-- figures: NAME -->`` and ``<!-- /figures -->``. Its table comes from:
 
-- reports, summary: docs/reports and docs/bench/gains.json, taken from a store by docs/gather.py;
-- tried: docs/reports/tried, the same of runs with another reranker, named by what is other;
-- reproduction: docs/bench/reproduction.json, as ``mrcg reproduce --json`` prints it;
-- learning, ingest: docs/bench, as ``python -m tests.bench.learning`` and ``… .ingest`` write them with ``--out``;
-- serving, engines: docs/bench/serve.json, as ``python -m tests.bench.serve`` writes it (docs/serve_figures.py);
-- index, steps, growth: the same of ``… .index`` and ``… .growth`` (docs/index_figures.py).
+- reports, summary: docs/reports and docs/bench/gains.json, which docs/gather.py copies from a store;
+- tried: docs/reports/tried, reports of runs with another reranker, named by the settings that differ;
+- reproduction: docs/bench/reproduction.json, the output of ``mrcg reproduce --json``;
+- learning, ingest: docs/bench, the output of ``python -m tests.bench.learning`` and ``… .ingest`` with ``--out``;
+- serving, engines: docs/bench/serve.json, the output of ``python -m tests.bench.serve`` (docs/serve_figures.py);
+- index, steps, growth: the output of ``… .index`` and ``… .growth`` (docs/index_figures.py).
 """
 
 from __future__ import annotations
@@ -35,34 +35,35 @@ BLOCK = re.compile(r"<!-- figures: (\w+) -->\n.*?<!-- /figures -->", re.DOTALL)
 
 
 def read_reports() -> list[tuple[int, Report]]:
-    """Seed and report of each run, protocol by protocol, ``paper`` first."""
-    found = []
+    """Return seed and report of each run, ordered by protocol (``paper`` first), then by seed."""
+    runs = []
     for path in (DOCS / "reports").glob("*.json"):
-        found.append((int(path.stem.rsplit("-", 1)[1]), Report.model_validate_json(path.read_bytes())))
-    return sorted(found, key=lambda one: (one[1].protocol != "paper", one[1].protocol, one[0]))
+        runs.append((int(path.stem.rsplit("-", 1)[1]), Report.model_validate_json(path.read_bytes())))
+    return sorted(runs, key=lambda run: (run[1].protocol != "paper", run[1].protocol, run[0]))
 
 
 def reports_table() -> str:
-    """One line for each run, 95 % intervals in brackets."""
+    """Return a table with one row per run and 95 % intervals in brackets."""
     lines = [
         "| protocol | seed | queries | leaking | MAP, ANN order | MAP, reranked | gain, points | MAP (full), reranked "
         "| P@10, reranked |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for seed, report in read_reports():
-        after = report.reranked
+        reranked = report.reranked
         cells = [
             f"`{report.protocol}`", str(seed), str(report.queries), str(report.leaking_queries),
-            _with(report.ann.map, report.ann.intervals.map), _with(after.map, after.intervals.map),
-            _gain(report.gain.map), _with(after.map_full, after.intervals.map_full),
-            _with(after.precision_at_10, after.intervals.precision_at_10),
+            _with_interval(report.ann.map, report.ann.intervals.map),
+            _with_interval(reranked.map, reranked.intervals.map),
+            _gain(report.gain.map), _with_interval(reranked.map_full, reranked.intervals.map_full),
+            _with_interval(reranked.precision_at_10, reranked.intervals.precision_at_10),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def summary_table() -> str:
-    """One line for each protocol: means over its runs."""
+    """Return a table with one row per protocol: means over its runs."""
     runs = read_reports()
     lines = [
         "| protocol | runs | queries | leaking | MAP, ANN order | MAP, reranked | gain, points | MAP (full), reranked "
@@ -71,24 +72,24 @@ def summary_table() -> str:
     ]
     gains = json.loads((DOCS / "bench" / "gains.json").read_text())
     for protocol in dict.fromkeys(report.protocol for _, report in runs):
-        mine = [report for _, report in runs if report.protocol == protocol]
-        percent: Sequence[Callable[[Report], float]] = (
+        reports = [report for _, report in runs if report.protocol == protocol]
+        percentages: Sequence[Callable[[Report], float]] = (
             lambda r: r.ann.map,
             lambda r: r.reranked.map,
             lambda r: r.reranked.map_full,
             lambda r: r.reranked.precision_at_10,
         )
-        counts = (statistics.fmean(r.queries for r in mine), statistics.fmean(r.leaking_queries for r in mine))
-        cells = [f"`{protocol}`", str(len(mine)), *(f"{count:.0f}" for count in counts)]
-        cells += [f"{100 * statistics.fmean(figure(r) for r in mine):.2f}" for figure in percent]
+        counts = (statistics.fmean(r.queries for r in reports), statistics.fmean(r.leaking_queries for r in reports))
+        cells = [f"`{protocol}`", str(len(reports)), *(f"{count:.0f}" for count in counts)]
+        cells += [f"{100 * statistics.fmean(figure(r) for r in reports):.2f}" for figure in percentages]
         cells.insert(6, _gain(Gain(**{bound: gains[protocol][bound] for bound in Gain.model_fields})))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def tried_table() -> str:
-    """One line for each other way of reranking that was tried, with the validation MAP that the choice rests on."""
-    first = {report.protocol: report for seed, report in read_reports() if seed == 1}
+    """Return a table with one row per reranker that was tried, with the validation MAP that decided the choice."""
+    seed_1 = {report.protocol: report for seed, report in read_reports() if seed == 1}
     tried = {
         path.stem: Report.model_validate_json(path.read_bytes()) for path in (DOCS / "reports" / "tried").glob("*")
     }
@@ -96,23 +97,28 @@ def tried_table() -> str:
         "| reranker | validation MAP | MAP, ANN order | MAP, reranked | gain, points |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
-    for name, report in [("as in the recipe", first["paper"]), *sorted(tried.items())]:
-        chosen = report.reranker_training.epochs[report.reranker_training.best_epoch].validation_map
-        cells = [name, f"{100 * (chosen or 0):.2f}", f"{100 * report.ann.map:.2f}", f"{100 * report.reranked.map:.2f}"]
+    for name, report in [("as in the recipe", seed_1["paper"]), *sorted(tried.items())]:
+        validation_map = report.reranker_training.epochs[report.reranker_training.best_epoch].validation_map
+        cells = [
+            name,
+            f"{100 * (validation_map or 0):.2f}",
+            f"{100 * report.ann.map:.2f}",
+            f"{100 * report.reranked.map:.2f}",
+        ]
         lines.append(f"| {' | '.join([*cells, _gain(report.gain.map)])} |")
     return "\n".join(lines)
 
 
 def reproduction_table() -> str:
-    """The paper's tables with ours beside them."""
+    """Return the systems of the paper with the measured figures and the published ones."""
     return reproduction_markdown(
         Reproduction.model_validate_json((DOCS / "bench" / "reproduction.json").read_bytes())
     ).rstrip()
 
 
 def learning_table() -> str:
-    """One line for each ratio of the benchmark of learning."""
-    lines = ["| what | measured | against | ratio | at least |", "| --- | ---: | ---: | ---: | ---: |"]
+    """Return a table with one row per ratio of the training benchmark."""
+    lines = ["| measurement | measured | reference | ratio | minimum |", "| --- | ---: | ---: | ---: | ---: |"]
     for row in json.loads((DOCS / "bench" / "learning.json").read_text()):
         cells = [
             row["what"], f"{row['measured']:.1f} {row['unit']}", f"{row['against']:.1f}",
@@ -123,16 +129,16 @@ def learning_table() -> str:
 
 
 def ingest_table() -> str:
-    """One line for each source of the ingestion benchmark."""
+    """Return a table with one row per source of the ingestion benchmark."""
     lines = [
-        "| source | images | reading, images/s | pool, images/s | ratio | whole command, s | pool, s "
+        "| source | images | MRCG, images/s | pool, images/s | ratio | MRCG, whole command, s | pool, s "
         "| peak memory, MB |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in json.loads((DOCS / "bench" / "ingest.json").read_text()):
-        ours, theirs = row["images"] / row["reading"], row["images"] / row["pool_reading"]
+        rate, pool_rate = row["images"] / row["reading"], row["images"] / row["pool_reading"]
         cells = [
-            row["source"], f"{row['images']:,}", f"{ours:,.0f}", f"{theirs:,.0f}", f"{ours / theirs:.2f}",
+            row["source"], f"{row['images']:,}", f"{rate:,.0f}", f"{pool_rate:,.0f}", f"{rate / pool_rate:.2f}",
             f"{row['command']:.0f}", f"{row['pool']:.0f}", f"{row['peak_mb']:,.0f}",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
@@ -154,7 +160,7 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 
 
-def _with(mean: float, bounds: Interval) -> str:
+def _with_interval(mean: float, bounds: Interval) -> str:
     return f"{100 * mean:.1f} [{100 * bounds.low:.1f}, {100 * bounds.high:.1f}]"
 
 
@@ -163,17 +169,17 @@ def _gain(gain: Gain) -> str:
 
 
 def main() -> None:
-    """Rewrite or check the blocks."""
+    """Rewrite the blocks or, with ``--check``, check them."""
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        wanted = BLOCK.sub(lambda found: f"<!-- figures: {found[1]} -->\n{TABLES[found[1]]()}\n<!-- /figures -->", text)
-        if wanted == text:
+        updated = BLOCK.sub(lambda m: f"<!-- figures: {m[1]} -->\n{TABLES[m[1]]()}\n<!-- /figures -->", text)
+        if updated == text:
             continue
         if "--check" in sys.argv[1:]:
-            sys.exit(f"{page.name}: the figures are not those that were measured; run python docs/figures.py")
-        page.write_text(wanted, encoding="utf-8")
+            sys.exit(f"{page.name}: the tables differ from the measurements: run python docs/figures.py")
+        page.write_text(updated, encoding="utf-8")
     if "--check" in sys.argv[1:] and index_figures.stamp() not in (DOCS / "bench" / "index.svg").read_text():
-        sys.exit("docs/bench/index.svg is not of docs/bench/index.json; run python docs/index_figures.py")
+        sys.exit("docs/bench/index.svg is older than docs/bench/index.json: run python docs/index_figures.py")
 
 
 if __name__ == "__main__":

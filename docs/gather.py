@@ -1,10 +1,10 @@
-"""Take what was measured from a store, for docs/figures.py.
+"""Copy reports from a store for docs/figures.py.
 
     python docs/gather.py STORE SET REPORT...
 
-REPORT are versions of kind reports (``mrcg run`` prints them). Each gives docs/reports/SET-PROTOCOL-seed-N.json; the
-runs of a protocol together give what reranking is worth over all of them, in docs/bench/gains.json. There a group of
-scans is resampled with all its queries in all runs: the runs have other splits, but the same scans.
+Each REPORT is a version of kind ``reports`` (``mrcg run`` prints it) and becomes docs/reports/SET-PROTOCOL-seed-N.json.
+docs/bench/gains.json gets the gain of reranking over all runs of each protocol. For that, a group of scans is resampled
+with all its queries in all runs, because the runs have different splits but the same scans.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DOCS = Path(__file__).parent
 
 
 def main(url: str, name: str, *versions: str) -> None:
-    """Write the files."""
+    """Copy the reports and write the gains."""
     store, tables, reports = Store(url), {}, {}
     for version in versions:
         artefact = store.artefact("reports", version)

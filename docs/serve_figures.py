@@ -1,4 +1,4 @@
-"""The tables of serving, from docs/bench/serve.json."""
+"""Tables of the serving benchmark, from docs/bench/serve.json."""
 
 from __future__ import annotations
 
@@ -7,53 +7,55 @@ from pathlib import Path
 from typing import Any
 
 BENCH = Path(__file__).parent / "bench"
+#: Names of the services in the table, by their names in the file.
+LABELS = {"ours": "MRCG", "one by one": "one by one", "batched": "batched"}
 
 
 def read_figures() -> dict[str, Any]:
-    """What ``python -m tests.bench.serve`` wrote."""
+    """Return the figures that ``python -m tests.bench.serve`` wrote."""
     figures: dict[str, Any] = json.loads((BENCH / "serve.json").read_text())
     return figures
 
 
 def serving_table() -> str:
-    """The chain on an idle service, and all services with all numbers of clients."""
+    """Return the figures of an idle service, and a table of all services for each number of clients."""
     figures = read_figures()
     chain, rows = figures["chain"], figures["services"]
-    of = {(row["service"], row["clients"]): row for row in rows}
-    over = chain["end_to_end_ms"] - chain["compute_ms"]
+    row_of = {(row["service"], row["clients"]): row for row in rows}
+    overhead_ms = chain["end_to_end_ms"] - chain["compute_ms"]
     lines = [
-        f"Idle, one client: {chain['end_to_end_ms']:.1f} ms from end to end at the median, {chain['p99_ms']:.1f} ms at "
-        f"the 99th percentile; the same stages in one process {chain['compute_ms']:.1f} ms; the chain costs "
-        f"{over:.1f} ms.",
+        f"Idle service, one client: median {chain['end_to_end_ms']:.1f} ms end to end, 99th percentile "
+        f"{chain['p99_ms']:.1f} ms. The same stages in one process: {chain['compute_ms']:.1f} ms. Overhead of the "
+        f"service: {overhead_ms:.1f} ms.",
         "",
-        "| clients | service | queries/s | of one by one | of batched | p50, ms | p99, ms | of one by one | failed |",
+        "| clients | service | queries/s | ÷ one by one | ÷ batched | p50, ms | p99, ms | p99 ÷ one by one | failed |",
         "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in sorted(rows, key=lambda row: row["clients"]):
-        one, batched = of["one by one", row["clients"]], of["batched", row["clients"]]
+        single, batched = row_of["one by one", row["clients"]], row_of["batched", row["clients"]]
         cells = [
-            str(row["clients"]), row["service"], f"{row['rate']:.1f}", f"{row['rate'] / one['rate']:.2f}",
+            str(row["clients"]), LABELS[row["service"]], f"{row['rate']:.1f}", f"{row['rate'] / single['rate']:.2f}",
             f"{row['rate'] / batched['rate']:.2f}", f"{row['p50_ms']:.0f}", f"{row['p99_ms']:.0f}",
-            f"{row['p99_ms'] / one['p99_ms']:.2f}", str(row["failed"]),
+            f"{row['p99_ms'] / single['p99_ms']:.2f}", str(row["failed"]),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def engines_table() -> str:
-    """Engines of the encoder: how fast, and what their queries find."""
+    """Return a table of the encoder's engines: speed, and quality of the results for queries embedded with them."""
     figures = read_figures()["engines"]
-    first = figures[0]
+    torch = figures[0]
     lines = [
-        "| engine of the queries | images/s | of torch | MAP, ANN order | points | MAP, reranked | points "
-        "| torch's top 10 among the N nearest |",
+        "| engine for queries | images/s | ÷ torch | MAP, ANN order | difference, points "
+        "| MAP, reranked | difference, points | torch's top 10 among the N nearest |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in figures:
         cells = [
-            f"`{row['engine']}`", f"{row['rate']:.0f}", f"{row['rate'] / first['rate']:.1f}",
-            f"{row['map'] * 100:.2f}", f"{(row['map'] - first['map']) * 100:+.2f}",
-            f"{row['reranked_map'] * 100:.2f}", f"{(row['reranked_map'] - first['reranked_map']) * 100:+.2f}",
+            f"`{row['engine']}`", f"{row['rate']:.0f}", f"{row['rate'] / torch['rate']:.1f}",
+            f"{row['map'] * 100:.2f}", f"{(row['map'] - torch['map']) * 100:+.2f}",
+            f"{row['reranked_map'] * 100:.2f}", f"{(row['reranked_map'] - torch['reranked_map']) * 100:+.2f}",
             f"{row['kept']:.4f}",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")

@@ -44,7 +44,7 @@ from mrcg.storage.attempts import begin
 from mrcg.storage.catalog import all_manifests, remove_versions
 from mrcg.storage.manifest import derive_version, make_manifest
 from mrcg.storage.store import Store
-from mrcg_jobs.erasure import Eraser, forget_here
+from mrcg_jobs.erasure import Eraser, sweep_node_cache
 from mrcg_jobs.runner import run_stages
 from tests import making
 
@@ -272,7 +272,7 @@ def counted(store: Store, kind: str, version: str, **more: Any) -> None:
 
 def eraser(store: Store, pseudonyms: Pseudonyms | None = KEY, **more: Any) -> Eraser:
     """An eraser that does all work in this process."""
-    made = Eraser(store, pseudonyms, SIGNER, LocalExecutor(), None, lambda name: silent, forget_here)
+    made = Eraser(store, pseudonyms, SIGNER, LocalExecutor(), None, lambda name: silent, sweep_node_cache)
     return dataclasses.replace(made, **more)
 
 

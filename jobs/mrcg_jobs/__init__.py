@@ -1,1 +1,1 @@
-"""Batch jobs: Ray Data and Ray Train around library calls, one module per stage (DESIGN §1)."""
+"""Batch jobs: Ray Data and Ray Train around library calls, one module per stage. See docs/architecture.md#rooms."""

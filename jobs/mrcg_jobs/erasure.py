@@ -1,6 +1,7 @@
-"""Erase a patient or an image: forbidden at once, then made anew without them, then purged, then proved (DESIGN §5).
+"""Erase a patient or an image: hide the scans, rebuild without them, delete old versions, verify, sign a receipt.
 
-Every step can be killed: a record of what was found comes first, and the same command goes on by it.
+Every step can be interrupted: a record of what to erase is written first, and running the same command again resumes
+from it. See docs/index.md#erasure.
 """
 
 from __future__ import annotations
@@ -8,13 +9,11 @@ from __future__ import annotations
 import datetime
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from mrcg import __version__
 from mrcg.corpus.sources import Source
-from mrcg.erasure.discovery import tainted, traces, with_residue
+from mrcg.erasure.discovery import affected_versions, find_traces, with_unlisted_rows
 from mrcg.erasure.purge import purge_corpus
 from mrcg.erasure.records import (
     RECEIPTS,
@@ -23,11 +22,11 @@ from mrcg.erasure.records import (
     ErasureTarget,
     Receipt,
     SignedReceipt,
-    holds,
-    made_with,
+    has_erased_scans,
+    key_fingerprint,
     merge_records,
     plan_erasure,
-    versions_back,
+    reappeared_versions,
 )
 from mrcg.errors import IntegrityError, LostRaceError, NotFoundError, StoreError
 from mrcg.execution.executor import Executor, Progress
@@ -38,40 +37,40 @@ from mrcg.privacy.signing import Signer
 from mrcg.privacy.suppression import list_digest, suppress, token
 from mrcg.privacy.tombstones import tombstone
 from mrcg.releases.release import promote, read_release, release_numbers
-from mrcg.storage.attempts import begin, busy_versions, dead_attempts, inputs_of_live_attempts
+from mrcg.storage.attempts import abandoned_attempts, begin, busy_versions, inputs_of_live_attempts
 from mrcg.storage.cache import Cache
 from mrcg.storage.catalog import (
     Key,
     all_manifests,
-    chain,
     discard_attempts,
     key_of,
     name_of,
-    remove_loose,
+    remove_unreferenced_files,
     remove_versions,
+    with_dependencies,
 )
 from mrcg.storage.manifest import KINDS, Manifest, make_manifest
 from mrcg.storage.store import Store
+from mrcg.version import __version__
 from mrcg_jobs.runner import run_stages
 
 log = logging.getLogger(__name__)
 
 Forget = Callable[[Sequence[str]], None]
-#: A file that is being fetched into a cache grows at least this often (seconds).
-FETCHING_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
 class Eraser:
-    """Erases from one store.
+    """Erases patients and images from one store.
 
     Attributes:
-        pseudonyms: the key that the corpora were made with.
-        signer: of the receipt.
-        executor: do what has to be made anew; None: those of Ray.
-        ray_address: of a cluster.
-        progress_of: gives a step the progress that it reports to.
-        forget: removes from the caches of all nodes all files but some, by SHA-256.
+        store: the store.
+        pseudonyms: key that the corpora were made with; None if they have no pseudonyms.
+        signer: signs the receipt.
+        executor: for stages of the rebuild that map work over items; None uses Ray.
+        ray_address: of a cluster; None starts one on this machine.
+        progress_of: returns the progress callback of a step, given its name.
+        forget: deletes cached files on all nodes, except those with the given SHA-256 hashes.
     """
 
     store: Store
@@ -83,24 +82,24 @@ class Eraser:
     forget: Forget
 
     def erase(self, target: ErasureTarget) -> SignedReceipt:
-        """Erase somebody; a second time gives the same receipt.
+        """Erase a target and return the signed receipt; erasing it again returns the same receipt.
 
         Raises:
-            NotFoundError: no corpus has such an image.
-            UsageError: a corpus with it was made with another pseudonym key.
-            StoreError: a job is at work on what has to go.
-            IntegrityError: something of them is still in the store.
+            NotFoundError: no corpus has the image.
+            UsageError: a corpus that has it was made with another pseudonym key.
+            StoreError: a running job uses a version that must be deleted.
+            IntegrityError: erased data is still in the store.
         """
-        record = self._forbid(target)
+        record = self._start(target)
         if (signed := self._receipt_of(record)) is not None:
             return signed
-        made, release = self._corpora_anew(record), self._release_anew(record)
+        new_versions, release = self._rebuild_corpora(record), self._rebuild_release(record)
         if release is not None:
-            made |= chain(all_manifests(self.store), read_release(self.store, release).pins.items())
+            new_versions |= with_dependencies(all_manifests(self.store), read_release(self.store, release).pins.items())
         removed = self._purge(record)
-        if left := traces(self.store, record.names, record.vectors):
+        if files := find_traces(self.store, record.names, record.vectors):
             raise IntegrityError(
-                f"{left[0]} and {len(left) - 1} more files still hold them: run the same command again"
+                f"erased data is still in {files[0]} and {len(files) - 1} more files: run the same command again"
             )
         receipt = Receipt(
             ident=record.ident,
@@ -112,170 +111,171 @@ class Eraser:
             vectors=record.vectors,
             suppressed=record.suppressed,
             removed_versions=tuple(removed),
-            made_versions=tuple(sorted(map(name_of, made))),
+            made_versions=tuple(sorted(map(name_of, new_versions))),
             release=release,
             trained_on_them=record.models,
         )
         signed = SignedReceipt(receipt=receipt, signed=self.signer.sign(receipt.to_bytes()))
-        self.store.write_bytes(_receipt_place(record), signed.model_dump_json(indent=1).encode())
+        self.store.write_bytes(_receipt_path(record), signed.model_dump_json(indent=1).encode())
         return signed
 
-    def _forbid(self, target: ErasureTarget) -> ErasureRecord:
-        """At once: nobody is shown them, and no ingestion brings them back. Then the record says so."""
+    def _start(self, target: ErasureTarget) -> ErasureRecord:
+        """Hide the scans from searches and block their ingestion, then write and return the record of the erasure."""
         earlier = self._records_of(target)
         for record in earlier:
             if self._receipt_of(record) is None:
-                return record  # begun, and not finished
+                return record  # unfinished: resume it
         if earlier and not any(map(self._came_back, earlier)):
             return earlier[-1]
-        record = self._drawn(target, earlier)
+        record = self._new_record(target, earlier)
         tombstone(self.store, record.images)
         suppress(self.store, record.suppressed)
-        self._write(record)
+        self._write_record(record)
         return record
 
-    def _drawn(self, target: ErasureTarget, earlier: Sequence[ErasureRecord]) -> ErasureRecord:
-        """What is known of them now; and from earlier erasures, where they came back since."""
+    def _new_record(self, target: ErasureTarget, earlier: Sequence[ErasureRecord]) -> ErasureRecord:
+        """Plan the erasure from the present store and add what earlier erasures of this target recorded."""
         try:
             record = plan_erasure(self.store, target, self.pseudonyms)
         except NotFoundError:
             if not earlier:
                 raise
-            record = earlier[-1]  # what came back are versions that were made of them
-        for one in earlier:
-            record = merge_records(record, one)
+            record = earlier[-1]  # no corpus has them: only removed versions came back
+        for earlier_record in earlier:
+            record = merge_records(record, earlier_record)
         return record
 
     def _records_of(self, target: ErasureTarget) -> list[ErasureRecord]:
-        """Erasures of this wish, in order; found by its token, for what they were about may be gone by now."""
-        mine = token(self.pseudonyms, target.kind, target.value)
+        """Return earlier erasures of this target, oldest first; found by its token because its scans may be gone."""
+        target_token = token(self.pseudonyms, target.kind, target.value)
         records = [
             ErasureRecord.model_validate(self.store.read_json(f"{RECORDS}/{name}"))
             for name in self.store.listdir(RECORDS)
+            if name.endswith(".json")
         ]
-        return sorted((one for one in records if mine in one.suppressed), key=lambda one: (one.times, one.ident))
+        return sorted((r for r in records if target_token in r.suppressed), key=lambda r: (r.times, r.ident))
 
     def _came_back(self, record: ErasureRecord) -> bool:
-        """Whether there is a corpus that has them, or anything of what was removed: restored, say, from a copy."""
-        return bool(versions_back(self.store, record.doomed)) or any(
-            holds(self.store, version, record) for version in self.store.versions("corpus")
+        """Return whether erased scans or removed versions are in the store again, e.g. restored from a backup."""
+        return bool(reappeared_versions(self.store, record.doomed)) or any(
+            has_erased_scans(self.store, version, record) for version in self.store.versions("corpus")
         )
 
     def _receipt_of(self, record: ErasureRecord) -> SignedReceipt | None:
-        place = _receipt_place(record)
-        return SignedReceipt.model_validate(self.store.read_json(place)) if self.store.exists(place) else None
+        path = _receipt_path(record)
+        return SignedReceipt.model_validate(self.store.read_json(path)) if self.store.exists(path) else None
 
-    def _write(self, record: ErasureRecord) -> None:
+    def _write_record(self, record: ErasureRecord) -> None:
         self.store.write_bytes(f"{RECORDS}/{record.ident}.json", record.model_dump_json(indent=1).encode())
 
     def _tainted(self, record: ErasureRecord) -> set[Key]:
-        """Versions that may hold something of them as the store is now."""
+        """Return the versions that may hold erased data, in the present store."""
         manifests = all_manifests(self.store)
-        holding = [key for key in manifests if key[0] == "corpus" and holds(self.store, key[1], record)]
-        known = [key_of(one) for one in record.doomed]
-        return tainted(manifests, [*known, *holding, *with_residue(self.store, manifests)]) & set(manifests)
+        holding = [key for key in manifests if key[0] == "corpus" and has_erased_scans(self.store, key[1], record)]
+        known = [key_of(version) for version in record.doomed]
+        return affected_versions(manifests, [*known, *holding, *with_unlisted_rows(self.store, manifests)]) & set(
+            manifests
+        )
 
-    def _corpora_anew(self, record: ErasureRecord) -> set[Key]:
-        """Make the newest corpus of each source without them, where it has them: nobody has to read a source again."""
-        doomed = [self.store.manifest(*key) for key in self._tainted(record) if key[0] == "corpus"]
-        grown_from = {one.inputs.get("corpus") for one in doomed}
-        steps = [purged_corpus(one, list_digest(self.store)) for one in doomed if one.version not in grown_from]
+    def _rebuild_corpora(self, record: ErasureRecord) -> set[Key]:
+        """Rebuild the newest affected corpora from themselves, so that no source has to be read again."""
+        affected = [self.store.manifest(*key) for key in self._tainted(record) if key[0] == "corpus"]
+        bases = {corpus.inputs.get("corpus") for corpus in affected}
+        newest = [corpus for corpus in affected if corpus.version not in bases]
+        steps = [purged_corpus(corpus, list_digest(self.store)) for corpus in newest]
         for step in steps:
             self._make_corpus(step)
         return {("corpus", step.version) for step in steps}
 
-    def _release_anew(self, record: ErasureRecord) -> int | None:
-        """Make the current release without them, where it has them; its number."""
+    def _rebuild_release(self, record: ErasureRecord) -> int | None:
+        """Rebuild and promote the current release if it has the erased scans; return its number, None without any."""
         while release_numbers(self.store):
             release = read_release(self.store)
             if self._tainted(record).isdisjoint(release.pins.items()):
                 return release.number
-            line = ReleaseUpdate.of(self.store, release)
-            corpus, *steps = line.purged(list_digest(self.store))
+            update = ReleaseUpdate.of(self.store, release)
+            corpus, *steps = update.purge_steps(list_digest(self.store))
             self._make_corpus(corpus)
-            nowhere = Source("", "", 0, 0, False)
+            no_source = Source("", "", 0, 0, False)
             for _ in run_stages(
-                self.store, line.config, nowhere, steps, self.ray_address, self.progress_of, self.executor
+                self.store, update.config, no_source, steps, self.ray_address, self.progress_of, self.executor
             ):
                 pass
             try:
                 return promote(self.store, steps[-1].version, None).release.number
             except LostRaceError:
-                log.info("somebody else promoted a release just now: it is looked at, too")
+                log.info("another process promoted a release in the meantime: checking it, too")
         return None
 
     def _make_corpus(self, step: Step) -> None:
         if self.store.has("corpus", step.version):
             return
-        self.progress_of("purge corpus")(0, 0, "leaving them out")
+        self.progress_of("purge corpus")(0, 0, "removing the erased scans")
         base = self.store.artefact("corpus", step.inputs["corpus"])
         with begin(self.store, "corpus", step.version, step.inputs) as attempt:
-            joined = purge_corpus(base, attempt, self.pseudonyms if made_with(base.manifest) else None)
-            manifest = make_manifest("corpus", step.version, step.settings, step.inputs, joined.counts, joined.files)
+            corpus = purge_corpus(base, attempt, self.pseudonyms if key_fingerprint(base.manifest) else None)
+            manifest = make_manifest("corpus", step.version, step.settings, step.inputs, corpus.counts, corpus.files)
             self.store.record_run(attempt.publish(manifest), {"started": time.time()})
 
     def _purge(self, record: ErasureRecord) -> list[str]:
-        """Remove every version that holds them or was made from one that does, and what caches kept of it."""
-        # They go before anything is looked at: claimed by this process they would seem to be at work.
-        discard_attempts(self.store, dead_attempts(self.store, claim=True))
-        manifests = all_manifests(self.store)
-        doomed = sorted(self._tainted(record), key=lambda key: _last_made_first(key, manifests[key]))
-        self._nobody_is_at_work(doomed)
-        # Written before the first goes: who goes on after a kill does not see it any more.
-        gone = sorted({*record.doomed, *map(name_of, doomed)})
-        self._write(record.model_copy(update={"doomed": tuple(gone)}))
-        stay = {key: one for key, one in manifests.items() if key not in doomed}
-        remove_versions(self.store, doomed, stay)
-        # What a killed purge left of versions whose manifests it had removed.
-        remove_loose(self.store)
-        self.forget(sorted({entry.sha256 for one in stay.values() if one is not None for entry in one.files}))
-        return gone
+        """Delete all versions that hold erased data or derive from such a version; return their names.
 
-    def _nobody_is_at_work(self, doomed: Sequence[Key]) -> None:
-        busy = (inputs_of_live_attempts(self.store) | busy_versions(self.store)).intersection(doomed)
+        Caches are emptied of files that no remaining version has.
+        """
+        # Before the check for running jobs: attempts that this process has claimed would count as running.
+        discard_attempts(self.store, abandoned_attempts(self.store, claim=True))
+        manifests = all_manifests(self.store)
+        to_delete = sorted(self._tainted(record), key=lambda key: _removal_order(key, manifests[key]))
+        self._check_not_in_use(to_delete)
+        # Recorded before the first deletion: a resumed erasure cannot see versions that are already deleted.
+        removed = sorted({*record.doomed, *map(name_of, to_delete)})
+        self._write_record(record.model_copy(update={"doomed": tuple(removed)}))
+        kept = {key: manifest for key, manifest in manifests.items() if key not in to_delete}
+        remove_versions(self.store, to_delete, kept)
+        # Files of versions whose manifests an interrupted purge had already removed.
+        remove_unreferenced_files(self.store)
+        self.forget(sorted({entry.sha256 for m in kept.values() if m is not None for entry in m.files}))
+        return removed
+
+    def _check_not_in_use(self, to_delete: Sequence[Key]) -> None:
+        busy = (inputs_of_live_attempts(self.store) | busy_versions(self.store)).intersection(to_delete)
         if busy:
             kind, version = sorted(busy)[0]
             raise StoreError(
-                f"a job is at work on {kind}/{version}, which has to go: let it end or stop it, then run the same "
-                "command again (they are found by nobody meanwhile)"
+                f"a running job uses {kind}/{version}, which must be deleted: wait for it or stop it, "
+                "then run the same command again (the scans are already hidden from searches)"
             )
 
 
-def _last_made_first(key: Key, manifest: Manifest | None) -> tuple[int, int, Key]:
-    """Corpora come last, the newest last of all: while they are there a killed purge finds what was made from them."""
+def _removal_order(key: Key, manifest: Manifest | None) -> tuple[int, int, Key]:
+    """Sort derived versions first, corpora last and the newest corpus at the end.
+
+    While a corpus exists, a resumed purge can still find the versions that derive from it.
+    """
     generation = 0 if manifest is None else int(manifest.counts.get("generation", 0))
     return -list(KINDS).index(key[0]), generation, key
 
 
-def _receipt_place(record: ErasureRecord) -> str:
+def _receipt_path(record: ErasureRecord) -> str:
     return f"{RECEIPTS}/{record.ident}.json"
 
 
-def forget_here(kept: Sequence[str]) -> None:
-    """Remove from this node's cache all but some files.
+def sweep_node_cache(kept: Collection[str]) -> None:
+    """Remove from this node's cache all files but those with some SHA-256; other stores fetch theirs again.
 
-    What versions that were swept long ago left there nobody knows any more; what other stores need they fetch again.
+    Versions that were removed long ago may have left files that no manifest names any more.
+
+    Raises:
+        StoreError: a file cannot be removed.
     """
-    cache, stay = Cache.of_this_node(), frozenset(kept)
-    if cache is None or not cache.folder.is_dir():
-        return
-    for path in cache.folder.iterdir():
-        # A file that is being fetched right now is left to whoever fetches it.
-        if path.name not in stay and not (path.name.startswith(".") and _is_young(path)):
-            path.unlink(missing_ok=True)
-
-
-def _is_young(path: Path) -> bool:
-    try:
-        return time.time() - path.stat().st_mtime < FETCHING_SECONDS
-    except FileNotFoundError:
-        return True
+    if (cache := Cache.of_this_node()) is not None:
+        cache.keep_only(frozenset(kept))
 
 
 def forgetting(store: Store, ray_address: str | None, here: bool) -> Forget:
     """What removes files from caches: a folder has none; a remote store's are on every node of the cluster."""
     if store.local or here:
-        return forget_here
+        return sweep_node_cache
 
     def everywhere(kept: Sequence[str]) -> None:
         from mrcg.execution import ray_environment
@@ -285,7 +285,7 @@ def forgetting(store: Store, ray_address: str | None, here: bool) -> Forget:
         from mrcg_jobs.ray_runtime.executor import on_every_node
 
         cluster.start(ray_address)
-        on_every_node(forget_here, kept)
-        forget_here(kept)
+        on_every_node(sweep_node_cache, kept)
+        sweep_node_cache(kept)
 
     return everywhere

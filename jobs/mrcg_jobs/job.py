@@ -1,4 +1,4 @@
-"""What every stage's job is given and gives back."""
+"""Input and output of a stage's job."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mrcg.storage.store import Artefact, Store
 
 @dataclass(frozen=True)
 class Job:
-    """One stage to be run, and who does its pieces."""
+    """One stage to run: its inputs, the attempt to write to and the executor for its tasks."""
 
     store: Store
     config: Config
@@ -31,7 +31,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage made: its files below the attempt's output, counts for the manifest, times for ``run.json``."""
+    """The result of a stage: counts for the manifest, files in the attempt's output, times for ``run.json``."""
 
     counts: Mapping[str, Any]
     files: Sequence[FileEntry]
@@ -39,11 +39,11 @@ class Outcome:
 
 
 def write_output(store: Store, output: str, name: str, data: bytes) -> dict[str, Any]:
-    """Write an output file from a worker; the row names it with size and hash."""
+    """Write an output file from a worker and return its manifest entry as a row."""
     store.write_bytes(f"{output}/{name}", data)
     return FileEntry.of(name, data).model_dump()
 
 
 def entries(rows: Sequence[Mapping[str, Any]]) -> list[FileEntry]:
-    """The rows of ``write_output`` as entries of a manifest."""
+    """Return the manifest entries of rows that ``write_output`` returned."""
     return [FileEntry(name=row["name"], size=row["size"], sha256=row["sha256"]) for row in rows]

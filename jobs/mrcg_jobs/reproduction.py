@@ -1,7 +1,7 @@
-"""`mrcg reproduce`: train the six systems of the paper and measure them the same way.
+"""`mrcg reproduce`: train the six systems of the paper and measure them in the same way.
 
-Every system is a pipeline of its own settings, and stages that two of them share are done once: the Siamese network
-is trained, embedded and indexed for all five of its rows. What is finished is never done again.
+Every system is a pipeline with its own settings. Stages that systems share run once: the Siamese network is trained,
+embedded and indexed once for its five rows. Finished stages are never repeated.
 """
 
 from __future__ import annotations
@@ -14,19 +14,25 @@ from mrcg.corpus.sources import Source
 from mrcg.errors import SettingsError
 from mrcg.evaluation.paper_systems import MARGINS, TRIAL, Row, System, Trial, as_published, siamese
 from mrcg.execution.executor import Progress
-from mrcg.pipeline.stages import MEASURE_ENCODER, MEASURE_RERANKER, Step, measuring
+from mrcg.pipeline.stages import MEASURE_ENCODER, MEASURE_RERANKER, Step, measuring_step
 from mrcg.storage.store import Store
 from mrcg_jobs.runner import plan_steps, run_stages
 
-#: The margin is chosen by trainings of this part of the epochs.
+#: Fraction of the epochs for the trainings that choose the margin.
 MARGIN_EPOCHS = 0.2
 
 
 @dataclass(frozen=True)
 class Reproducer:
-    """Runs systems on one source and store.
+    """Trains and measures systems on one source and store.
 
-    ``progress_of`` gives a stage that has to run the progress it reports to; ``on_stage`` is told when one is done.
+    Attributes:
+        store: where artefacts go.
+        location: of the source.
+        config: settings of the recipe.
+        ray_address: of a cluster; None starts one on this machine.
+        progress_of: returns the progress callback of a stage, given its title.
+        on_stage: called with the title of each stage that is done.
     """
 
     store: Store
@@ -37,14 +43,14 @@ class Reproducer:
     on_stage: Callable[[str], None]
 
     def rows(self, systems: Sequence[System]) -> Iterator[Row]:
-        """A row of the tables after each system.
+        """Yield one table row per system, as soon as it is measured.
 
         Raises:
-            SettingsError: there are no epochs to measure.
+            SettingsError: encoder.epochs or reranker.epochs is 0, so there is nothing to measure.
         """
         if not (self.config.encoder.epochs and self.config.reranker.epochs):
             raise SettingsError("reproduce measures the last epochs: set encoder.epochs and reranker.epochs above 0")
-        margin = self._margin() if any(system.siamese for system in systems) else 0.0
+        margin = self._best_margin() if any(system.siamese for system in systems) else 0.0
         for system in systems:
             yield self._row(system, margin)
 
@@ -52,7 +58,7 @@ class Reproducer:
         config = system.configure(self.config, margin)
         measure = MEASURE_ENCODER if system.reranker is None else MEASURE_RERANKER
         source, steps = self._plan(config, "train-encoder" if system.reranker is None else "train-reranker")
-        last = measuring(measure, config, steps)
+        last = measuring_step(measure, config, steps)
         self._run(config, source, (*steps, last), system.title)
         trial = Trial.model_validate_json(self.store.artefact("trials", last.version).read_bytes(TRIAL))
         return Row(
@@ -63,16 +69,17 @@ class Reproducer:
             trial=trial,
         )
 
-    def _margin(self) -> float:
-        """The margin of the Siamese network with the best validation MAP after a short training."""
+    def _best_margin(self) -> float:
+        """Return the margin with which a short training of the Siamese network has the best validation MAP."""
         epochs = max(1, round(self.config.encoder.epochs * MARGIN_EPOCHS))
-        reached = {}
+        validation_map = {}
         for margin in MARGINS:
             config = siamese(as_published(self.config), margin, epochs)
             source, steps = self._plan(config, "train-encoder")
             self._run(config, source, steps, f"margin {margin:g}")
-            reached[margin] = float(self.store.manifest("encoders", steps[-1].version).counts["validation_map"] or 0.0)
-        return max(MARGINS, key=lambda margin: reached[margin])
+            manifest = self.store.manifest("encoders", steps[-1].version)
+            validation_map[margin] = float(manifest.counts["validation_map"] or 0.0)
+        return max(MARGINS, key=lambda margin: validation_map[margin])
 
     def _plan(self, config: Config, last: str) -> tuple[Source, tuple[Step, ...]]:
         return plan_steps(self.store, config, self.location, last)

@@ -1,4 +1,4 @@
-"""All stages in order: skip what is there, go on with what was begun, publish what is finished."""
+"""Run stages in order: skip finished ones, resume unfinished ones and publish their results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StageResult:
-    """One line of the table of stages."""
+    """The result of one stage: a row of the stage table."""
 
     stage: str
     kind: str
@@ -39,33 +39,33 @@ class StageResult:
 
 
 def plan_steps(store: Store, config: Config, location: str, last: str | None = None) -> tuple[Source, tuple[Step, ...]]:
-    """A source as it is now and the versions that it gives; what cannot work fails here, before any work.
+    """Survey a source and plan the steps that it needs; errors are raised here, before any work starts.
 
     Args:
         store: where artefacts go.
         config: settings.
         location: of the source.
-        last: name of the last stage wanted; all where it is None.
+        last: name of the last stage to plan; None plans all stages.
 
     Raises:
-        SettingsError: the store lies in the source, so it would be ingested.
-        SourceError: no such source, or an empty one.
-        UsageError: it names patients and there is no pseudonym key.
-        WeightsError: the initial weights cannot be had.
+        SettingsError: the store is inside the source, so it would be ingested.
+        SourceError: the source does not exist or is empty.
+        UsageError: the source names patients and no pseudonym key is set.
+        WeightsError: the initial weights cannot be loaded.
     """
     files = open_source(location)
     if f"{store.root}/".startswith(f"{files.location}/"):
         raise SettingsError(
-            f"--store {store.url} lies in --source {location}: it would be ingested; name another place"
+            f"--store {store.url} is inside --source {location} and would be ingested: move one of them"
         )
     names = [stage.name for stage in STAGES]
     count = len(names) if last is None else names.index(last) + 1
-    # Weights may have to be fetched: not for a stage that comes before the encoder.
+    # Resolving weights may download them, so stages before the encoder skip it.
     weights = resolve_weights(config.encoder).digest if "train-encoder" in names[:count] else ""
     source = survey(files)
     ancestry = ancestry_of(store, config, source, pseudonyms_from_environment())
-    wanted = set(names[:count])
-    return source, tuple(step for step in plan(config, source, weights, ancestry) if step.stage.name in wanted)
+    selected = set(names[:count])
+    return source, tuple(step for step in plan(config, source, weights, ancestry) if step.stage.name in selected)
 
 
 def run_stages(
@@ -77,7 +77,7 @@ def run_stages(
     progress_of: Callable[[str], Progress],
     executor: Executor | None = None,
 ) -> Iterator[StageResult]:
-    """Run steps in order, each only where its version is not there yet; Ray starts when first needed.
+    """Run steps in order and skip those whose version exists; Ray starts when it is first needed.
 
     Args:
         store: where artefacts go.
@@ -85,11 +85,11 @@ def run_stages(
         source: of ``plan_steps``.
         steps: of ``plan_steps``, all or some.
         ray_address: of a cluster; None starts one on this machine.
-        progress_of: gives a stage the progress it reports to.
-        executor: do the pieces of stages that are cut into pieces; None: those of Ray.
+        progress_of: returns the progress callback of a step, given its name.
+        executor: for stages that map work over items; None runs small stages in this process and the others on Ray.
 
     Yields:
-        A result after each stage.
+        The result of each step when it is done.
     """
     store.check_writable()
     for step in steps:
@@ -97,15 +97,15 @@ def run_stages(
         if store.has(step.stage.kind, step.version):
             manifest, ran = store.manifest(step.stage.kind, step.version), False
         else:
-            begun = _Begun(store, config, source, ray_address, executor)
-            manifest, ran = begun.run(step, progress_of(step.name)), True
+            runner = _StepRunner(store, config, source, ray_address, executor)
+            manifest, ran = runner.run(step, progress_of(step.name)), True
         seconds = time.monotonic() - start
         yield StageResult(step.name, step.stage.kind, step.version, ran, seconds, manifest.counts)
 
 
 @dataclass(frozen=True)
-class _Begun:
-    """A run of some steps: what all of them share."""
+class _StepRunner:
+    """Runs single steps; holds what all steps of a run share."""
 
     store: Store
     config: Config
@@ -114,9 +114,9 @@ class _Begun:
     executor: Executor | None
 
     def run(self, step: Step, progress: Progress) -> Manifest:
-        """Do one step and publish what it made."""
+        """Run one step and publish its version."""
         store, inputs = self.store, open_inputs(self.store, step)
-        executor = self.executor or (LocalExecutor() if step.stage.small else self._ray(progress))
+        executor = self.executor or (LocalExecutor() if step.stage.local else self._ray(progress))
         started = time.time()
         module = importlib.import_module(f"mrcg_jobs.stages.{step.stage.name.replace('-', '_')}")
         with begin(store, step.stage.kind, step.version, step.inputs) as attempt:
@@ -129,7 +129,7 @@ class _Begun:
         return published
 
     def _ray(self, progress: Progress) -> Executor:
-        # Ray is imported here: a run in which every stage is skipped does without it.
+        # Imported here, so that a run that skips every stage does not need Ray.
         progress(0, 0, "starting Ray")
         ray_environment.prepare()
         from mrcg_jobs.ray_runtime import cluster
@@ -140,5 +140,5 @@ class _Begun:
 
 
 def steps_of(steps: Iterable[Step], name: str) -> tuple[Step, ...]:
-    """The steps of one stage: one, and one more for each fold."""
+    """Return the steps of one stage: the main step, then one per fold if the stage is cross-fitted."""
     return tuple(step for step in steps if step.stage.name == name)

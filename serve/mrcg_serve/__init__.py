@@ -1,1 +1,1 @@
-"""The online service: Ray Serve adapters around library classes (DESIGN §4)."""
+"""The online service: Ray Serve adapters around library classes (docs/serving.md)."""

@@ -1,4 +1,4 @@
-"""``build``: validates its arguments and binds the four deployments. Nothing else happens here."""
+"""``build``: validates the arguments of the application and binds its deployments."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mrcg_serve.problem_details import RETRY_AFTER_S
 from mrcg_serve.replicas import EmbedderReplica, Pin, RerankerReplica, SearcherReplica
 
 APP_NAME = "mrcg"
-#: One JSON object a line; the gateway says once of each request what came of it, so Serve need not for each call.
+#: JSON lines. The gateway logs each search once, so Serve's access log, one line per call, is off.
 LOGGING = LoggingConfig(encoding="JSON", log_level="WARNING", enable_access_log=False)
 
 
@@ -32,18 +32,20 @@ class ServeArgs(BaseModel):
 
     store: str
     recipe: str | None = None
-    settings: list[str] = Field(default_factory=list, description="overrides, a.b=value each")
-    release: int | None = Field(None, description="the current one, whichever it is, where none is given")
+    settings: list[str] = Field(default_factory=list, description="settings to override, each as a.b=value")
+    release: int | None = Field(
+        None, description="release to serve; without it the service follows the current release"
+    )
 
 
 def build(args: ServeArgs | dict[str, Any]) -> Application:
-    """The service, from arguments as a program or a Serve config file has them.
+    """Return the application for arguments from a program or from a Serve config file.
 
-    Another ``release`` in them is taken on without a restart.
+    Deploying again with another ``release`` changes the release without a restart.
 
     Raises:
         SettingsError: unknown recipe or setting.
-        NotFoundError: the store has no (such) release.
+        NotFoundError: the store has no release, or not the given one.
     """
     args = ServeArgs.model_validate(args)
     settings = load_config(args.recipe, args.settings).serve
@@ -53,8 +55,8 @@ def build(args: ServeArgs | dict[str, Any]) -> Application:
 
     def deployment(cls: type, name: str, scale: Autoscale, *collaborators: object) -> Application:
         options = _options(scale, ray_environment.COMPUTE_ENV if scale is settings.embedder else {})
-        made = serve.deployment(name=name, user_config=pin, **options)(cls)
-        bound: Application = made.bind(store.url, settings, *collaborators)
+        deployed = serve.deployment(name=name, user_config=pin, **options)(cls)
+        bound: Application = deployed.bind(store.url, settings, *collaborators)
         return bound
 
     parts = range(settings.searcher_parts)

@@ -1,4 +1,4 @@
-"""The command ``mrcg serve``. Ray is imported when it is called."""
+"""The command ``mrcg serve``. Ray is imported only when the command runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def serve(
     recipe: RecipeOption = None,
     settings: SetOption = None,
     ray: Annotated[
-        str | None, typer.Option("--ray", help="Address of a Ray cluster; without it one is started here.")
+        str | None, typer.Option("--ray", help="Address of a Ray cluster; without it, Ray is started on this machine.")
     ] = None,
     grpc_port: Annotated[
         int | None,
@@ -29,16 +29,16 @@ def serve(
             "--grpc-port",
             min=1,
             max=65535,
-            help="Take gRPC, too. It listens on all addresses; calls that are not of this machine are refused.",
+            help="Also serve gRPC. It listens on all addresses; calls from other machines are refused.",
         ),
     ] = None,
     spans: Annotated[
         str | None,
-        typer.Option("--spans", help="Trace requests: module:function that gives OpenTelemetry's span processors."),
+        typer.Option("--spans", help="Trace requests: module:function that returns OpenTelemetry span processors."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Serve the current release over HTTP until Ctrl-C or SIGTERM, which drain."""
+    """Serve the current release over HTTP until Ctrl-C or SIGTERM; running requests are finished first."""
     ray_environment.prepare_serving()
     from mrcg_serve.app import ServeArgs, build
     from mrcg_serve.auth import is_loopback
@@ -47,7 +47,7 @@ def serve(
     if not is_loopback(host):
         raise UsageError(
             f"--host {host}: without authentication only loopback is served; "
-            "take 127.0.0.1 behind a proxy that authenticates"
+            "use 127.0.0.1 behind a proxy that authenticates callers"
         )
     _check_port(host, port)
     application = build(ServeArgs(store=store, recipe=recipe, settings=settings or []))
@@ -57,7 +57,7 @@ def serve(
                 console.emit_json({"url": service.url, "release": service.release})
             else:
                 console.say(
-                    f"serving release {service.release} on {service.url} (API at {service.url}/docs); Ctrl-C stops"
+                    f"serving release {service.release} on {service.url} (API at {service.url}/docs); Ctrl-C stops it"
                 )
             threading.Event().wait()
     except KeyboardInterrupt:
@@ -70,4 +70,6 @@ def _check_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise UsageError(f"--port {port} on {host} cannot be taken ({error.strerror}): name another") from error
+            raise UsageError(
+                f"--port {port} on {host} cannot be used ({error.strerror}): choose another port"
+            ) from error

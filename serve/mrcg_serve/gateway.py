@@ -1,4 +1,4 @@
-"""The gateway's work: checked pixels on, answers out. Its routes are in ``mrcg_serve.http.application``."""
+"""The gateway: decodes queries, calls the stages and returns answers. Its routes are in ``mrcg_serve.http``."""
 
 from __future__ import annotations
 
@@ -22,34 +22,41 @@ from mrcg.api.responses import Answer, BatchLine, ImageFacts, QuarantinedFile
 from mrcg.config.settings import ServeSettings
 from mrcg.corpus.assembly import bad_rows
 from mrcg.corpus.reader import Corpus, read_quarantine
-from mrcg.errors import MrcgError, NotFoundError
+from mrcg.errors import MrcgError, NotFoundError, ReleaseNotLoadedError, StageUnavailableError
 from mrcg.index.distances import Mask
 from mrcg.privacy.tombstones import Tombstones
-from mrcg.retrieval.hot_swap import ReleaseNotLoadedError
 from mrcg.retrieval.preprocessing import QueryRules
 from mrcg.retrieval.query import PixelQuery, Query, Subject
-from mrcg.retrieval.search import AllowAll, Policy, StageUnavailableError, answer
+from mrcg.retrieval.search import AllowAll, Policy, answer
 from mrcg.storage.store import Store
 from mrcg_serve.auth import Authenticator, LoopbackOnly
 from mrcg_serve.observability import logs
 from mrcg_serve.observability.metrics import SearchMeters
 from mrcg_serve.problem_details import problem_of
-from mrcg_serve.release_pinning import Pinned, ReleaseContext
+from mrcg_serve.release_pinning import PinnedReleases, ReleaseContext
 from mrcg_serve.remote_stages import RemoteStages
 from mrcg_serve.replicas import Pin
-from mrcg_serve.rpc.servicer import Remote
+from mrcg_serve.rpc.servicer import RetrievalServicerMixin
 
 log = logging.getLogger(__name__)
 
 PREVIEW_SIDE, QUALITY = 256, 90
-#: Scans of one batch that are searched for at once: others want their turn, too.
-AT_ONCE = 8
+#: Scans of one batch that are searched at the same time; a limit, so that a batch does not block other requests.
+CONCURRENT_SCANS = 8
 FACTS = ["label", "plane", "sequence", "site", "year", "group_id"]
 CHECK_SECONDS = 5.0
 
 
-class Gateway(Remote):
-    """Takes searches in, each under one release. Collaborators are injected: who may come, what they may find."""
+class Gateway(RetrievalServicerMixin):
+    """Answers searches, each from one release.
+
+    Args:
+        store: URL of the store.
+        settings: of the service.
+        stages: handles of the embedder, of the searchers (one for each part of the index) and of the reranker.
+        policy: which images a caller may find.
+        authenticator: who may call.
+    """
 
     def __init__(
         self,
@@ -59,99 +66,103 @@ class Gateway(Remote):
         policy: Policy = AllowAll(),
         authenticator: Authenticator = LoopbackOnly(),
     ) -> None:
-        logs.join()
+        logs.use_serve_handlers()
         opened = Store(store)
         self.store = opened
         self._tombstones = Tombstones(opened)
-        self._stages = RemoteStages(*stages, settings, self._scored)
+        self._stages = RemoteStages(*stages, settings, self._record_scores)
         self._policy = policy
         self.authenticator = authenticator
         self._pool = ThreadPoolExecutor(settings.gateway.threads)
         self._meters = SearchMeters()
-        self._pinned = Pinned(opened, settings, self._stages, self._rehearse, self._note)
+        self._releases = PinnedReleases(opened, settings, self._stages, self._test_search, self._update_metrics)
         self.max_upload_bytes = settings.max_upload_bytes
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
-        """Answer under another release. Serve calls this, the first time before the gateway is ready."""
-        await self._pinned.follow(Pin.model_validate(config).release)
+        """Change the pinned release. Serve calls this; the first call loads the release before the gateway is ready."""
+        await self._releases.follow(Pin.model_validate(config).release)
 
     @property
     def release(self) -> int:
-        """The release that new requests are answered under."""
-        return self._pinned.number
+        """Number of the release that new requests are answered from."""
+        return self._releases.number
 
     async def search(
         self,
         principal: str,
         subject: bytes | ImageIdQuery | EmbeddingQuery,
         params: SearchParams,
-        named: str | None = None,
+        request_id: str | None = None,
     ) -> Answer:
-        """The k most similar images of the gallery, best first.
+        """Return the k most similar images of the gallery, best first.
 
         Args:
-            principal: who asks.
+            principal: name of the caller.
             subject: content of an image file, an image of the gallery, or an embedding.
-            params: what is asked of it.
-            named: what the request is called in logs and in its answer.
+            params: k, filters, grouping, deadline and other options.
+            request_id: id of the request in logs and in its answer; a new one if None.
 
         Raises:
-            UsageError: k is out of range, or the embedding has another width.
-            FingerprintError: the embedding is of another encoder.
+            UsageError: k is out of range, or the embedding has the wrong width or is not finite.
+            FingerprintError: the embedding is from another encoder.
             ImageError: the image cannot be used.
-            NotFoundError: the gallery has no such image, or not for this caller.
-            StageUnavailableError: the embedder or the searcher cannot answer.
+            NotFoundError: the gallery has no such image, or the caller may not find it.
+            StageUnavailableError: the embedder or the searcher is unavailable, or no loaded release is on all replicas.
         """
         try:
-            return await self._search(principal, subject, params, named)
+            return await self._search(principal, subject, params, request_id)
         except ReleaseNotLoadedError as error:
-            self._meters.refused("unavailable")
-            raise StageUnavailableError(f"{error}: it is just changing") from error
+            self._meters.count_error("unavailable")
+            raise StageUnavailableError(f"{error}; the release is changing, retry") from error
         except MrcgError as error:
-            self._meters.refused(problem_of(error).code)
+            self._meters.count_error(problem_of(error).code)
             raise
 
     async def _search(
-        self, principal: str, subject: bytes | ImageIdQuery | EmbeddingQuery, params: SearchParams, named: str | None
+        self,
+        principal: str,
+        subject: bytes | ImageIdQuery | EmbeddingQuery,
+        params: SearchParams,
+        request_id: str | None,
     ) -> Answer:
         missing: ReleaseNotLoadedError | None = None
-        for current in self._pinned.contexts():
+        for release in self._releases.loaded():
             try:
-                return await self._under(current.rules, principal, subject, params, named)
+                return await self._search_under(release.rules, principal, subject, params, request_id)
             except ReleaseNotLoadedError as error:
-                self._pinned.miss(error)
+                self._releases.report_missing(error)
                 missing = error
         assert missing is not None
         raise missing
 
-    async def _under(
+    async def _search_under(
         self,
         rules: QueryRules,
         principal: str,
         subject: bytes | ImageIdQuery | EmbeddingQuery,
         params: SearchParams,
-        named: str | None,
+        request_id: str | None,
     ) -> Answer:
         start = time.perf_counter()
         rules.check_k(params.k)
-        # The deadline counts from here: decoding is a part of what the caller waits for.
-        context = rules.context(principal, self._policy, params.deadline_ms, named)
-        query = Query.of(await self._subject(rules, subject), params)
+        # The deadline starts here, because the caller also waits for decoding.
+        context = rules.context(principal, self._policy, params.deadline_ms, request_id)
+        query = Query.of(await self._query_subject(rules, subject), params)
         decode = _milliseconds_since(start)
         result = await answer(self._stages, rules.search, context, query)
-        laps = {"decode": decode, **result.milliseconds, "total": _milliseconds_since(start)}
-        result = result.model_copy(update={"milliseconds": laps})
-        self._meters.answered(result, params.rerank)
-        told = {"release": result.release, "reranked": result.reranked, "partial": result.partial, "ms": laps["total"]}
-        log.info("answered", extra={"search": result.request_id, **told})
+        milliseconds = {"decode": decode, **result.milliseconds, "total": _milliseconds_since(start)}
+        result = result.model_copy(update={"milliseconds": milliseconds})
+        self._meters.count_answer(result, params.rerank)
+        outcome = {"release": result.release, "reranked": result.reranked, "partial": result.partial}
+        log.info("answered", extra={"search": result.request_id, **outcome, "ms": milliseconds["total"]})
         return result
 
-    def _scored(self, release: int, scores_n: npt.NDArray[np.float32]) -> None:
-        current = next((current for current in self._pinned.contexts() if current.rules.release == release), None)
-        if current is not None:
-            current.drift.see(scores_n)
+    def _record_scores(self, number: int, scores_n: npt.NDArray[np.float32]) -> None:
+        release = next((r for r in self._releases.loaded() if r.rules.release == number), None)
+        if release is not None:
+            release.drift.observe(scores_n)
 
-    async def _subject(self, rules: QueryRules, subject: bytes | ImageIdQuery | EmbeddingQuery) -> Subject:
+    async def _query_subject(self, rules: QueryRules, subject: bytes | ImageIdQuery | EmbeddingQuery) -> Subject:
         match subject:
             case ImageIdQuery():
                 return subject
@@ -162,57 +173,57 @@ class Gateway(Remote):
                 return PixelQuery(await loop.run_in_executor(self._pool, rules.prepare, subject))
 
     def search_many(self, principal: str, scans: Sequence[bytes], params: SearchParams) -> AsyncIterator[BatchLine]:
-        """Answers to many scans as they come; the problem of one ends no other.
+        """Yield a line for each scan as soon as it is done. A scan that fails has its problem on its line.
 
         Raises:
             UsageError: k is out of range.
         """
-        self._pinned.current.rules.check_k(params.k)
+        self._releases.pinned.rules.check_k(params.k)
         return self._search_many(principal, scans, params)
 
     async def _search_many(
         self, principal: str, scans: Sequence[bytes], params: SearchParams
     ) -> AsyncIterator[BatchLine]:
-        turns = asyncio.Semaphore(AT_ONCE)
+        slots = asyncio.Semaphore(CONCURRENT_SCANS)
 
-        async def one(index: int, scan: bytes) -> BatchLine:
-            async with turns:
+        async def search_line(index: int, scan: bytes) -> BatchLine:
+            async with slots:
                 try:
                     return BatchLine(index=index, answer=await self.search(principal, scan, params))
                 except MrcgError as error:
-                    told = problem_of(error)
-                    return BatchLine(index=index, code=told.code, detail=told.detail)
+                    problem = problem_of(error)
+                    return BatchLine(index=index, code=problem.code, detail=problem.detail)
 
-        tasks = [asyncio.create_task(one(index, scan)) for index, scan in enumerate(scans)]
+        tasks = [asyncio.create_task(search_line(index, scan)) for index, scan in enumerate(scans)]
         try:
             for line in asyncio.as_completed(tasks):
                 yield await line
-        finally:  # whoever asked may have gone
+        finally:  # the caller may have disconnected
             for task in tasks:
                 task.cancel()
 
     async def image(self, principal: str, image_id: str) -> ImageFacts:
-        """What is known of a gallery image that the caller may find.
+        """Return the metadata of a gallery image that the caller may find.
 
         Raises:
-            NotFoundError: there is no such image, or not for this caller: both read alike.
+            NotFoundError: there is no such image, or the caller may not find it; both give the same message.
         """
         allowed = self._policy.allowed(principal)
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._image, image_id, allowed)
 
     def quarantine(self, first: int, count: int) -> tuple[int, list[QuarantinedFile]]:
-        """How many files the corpus refused, and some of them."""
-        table = bad_rows(read_quarantine(self._pinned.current.corpus.artefact))
+        """Return the number of files that the corpus refused, and ``count`` of them from index ``first`` on."""
+        table = bad_rows(read_quarantine(self._releases.pinned.corpus.artefact))
         rows = table.slice(first, count).to_pylist()
         return table.num_rows, [
             QuarantinedFile(file=row["source_key"], reason=row["reason"], detail=row["detail"]) for row in rows
         ]
 
     async def preview(self, principal: str, image_id: str) -> bytes:
-        """WebP of a gallery image that the caller may find, at most 256 pixels on the longer side.
+        """Return a WebP of a gallery image that the caller may find, at most 256 pixels on the longer side.
 
         Raises:
-            NotFoundError: there is no such image, or not for this caller: both read alike.
+            NotFoundError: there is no such image, or the caller may not find it; both give the same message.
         """
         allowed = self._policy.allowed(principal)
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._preview, image_id, allowed)
@@ -234,41 +245,41 @@ class Gateway(Remote):
     def _row(self, image_id: str, allowed: Mask | None) -> tuple[Corpus, int]:
         corpus = self._corpus_of(image_id)
         row = corpus.row_of(image_id)
-        self._tombstones.look()
+        self._tombstones.refresh()
         if (allowed is not None and not allowed[row]) or self._tombstones.forbidden([image_id]):
-            raise corpus.unknown(image_id)
+            raise corpus.unknown_image(image_id)
         return corpus, row
 
     def _corpus_of(self, image_id: str) -> Corpus:
-        # A hit of the release before, or of the one that is just coming, has a picture, too.
-        contexts = self._pinned.contexts()
-        for current in contexts:
+        # All loaded releases, because a hit may come from the previous release or from one that is not pinned yet.
+        releases = self._releases.loaded()
+        for release in releases:
             with contextlib.suppress(NotFoundError):
-                current.corpus.row_of(image_id)
-                return current.corpus
-        raise contexts[0].corpus.unknown(image_id)
+                release.corpus.row_of(image_id)
+                return release.corpus
+        raise releases[0].corpus.unknown_image(image_id)
 
     async def check(self) -> None:
-        """Search for a blank image with a short deadline: whether embedder and searcher answer.
+        """Search for a blank image with a short deadline, to check that embedder and searcher respond.
 
         Raises:
-            StageUnavailableError: they do not.
+            StageUnavailableError: one of them does not.
         """
         try:
-            await self._blank(self._pinned.current.rules, rerank=False)
+            await self._search_blank(self._releases.pinned.rules, rerank=False)
         except ReleaseNotLoadedError as error:
-            self._pinned.miss(error)
+            self._releases.report_missing(error)
             raise StageUnavailableError(str(error)) from error
 
-    def _note(self, current: ReleaseContext) -> None:
-        self._meters.pinned(current.rules.release, current.made, current.drift.index)
+    def _update_metrics(self, release: ReleaseContext) -> None:
+        self._meters.set_release(release.rules.release, release.created, release.drift.index)
 
-    async def _rehearse(self, current: ReleaseContext) -> None:
-        result = await self._blank(current.rules, rerank=True)
+    async def _test_search(self, release: ReleaseContext) -> None:
+        result = await self._search_blank(release.rules, rerank=True)
         if not result.reranked:
-            raise StageUnavailableError(f"release {current.rules.release} does not rerank yet")
+            raise StageUnavailableError(f"release {release.rules.release} cannot rerank yet; trying again")
 
-    async def _blank(self, rules: QueryRules, rerank: bool) -> Answer:
+    async def _search_blank(self, rules: QueryRules, rerank: bool) -> Answer:
         context = replace(rules.context("readiness", self._policy), deadline=time.time() + CHECK_SECONDS)
         blank = np.zeros((rules.input_size, rules.input_size), dtype=np.uint8)
         return await answer(self._stages, rules.search, context, Query(PixelQuery(blank), 1, rerank=rerank))

@@ -1,6 +1,6 @@
-"""The stages of a search as calls to other deployments, each for all requests that are waiting for the same.
+"""The stages of a search as calls to other deployments, each call for all requests that wait for the same stage.
 
-Whichever replica answers: one that lacks the release says so, and another is asked.
+Any replica may take a call. One that lacks the release says so, and the call is repeated, so that another can answer.
 """
 
 from __future__ import annotations
@@ -20,29 +20,36 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from mrcg.config.settings import Autoscale, ServeSettings
-from mrcg.errors import NotFoundError
+from mrcg.errors import NotFoundError, ReleaseNotLoadedError, StageUnavailableError
 from mrcg.imaging.slices import Grey
 from mrcg.reranker.influence import Influences
-from mrcg.retrieval.hot_swap import ReleaseNotLoadedError
 from mrcg.retrieval.merge import HitDetails, ShardHits, assemble_hits, merge_hits, rows_to_fetch
 from mrcg.retrieval.query import Embedding, Scope
-from mrcg.retrieval.search import RequestContext, SearchHits, StageUnavailableError
-from mrcg_serve.batching import Coalescer
+from mrcg.retrieval.search import RequestContext, SearchHits
+from mrcg_serve.batching import CallBatcher
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Item = TypeVar("Item")
-#: What a call to a replica raises where the replica, or the way to it, is at fault.
+#: What a call to a replica raises if the replica or the connection to it fails.
 CALL_ERRORS = (RayError, RayServeException, AioRpcError)
-#: Replicas that are asked, one after the other, while those asked lack the release.
-ASKED = 6
-#: Seconds in which all replicas of a stage have to say which releases they have.
-ROLL_CALL = 5.0
+#: Calls made for one item, at most, while the replicas that take them lack the release.
+MAX_TRIES = 6
+#: Seconds in which all replicas of a stage must report their releases.
+RELEASES_TIMEOUT_S = 5.0
 
 
 class RemoteStages:
-    """Embedder, searcher and reranker behind Serve handles. Nobody waits past a request's deadline."""
+    """Embedder, searcher and reranker behind Serve handles. No call lasts past its request's deadline.
+
+    Args:
+        embedder: its handle.
+        searchers: handles, one for each part of the index.
+        reranker: its handle.
+        settings: of the service.
+        record_scores: is called with the release and the (n,) scores of each reranked search.
+    """
 
     def __init__(
         self,
@@ -50,144 +57,156 @@ class RemoteStages:
         searchers: Sequence[DeploymentHandle],
         reranker: DeploymentHandle,
         settings: ServeSettings = ServeSettings(),
-        scored: Callable[[int, npt.NDArray[np.float32]], None] = lambda release, scores_n: None,
+        record_scores: Callable[[int, npt.NDArray[np.float32]], None] = lambda release, scores_n: None,
     ) -> None:
         self._handles = (embedder, *searchers, reranker)
-        self._embed: _Embed = _coalesced(embedder, "embed", settings.embedder)
-        self._parts = [_Part.of(one, settings.searcher) for one in searchers]
-        self._rerank: _Rerank = _coalesced(reranker, "rerank", settings.reranker)
-        self._explain: _Explain = _coalesced(reranker, "explain", settings.reranker)
+        self._embed: _Embed = _batched(embedder, "embed", settings.embedder)
+        self._parts = [_Part.of(handle, settings.searcher) for handle in searchers]
+        self._rerank: _Rerank = _batched(reranker, "rerank", settings.reranker)
+        self._explain: _Explain = _batched(reranker, "explain", settings.reranker)
         self._part_s = settings.part_ms / 1000
-        self._scored = scored
+        self._record_scores = record_scores
 
     async def releases(self) -> set[int]:
-        """Those that every replica of every stage can answer under.
+        """Return the releases that every replica of every stage has loaded.
 
         Raises:
-            StageUnavailableError: some stage cannot be asked.
+            StageUnavailableError: a stage did not report its releases in time.
         """
         everywhere: set[int] | None = None
         for handle in self._handles:
             try:
-                found = await handle.broadcast("releases").results_async(timeout_s=ROLL_CALL)
+                releases_by_replica = await handle.broadcast("releases").results_async(timeout_s=RELEASES_TIMEOUT_S)
             except (*CALL_ERRORS, TimeoutError) as error:
-                raise StageUnavailableError(f"{handle.deployment_name} cannot say which releases it has") from error
-            for one in found:
-                everywhere = set(one) if everywhere is None else everywhere & set(one)
+                raise StageUnavailableError(f"{handle.deployment_name} does not report its releases") from error
+            for numbers in releases_by_replica:
+                everywhere = set(numbers) if everywhere is None else everywhere & set(numbers)
         return everywhere or set()
 
     async def embed(self, context: RequestContext, pixels_ss: Grey) -> Embedding:
-        """(s, s) grey levels -> (d,)."""
-        return await _ask("embedder", self._embed, context, pixels_ss)
+        """(s, s) grey levels -> (d,) embedding."""
+        return await _call_stage("embedder", self._embed, context, pixels_ss)
 
     async def look_up(self, context: RequestContext, image_id: str) -> Embedding:
-        """(d,) stored embedding of an image that the context allows."""
-        asked = [_ask("searcher", one.look_up, context, image_id) for one in self._parts]
-        found = await asyncio.gather(*asked, return_exceptions=True)
-        for one in found:
-            if not isinstance(one, BaseException):
-                return one
-        # A part that does not answer may have it.
-        raise min((one for one in found if isinstance(one, BaseException)), key=lambda e: isinstance(e, NotFoundError))
+        """Return the (d,) stored embedding of an image that the context allows.
+
+        Raises:
+            NotFoundError: no part of the index has such an image.
+            StageUnavailableError: a part does not respond, and no other has the image.
+        """
+        calls = [_call_stage("searcher", part.look_up, context, image_id) for part in self._parts]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        for result in results:
+            if not isinstance(result, BaseException):
+                return result
+        # An unavailable part may have the image: NotFoundError is raised only if all parts say so.
+        errors = [result for result in results if isinstance(result, BaseException)]
+        raise min(errors, key=lambda error: isinstance(error, NotFoundError))
 
     async def search(self, context: RequestContext, embedding_d: Embedding, n: int, scope: Scope) -> SearchHits:
-        """The n nearest that the context allows and the scope asks for."""
+        """Return the n nearest images that the context allows and that are in the scope.
+
+        Of several parts of the index, those that do not respond in time are left out.
+
+        Raises:
+            StageUnavailableError: no part responds.
+        """
         if len(self._parts) == 1:
-            return await _ask("searcher", self._parts[0].search, context, (embedding_d, n, scope))
-        soon = self._soon(context)
-        asked = [_ask("searcher", one.near, soon, (embedding_d, n, scope)) for one in self._parts]
-        parts: list[ShardHits | None] = await _those_that_answer(asked)
+            return await _call_stage("searcher", self._parts[0].search, context, (embedding_d, n, scope))
+        part_context = self._with_part_deadline(context)
+        searches = [_call_stage("searcher", part.near, part_context, (embedding_d, n, scope)) for part in self._parts]
+        parts: list[ShardHits | None] = await _available_results(searches)
         while any(part is not None for part in parts):
             places = merge_hits(parts, n)
             rows = rows_to_fetch(places, len(parts))
-            soon = self._soon(context)
-            fetching = [
-                _ask("searcher", one.fetch, soon, some) if some else _nothing()
-                for one, some in zip(self._parts, rows, strict=True)
+            part_context = self._with_part_deadline(context)
+            fetches = [
+                _call_stage("searcher", part.fetch, part_context, part_rows) if part_rows else _no_result()
+                for part, part_rows in zip(self._parts, rows, strict=True)
             ]
-            fetched: list[HitDetails | None] = await _those_that_answer(fetching)
-            lost = [number for number, some in enumerate(rows) if some and fetched[number] is None]
+            fetched: list[HitDetails | None] = await _available_results(fetches)
+            lost = [number for number, part_rows in enumerate(rows) if part_rows and fetched[number] is None]
             if not lost:
                 return assemble_hits(places, parts, fetched)
-            for number in lost:  # what it found cannot be shown: then others are the nearest
+            for number in lost:  # details of its hits are unavailable: merge again without this part
                 parts[number] = None
-        raise StageUnavailableError("no searcher answers")
+        raise StageUnavailableError("no searcher responds; retry")
 
-    def _soon(self, context: RequestContext) -> RequestContext:
-        # Who waits for one part to the end has no time left for the reranker.
+    def _with_part_deadline(self, context: RequestContext) -> RequestContext:
+        # Waiting for one part until the request's deadline would leave no time for the reranker.
         return replace(context, deadline=min(context.deadline, time.time() + self._part_s))
 
     async def rerank(
         self, context: RequestContext, embedding_d: Embedding, vectors_nd: npt.NDArray[np.float16]
     ) -> npt.NDArray[np.float32]:
-        """(n,) scores of the neighbours."""
-        scores = await _ask("reranker", self._rerank, context, (embedding_d, vectors_nd))
-        self._scored(context.release, scores)
+        """Return the (n,) scores of the neighbours."""
+        scores = await _call_stage("reranker", self._rerank, context, (embedding_d, vectors_nd))
+        self._record_scores(context.release, scores)
         return scores
 
     async def explain(
         self, context: RequestContext, embedding_d: Embedding, vectors_nd: npt.NDArray[np.float16], nodes: list[int]
     ) -> Influences:
-        """What moved the scores of some of the neighbours."""
-        return await _ask("reranker", self._explain, context, (embedding_d, vectors_nd, nodes))
+        """Return what influenced the scores of the given neighbours."""
+        return await _call_stage("reranker", self._explain, context, (embedding_d, vectors_nd, nodes))
 
 
-_Embed = Coalescer[Grey, Embedding]
-_Rerank = Coalescer[tuple[Embedding, npt.NDArray[np.float16]], npt.NDArray[np.float32]]
-_Explain = Coalescer[tuple[Embedding, npt.NDArray[np.float16], list[int]], Influences]
-_Asked = tuple[Embedding, int, Scope]
+_Embed = CallBatcher[Grey, Embedding]
+_Rerank = CallBatcher[tuple[Embedding, npt.NDArray[np.float16]], npt.NDArray[np.float32]]
+_Explain = CallBatcher[tuple[Embedding, npt.NDArray[np.float16], list[int]], Influences]
+_NearestQuery = tuple[Embedding, int, Scope]
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What the searchers of one part of the index are asked."""
+    """Batched calls to the searchers of one part of the index."""
 
-    search: Coalescer[_Asked, SearchHits]
-    near: Coalescer[_Asked, ShardHits]
-    fetch: Coalescer[list[int], HitDetails]
-    look_up: Coalescer[str, Embedding]
+    search: CallBatcher[_NearestQuery, SearchHits]
+    near: CallBatcher[_NearestQuery, ShardHits]
+    fetch: CallBatcher[list[int], HitDetails]
+    look_up: CallBatcher[str, Embedding]
 
     @classmethod
     def of(cls, handle: DeploymentHandle, scale: Autoscale) -> _Part:
-        return cls(*(_coalesced(handle, name, scale) for name in ("search", "near", "fetch", "look_up")))
+        return cls(*(_batched(handle, name, scale) for name in ("search", "near", "fetch", "look_up")))
 
 
-def _coalesced(handle: DeploymentHandle, name: str, scale: Autoscale) -> Coalescer[Any, Any]:
-    method = getattr(handle, name)  # once: Serve makes a new handle for each
-    return Coalescer(lambda contexts, items: method.remote(contexts, items), scale.max_batch_size, scale.max_replicas)
+def _batched(handle: DeploymentHandle, name: str, scale: Autoscale) -> CallBatcher[Any, Any]:
+    method = getattr(handle, name)  # once, because Serve makes a new handle at each access
+    return CallBatcher(lambda contexts, items: method.remote(contexts, items), scale.max_batch_size, scale.max_replicas)
 
 
-async def _those_that_answer(asked: Sequence[Awaitable[T]]) -> list[T | None]:
-    """Answers in order, None where a stage is out; everything else is raised."""
-    found = await asyncio.gather(*asked, return_exceptions=True)
-    answers: list[T | None] = []
-    for one in found:
-        if isinstance(one, StageUnavailableError):
-            log.warning("a part of the index does not answer: %s", one)
-            answers.append(None)
-        elif isinstance(one, BaseException):
-            raise one
+async def _available_results(calls: Sequence[Awaitable[T]]) -> list[T | None]:
+    """Return the results in order, with None for an unavailable stage; raise any other error."""
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    results: list[T | None] = []
+    for outcome in outcomes:
+        if isinstance(outcome, StageUnavailableError):
+            log.warning("a part of the index is left out: %s", outcome)
+            results.append(None)
+        elif isinstance(outcome, BaseException):
+            raise outcome
         else:
-            answers.append(one)
-    return answers
+            results.append(outcome)
+    return results
 
 
-async def _nothing() -> Any:
+async def _no_result() -> Any:
     return None
 
 
-async def _ask(stage: str, call: Coalescer[Item, T], context: RequestContext, item: Item) -> T:
+async def _call_stage(stage: str, call: CallBatcher[Item, T], context: RequestContext, item: Item) -> T:
     missing: ReleaseNotLoadedError | None = None
-    for _ in range(ASKED):
+    for _ in range(MAX_TRIES):
         try:
-            return await _ask_one(stage, call, context, item)
+            return await _call_replica(stage, call, context, item)
         except ReleaseNotLoadedError as error:
             missing = error
     assert missing is not None
     raise missing
 
 
-async def _ask_one(stage: str, call: Coalescer[Item, T], context: RequestContext, item: Item) -> T:
+async def _call_replica(stage: str, call: CallBatcher[Item, T], context: RequestContext, item: Item) -> T:
     try:
         async with asyncio.timeout(max(0.0, context.remaining())):
             return await call(context, item)

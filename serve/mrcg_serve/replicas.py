@@ -1,7 +1,7 @@
-"""Embedder, Searcher and Reranker as Serve replicas: batching and a thread around library classes.
+"""Embedder, Searcher and Reranker as Serve replicas: batching and a worker thread around library classes.
 
-The event loop stays free while a batch is computed, so that health checks and new requests get in. Each replica has the
-releases that it can answer under, and takes new ones on in the background; a call names the one that it wants.
+The event loop stays free while a batch is computed, so health checks and new requests are handled meanwhile. Each
+replica holds the releases that it can answer from and loads new ones in the background; each request names its release.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve
 
 from mrcg.config.settings import Autoscale, ServeSettings
-from mrcg.errors import MrcgError, NotFoundError, require
+from mrcg.errors import MrcgError, NotFoundError, ReleaseNotLoadedError, require
 from mrcg.imaging.slices import Grey
 from mrcg.releases.release import Release
 from mrcg.reranker.influence import Influences
-from mrcg.retrieval.hot_swap import ReleaseCache, ReleaseNotLoadedError, ReleaseWatcher
-from mrcg.retrieval.loaders import Embeds, LoadEmbedder, Loading, LoadReranker, LoadSearcher
+from mrcg.retrieval.hot_swap import ReleaseCache, ReleaseWatcher
+from mrcg.retrieval.loaders import AnyEmbedder, EmbedderLoader, Loader, RerankerLoader, SearcherLoader
 from mrcg.retrieval.merge import HitDetails, ShardHits
 from mrcg.retrieval.query import Embedding, Scope
 from mrcg.retrieval.search import RequestContext, SearchHits
@@ -40,261 +40,265 @@ T = TypeVar("T")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Vectors = npt.NDArray[np.float16]
-#: Of one search: the query, how many, and of what; and who asks.
-Asked = tuple[Embedding, int, Scope]
-Search = tuple[RequestContext, Asked]
-#: A query and the vectors of its neighbours.
+#: Arguments of one search: the query embedding, the number of neighbours, and the scope.
+NearestQuery = tuple[Embedding, int, Scope]
+#: The same with the context of the request.
+Search = tuple[RequestContext, NearestQuery]
+#: A query embedding and the vectors of its neighbours.
 Graph = tuple[Embedding, Vectors]
-#: What a call has for each of its items.
+#: What a call returns for each of its items.
 Outcome: TypeAlias = "Result | MrcgError"
 
 
 class Pin(BaseModel):
-    """``user_config`` of a deployment: the release that is wanted; the current one, whichever it is, where none is."""
+    """``user_config`` of a deployment: the release to answer from, or None to follow the current one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     release: int | None = None
 
 
-def _items(calls: list[list[Any]]) -> int:
+def _count_items(calls: list[list[Any]]) -> int:
     return sum(len(call) for call in calls)
 
 
 class Worker:
-    """One thread that computes: models and indexes belong to one thread at a time."""
+    """A single thread for all computation: a model or an index must be used by one thread at a time."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, "worker")
 
     async def run(self, work: Callable[[], T]) -> T:
-        """The result of some work, in turn."""
+        """Run some work after the work that is already queued; return its result."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
     def wait(self, work: Callable[[], T]) -> T:
-        """The same in a thread that may wait."""
+        """Do the same from another thread, which blocks until the work is done."""
         return self._pool.submit(work).result()
 
 
 class _Replica(Generic[T]):
-    """One stage: what it has of each release, the thread that computes, and the one that takes releases on.
+    """One stage: its loaded releases, the worker thread that computes, and a thread that loads new releases.
 
     Args:
-        store: whose releases are answered under.
-        loading: how the stage loads its part of one.
+        store: whose releases are used.
+        loader: how the stage loads its part of a release.
         settings: of the service.
-        scale: of this stage.
-        use_threads: how many a library computes with in the thread that calls it.
+        scale: settings of this stage's deployment.
+        set_threads: sets the number of compute threads that a library uses in the calling thread.
     """
 
     def __init__(
         self,
         store: Store,
-        loading: Loading[T],
+        loader: Loader[T],
         settings: ServeSettings,
         scale: Autoscale,
-        use_threads: Callable[[int], None],
+        set_threads: Callable[[int], None],
     ) -> None:
-        logs.join()
-        self._loading = loading
-        self._following = ReleaseWatcher(store, ReleaseCache(loading.key, self._load_and_check, settings.grace_s))
-        self._every, self._started = settings.follow_s, False
-        self._threads, self._use_threads = scale.threads, use_threads
+        logs.use_serve_handlers()
+        self._loader = loader
+        self._watcher = ReleaseWatcher(store, ReleaseCache(loader.key, self._load_and_check, settings.grace_s))
+        self._poll_s, self._started = settings.follow_s, False
+        self._threads, self._set_threads = scale.threads, set_threads
         self._worker = Worker()
         self._meter = BatchMeter()
 
     def _load_and_check(self, release: Release) -> T:
-        # OpenMP keeps a team for each thread that ever computed with several; with two such teams, more than there
-        # are cores, waiting in both becomes four times as slow. So only the worker has one.
-        self._use_threads(1)
-        loaded = self._loading.load(release)
-        self._worker.wait(functools.partial(self._try, loaded))
+        # OpenMP keeps a team of threads for each thread that ever computed with several. Two such teams have more
+        # threads than there are cores, and waiting in both becomes four times as slow. So only the worker has a team.
+        self._set_threads(1)
+        loaded = self._loader.load(release)
+        self._worker.wait(functools.partial(self._check, loaded))
         return loaded
 
-    def _try(self, loaded: T) -> None:
-        self._use_threads(self._threads)
-        self._loading.check(loaded)
+    def _check(self, loaded: T) -> None:
+        self._set_threads(self._threads)
+        self._loader.check(loaded)
 
     def reconfigure(self, config: dict[str, Any]) -> None:
-        """Take another release on; the first time, before the replica is ready, load it. Serve calls this."""
-        named = Pin.model_validate(config).release
+        """Change the release to follow. Serve calls this; the first call loads it before the replica is ready."""
+        number = Pin.model_validate(config).release
         if self._started:
-            self._following.follow(named)  # in the background: who waits here is out of service
+            # The watcher loads in the background: Serve sends no requests to a replica while this method runs.
+            self._watcher.follow(number)
         else:
-            self._following.start(named)
-            self._following.run(self._every)
+            self._watcher.start(number)
+            self._watcher.run(self._poll_s)
             self._started = True
 
     async def releases(self) -> tuple[int, ...]:
-        """Those that this replica can answer under."""
-        return self._following.residents.numbers
+        """Return the numbers of the releases that this replica has loaded."""
+        return self._watcher.cache.numbers
 
     async def check_health(self) -> None:
-        """Answer something under each release that is here. Serve calls this, and replaces a replica that raises."""
-        for number in self._following.residents.numbers:
-            loaded = self._following.residents.peek(number)
+        """Run the check of each loaded release. Serve calls this, and replaces a replica that raises."""
+        for number in self._watcher.cache.numbers:
+            loaded = self._watcher.cache.peek(number)
             if loaded is not None:
-                await self._worker.run(functools.partial(self._loading.check, loaded))
+                await self._worker.run(functools.partial(self._loader.check, loaded))
 
-    async def _each(
+    async def _run_loaded(
         self,
         contexts: Sequence[RequestContext],
         items: Sequence[Item],
-        batch: Callable[[list[tuple[T, Item]]], Awaitable[Sequence[Outcome[Result]]]],
+        run_batch: Callable[[list[tuple[T, Item]]], Awaitable[Sequence[Outcome[Result]]]],
     ) -> list[Outcome[Result]]:
-        """Results as the items stand; an error in place of those whose release is not here."""
+        """Run a batch; return results in the order of the items, with an error if an item's release is not loaded."""
         outcomes: list[Outcome[Result] | None] = [None] * len(items)
         places, pairs = list[int](), list[tuple[T, Item]]()
         for place, (context, item) in enumerate(zip(contexts, items, strict=True)):
             try:
-                pairs.append((self._following.residents.of(context.release), item))
+                pairs.append((self._watcher.cache.get(context.release), item))
                 places.append(place)
             except ReleaseNotLoadedError as error:
                 outcomes[place] = error
         if pairs:
-            for place, outcome in zip(places, await batch(pairs), strict=True):
+            for place, outcome in zip(places, await run_batch(pairs), strict=True):
                 outcomes[place] = outcome
-        return outcomes  # type: ignore[return-value]  # none is missing
+        return outcomes  # type: ignore[return-value]  # every place is filled
 
-    def _alone(
+    def _unbatched(
         self, work: Callable[[T, list[Item]], Sequence[Outcome[Result]]]
     ) -> Callable[[list[tuple[T, Item]]], Awaitable[list[Outcome[Result]]]]:
-        """A batch of its own for each call: what is asked seldom, or is quick."""
-        return lambda pairs: self._worker.run(lambda: together(pairs, work))
+        """Return a function that runs each call by itself, for work that is rare or quick."""
+        return lambda pairs: self._worker.run(lambda: run_by_release(pairs, work))
 
-    async def _together(
+    async def _run_batch(
         self,
         calls: Sequence[Sequence[tuple[T, Item]]],
         work: Callable[[T, list[Item]], Sequence[Outcome[Result]]],
     ) -> list[list[Outcome[Result]]]:
-        """Work on all calls that are waiting; results call by call."""
+        """Run the work for all waiting calls together; return the results of each call."""
         pairs = [pair for call in calls for pair in call]
-        self._meter.worked(len(pairs))
-        results = iter(await self._worker.run(lambda: together(pairs, work)))
+        self._meter.count_batch(len(pairs))
+        results = iter(await self._worker.run(lambda: run_by_release(pairs, work)))
         return [list(itertools.islice(results, len(call))) for call in calls]
 
 
-def together(
+def run_by_release(
     pairs: Sequence[tuple[T, Item]], work: Callable[[T, list[Item]], Sequence[Outcome[Result]]]
 ) -> list[Outcome[Result]]:
-    """Work on the items of one release at once, whichever releases meet in a batch; results as the items stand."""
+    """Run the work once for each loaded release in a batch; return results in the order of the items."""
     places: dict[int, list[int]] = {}
     for place, (loaded, _) in enumerate(pairs):
         places.setdefault(id(loaded), []).append(place)
     results: dict[int, Outcome[Result]] = {}
-    for some in places.values():
-        results.update(zip(some, work(pairs[some[0]][0], [pairs[place][1] for place in some]), strict=True))
+    for same_release in places.values():
+        loaded = pairs[same_release[0]][0]
+        outcomes = work(loaded, [pairs[place][1] for place in same_release])
+        results.update(zip(same_release, outcomes, strict=True))
     return [results[place] for place in range(len(pairs))]
 
 
-class EmbedderReplica(_Replica[Embeds]):
+class EmbedderReplica(_Replica[AnyEmbedder]):
     """Embeds queries in dynamic batches."""
 
     def __init__(self, store: str, settings: ServeSettings) -> None:
-        opened, own = Store(store), settings.embedder
-        loading = LoadEmbedder(opened, _device(own), settings.engine, own.threads)
-        super().__init__(opened, loading, settings, own, require("torch").set_num_threads)
-        _set_batching(self._batch, own)
+        opened, scale = Store(store), settings.embedder
+        loader = EmbedderLoader(opened, _device(scale), settings.engine, scale.threads)
+        super().__init__(opened, loader, settings, scale, require("torch").set_num_threads)
+        _set_batching(self._batch, scale)
 
     async def embed(self, contexts: list[RequestContext], pixels: list[Grey]) -> list[Outcome[Embedding]]:
-        """(s, s) grey levels each -> (d,) each."""
-        return await self._each(contexts, pixels, self._batch)
+        """Embed queries: (s, s) grey levels each -> (d,) each."""
+        return await self._run_loaded(contexts, pixels, self._batch)
 
-    @serve.batch(batch_size_fn=_items)
-    async def _batch(self, calls: list[list[tuple[Embeds, Grey]]]) -> list[list[Outcome[Embedding]]]:
-        return await self._together(calls, _embed)
+    @serve.batch(batch_size_fn=_count_items)
+    async def _batch(self, calls: list[list[tuple[AnyEmbedder, Grey]]]) -> list[list[Outcome[Embedding]]]:
+        return await self._run_batch(calls, _embed)
 
 
-def _embed(embedder: Embeds, pixels: list[Grey]) -> list[Embedding]:
+def _embed(embedder: AnyEmbedder, pixels: list[Grey]) -> list[Embedding]:
     return list(embedder.embed(np.stack(pixels)))
 
 
 class SearcherReplica(_Replica["Searcher"]):
-    """Finds neighbours in all shards of the index, or in one part of them."""
+    """Finds neighbours in all shards of the index, or in one of several parts of the shards."""
 
     def __init__(self, store: str, settings: ServeSettings, part: int = 0) -> None:
-        opened, own = Store(store), settings.searcher
-        loading = LoadSearcher(opened, part, settings.searcher_parts)
-        super().__init__(opened, loading, settings, own, require("faiss").omp_set_num_threads)
-        _set_batching(self._batch, own)
-        _set_batching(self._near_batch, own)
+        opened, scale = Store(store), settings.searcher
+        loader = SearcherLoader(opened, part, settings.searcher_parts)
+        super().__init__(opened, loader, settings, scale, require("faiss").omp_set_num_threads)
+        _set_batching(self._batch, scale)
+        _set_batching(self._near_batch, scale)
 
     async def look_up(self, contexts: list[RequestContext], image_ids: list[str]) -> list[Outcome[Embedding]]:
-        """(d,) stored embedding each of images that the contexts allow; NotFoundError where there is none."""
-        return await self._each(contexts, list(zip(contexts, image_ids, strict=True)), self._alone(_look_up))
+        """Return the (d,) stored embedding of each image that its context allows; NotFoundError for any other."""
+        return await self._run_loaded(contexts, list(zip(contexts, image_ids, strict=True)), self._unbatched(_look_up))
 
-    async def search(self, contexts: list[RequestContext], asked: list[Asked]) -> list[Outcome[SearchHits]]:
-        """The n nearest that each context allows and each scope asks for."""
-        return await self._each(contexts, list(zip(contexts, asked, strict=True)), self._batch)
+    async def search(self, contexts: list[RequestContext], queries: list[NearestQuery]) -> list[Outcome[SearchHits]]:
+        """Return for each query the n nearest images that its context allows and that are in its scope."""
+        return await self._run_loaded(contexts, list(zip(contexts, queries, strict=True)), self._batch)
 
-    async def near(self, contexts: list[RequestContext], asked: list[Asked]) -> list[Outcome[ShardHits]]:
-        """The same as rows and distances: where several parts are searched, all but the nearest are dropped."""
-        return await self._each(contexts, list(zip(contexts, asked, strict=True)), self._near_batch)
+    async def near(self, contexts: list[RequestContext], queries: list[NearestQuery]) -> list[Outcome[ShardHits]]:
+        """Do the same, but return only rows and distances: with several parts, most of the hits are dropped."""
+        return await self._run_loaded(contexts, list(zip(contexts, queries, strict=True)), self._near_batch)
 
     async def fetch(self, contexts: list[RequestContext], rows: list[list[int]]) -> list[Outcome[HitDetails]]:
-        """All that answers need of rows that ``near`` found."""
-        return await self._each(contexts, rows, self._alone(_fetch))
+        """Return everything that an answer needs for rows that ``near`` returned."""
+        return await self._run_loaded(contexts, rows, self._unbatched(_fetch))
 
-    @serve.batch(batch_size_fn=_items)
+    @serve.batch(batch_size_fn=_count_items)
     async def _batch(self, calls: list[list[tuple[Searcher, Search]]]) -> list[list[Outcome[SearchHits]]]:
-        return await self._together(calls, _search)
+        return await self._run_batch(calls, _search)
 
-    @serve.batch(batch_size_fn=_items)
+    @serve.batch(batch_size_fn=_count_items)
     async def _near_batch(self, calls: list[list[tuple[Searcher, Search]]]) -> list[list[Outcome[ShardHits]]]:
-        return await self._together(calls, _near)
+        return await self._run_batch(calls, _near)
 
 
-def _search(searcher: Searcher, asked: list[Search]) -> list[SearchHits]:
-    return searcher.search(*_columns(asked))
+def _search(searcher: Searcher, searches: list[Search]) -> list[SearchHits]:
+    return searcher.search(*_columns(searches))
 
 
-def _near(searcher: Searcher, asked: list[Search]) -> list[ShardHits]:
-    return searcher.near(*_columns(asked))
+def _near(searcher: Searcher, searches: list[Search]) -> list[ShardHits]:
+    return searcher.near(*_columns(searches))
 
 
-def _columns(asked: list[Search]) -> tuple[Embedding, list[RequestContext], int, list[Scope]]:
-    contexts = [context for context, _ in asked]
-    embeddings, n, scopes = zip(*(one for _, one in asked), strict=True)
-    assert len(set(n)) == 1, "one release has one N"
+def _columns(searches: list[Search]) -> tuple[Embedding, list[RequestContext], int, list[Scope]]:
+    contexts = [context for context, _ in searches]
+    embeddings, n, scopes = zip(*(query for _, query in searches), strict=True)
+    assert len(set(n)) == 1, "all searches of a release have the same N"
     return np.stack(embeddings), contexts, n[0], list(scopes)
 
 
 def _fetch(searcher: Searcher, rows: list[list[int]]) -> list[HitDetails]:
-    return [searcher.fetch(one) for one in rows]
+    return [searcher.fetch(item_rows) for item_rows in rows]
 
 
-def _look_up(searcher: Searcher, asked: list[tuple[RequestContext, str]]) -> list[Outcome[Embedding]]:
-    found: list[Outcome[Embedding]] = []
-    for context, image_id in asked:
+def _look_up(searcher: Searcher, images: list[tuple[RequestContext, str]]) -> list[Outcome[Embedding]]:
+    outcomes: list[Outcome[Embedding]] = []
+    for context, image_id in images:
         try:
-            found.append(searcher.look_up(context, image_id))
+            outcomes.append(searcher.look_up(context, image_id))
         except NotFoundError as error:
-            found.append(error)
-    return found
+            outcomes.append(error)
+    return outcomes
 
 
 class RerankerReplica(_Replica["Reranking"]):
     """Scores query graphs in dynamic batches."""
 
     def __init__(self, store: str, settings: ServeSettings) -> None:
-        opened, own = Store(store), settings.reranker
-        loading = LoadReranker(opened, _device(own))
-        super().__init__(opened, loading, settings, own, require("torch").set_num_threads)
-        _set_batching(self._batch, own)
+        opened, scale = Store(store), settings.reranker
+        loader = RerankerLoader(opened, _device(scale))
+        super().__init__(opened, loader, settings, scale, require("torch").set_num_threads)
+        _set_batching(self._batch, scale)
 
     async def rerank(self, contexts: list[RequestContext], graphs: list[Graph]) -> list[Outcome[Embedding]]:
-        """(n,) scores of the neighbours of each."""
-        return await self._each(contexts, graphs, self._batch)
+        """Return the (n,) scores of the neighbours in each graph."""
+        return await self._run_loaded(contexts, graphs, self._batch)
 
     async def explain(
-        self, contexts: list[RequestContext], asked: list[tuple[Embedding, Vectors, list[int]]]
+        self, contexts: list[RequestContext], explained: list[tuple[Embedding, Vectors, list[int]]]
     ) -> list[Outcome[Influences]]:
-        """What moved the scores of some of the neighbours of each."""
-        return await self._each(contexts, asked, self._alone(_explain))
+        """Return what influenced the scores of the given neighbours in each graph."""
+        return await self._run_loaded(contexts, explained, self._unbatched(_explain))
 
-    @serve.batch(batch_size_fn=_items)
+    @serve.batch(batch_size_fn=_count_items)
     async def _batch(self, calls: list[list[tuple[Reranking, Graph]]]) -> list[list[Outcome[Embedding]]]:
-        return await self._together(calls, _rerank)
+        return await self._run_batch(calls, _rerank)
 
 
 def _rerank(reranking: Reranking, graphs: list[Graph]) -> list[Embedding]:
@@ -302,8 +306,8 @@ def _rerank(reranking: Reranking, graphs: list[Graph]) -> list[Embedding]:
     return reranking.rerank(np.stack(embeddings), list(vectors))
 
 
-def _explain(reranking: Reranking, asked: list[tuple[Embedding, Vectors, list[int]]]) -> list[Influences]:
-    return [reranking.explain(*one) for one in asked]
+def _explain(reranking: Reranking, explained: list[tuple[Embedding, Vectors, list[int]]]) -> list[Influences]:
+    return [reranking.explain(*graph) for graph in explained]
 
 
 def _device(scale: Autoscale) -> str:
@@ -311,6 +315,6 @@ def _device(scale: Autoscale) -> str:
 
 
 def _set_batching(batch: Any, settings: Autoscale) -> None:
-    # serve.batch adds these to the method it wraps.
+    # serve.batch adds these setters to the method that it wraps.
     batch.set_max_batch_size(settings.max_batch_size)
     batch.set_batch_wait_timeout_s(settings.batch_wait_s)

@@ -1,4 +1,4 @@
-"""Checked requests, whatever protocol they came over."""
+"""Validated requests, independent of the protocol they came over."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from mrcg.api.requests import EmbeddingQuery, ImageIdQuery, SearchParams
 
-#: Scans of one batch.
-MOST_SCANS = 1024
+#: Scans of one batch, at most.
+MAX_SCANS = 1024
 
 
 @dataclass(frozen=True)
 class SearchRequest:
-    """Of what, and what is wanted."""
+    """One search: its subject and its parameters."""
 
     subject: bytes | ImageIdQuery | EmbeddingQuery
     params: SearchParams
@@ -20,7 +20,7 @@ class SearchRequest:
 
 @dataclass(frozen=True)
 class SearchBatchRequest:
-    """The same of many scans."""
+    """A search for each of several scans, all with the same parameters."""
 
     scans: tuple[bytes, ...]
     params: SearchParams

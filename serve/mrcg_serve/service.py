@@ -1,4 +1,4 @@
-"""A running service: Ray, Serve and the application, started and stopped together."""
+"""A running service: starts and stops Ray, Serve and the application together."""
 
 from __future__ import annotations
 
@@ -28,35 +28,42 @@ READY_SECONDS = 180.0
 
 @dataclass(frozen=True)
 class ServiceOptions:
-    """What a service has beside HTTP.
+    """Options of a service beyond HTTP.
 
     Attributes:
-        grpc_port: of Serve's gRPC proxy, which listens on all addresses; None starts none.
-        spans: ``module:name`` of the function that gives OpenTelemetry's span processors; None traces nothing.
+        grpc_port: port of Serve's gRPC proxy, which listens on all addresses; None starts no proxy.
+        spans: ``module:name`` of the function that returns OpenTelemetry span processors; None disables tracing.
     """
 
     grpc_port: int | None = None
     spans: str | None = None
 
     def grpc(self) -> gRPCOptions | None:
-        """For Serve."""
+        """Return Serve's gRPC options, or None without a port."""
         if self.grpc_port is None:
             return None
         return gRPCOptions(port=self.grpc_port, grpc_servicer_functions=[SERVICER], enable_reflection=False)
 
     def tracing(self) -> TracingConfig | None:
-        """For Serve, which carries W3C trace context through all stages."""
+        """Return Serve's tracing settings, or None. Serve passes W3C trace context through all stages."""
         if self.spans is None:
             return None
         return TracingConfig(enabled=True, exporter_import_path=self.spans, sampling_ratio=1.0)
 
 
 class Service:
-    """The application behind HTTP while its block runs; leaving it drains the replicas.
+    """Context manager that serves the application over HTTP; on exit the replicas finish their running requests.
+
+    Args:
+        application: from ``mrcg_serve.app.build``.
+        host: address to listen on.
+        port: to listen on.
+        ray_address: of a Ray cluster; None starts Ray on this machine.
+        options: gRPC and tracing.
 
     Raises:
-        ServiceError: it did not become ready in time.
-        UsageError: the cluster cannot be reached.
+        ServiceError: on enter, the service did not become ready in time.
+        UsageError: on enter, the Ray cluster cannot be reached.
     """
 
     def __init__(
@@ -65,10 +72,10 @@ class Service:
         host: str,
         port: int,
         ray_address: str | None,
-        ways: ServiceOptions = ServiceOptions(),
+        options: ServiceOptions = ServiceOptions(),
     ) -> None:
         self._application = application
-        self._ways = ways
+        self._options = options
         self._host = host
         self._port = port
         self._ray_address = ray_address
@@ -81,16 +88,16 @@ class Service:
             ray.init(**ray_environment.init_options(self._ray_address))
         except (ConnectionError, RayError, ValueError) as error:
             raise UsageError(f"--ray {self._ray_address}: {' '.join(str(error).split())[:200]}") from error
-        # Only now: Ray puts a handler of its own in place. Both signals end the block, which drains.
+        # After ray.init, which installs its own handlers. Both signals end the block, so the replicas drain.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _interrupt)
         try:
             serve.start(
                 proxy_location=ProxyLocation.HeadOnly,
                 http_options=HTTPOptions(host=self._host, port=self._port),
-                grpc_options=self._ways.grpc(),
+                grpc_options=self._options.grpc(),
                 logging_config=LOGGING,
-                tracing_config=self._ways.tracing(),
+                tracing_config=self._options.tracing(),
             )
             serve.run(self._application, name=APP_NAME, route_prefix="/")
             self.release = self._wait_ready()
@@ -105,16 +112,16 @@ class Service:
         self._stop()
 
     def _stop(self) -> None:
-        # Deleting the application lets replicas finish what they have begun; shutting down would not.
+        # Deleting the application lets replicas finish their running requests; serve.shutdown alone would not.
         with contextlib.suppress(RayServeException):  # Serve had not started yet
             serve.delete(APP_NAME)
         if self._ray_address is None:
-            serve.shutdown()  # on a given cluster there may be others' applications
+            serve.shutdown()  # a cluster that was already running may serve other applications
         ray.shutdown()
 
     def _wait_ready(self) -> int:
-        until = time.monotonic() + READY_SECONDS
-        while time.monotonic() < until:
+        deadline = time.monotonic() + READY_SECONDS
+        while time.monotonic() < deadline:
             try:
                 answer = httpx.get(f"{self.url}/readyz", timeout=5.0)
                 if answer.is_success:
@@ -122,7 +129,9 @@ class Service:
             except httpx.HTTPError:
                 pass  # not listening yet
             time.sleep(0.2)
-        raise ServiceError(f"the service on {self.url} did not become ready in {READY_SECONDS:.0f} s: see Ray's logs")
+        raise ServiceError(
+            f"the service on {self.url} did not become ready in {READY_SECONDS:.0f} s: see Ray's logs for the reason"
+        )
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -27,7 +27,7 @@ from mrcg.index import faiss_backend
 from mrcg.index.layout import PartFacts, Shape, part_files
 from mrcg.index.part import Part
 from mrcg.index.sharded_index import ShardedIndex
-from mrcg.index_build.build_plan import IndexWork, facts_table, plan_build
+from mrcg.index_build.build_plan import IndexWork, plan_build, rows_table
 from mrcg.index_build.sizing import LINKS, Costs
 from mrcg.storage import schemas
 from mrcg.storage.store import Store
@@ -105,7 +105,7 @@ def storing(folder: Path) -> dict[str, float]:
             sink.write(store.read_bytes("in"))
 
     scans = scans_table(image_ids(COUNT), np.arange(COUNT), 0)
-    return {"store": best(copy) / 2**26, "row": best(lambda: schemas.to_ipc(facts_table(scans))) / COUNT}
+    return {"store": best(copy) / 2**26, "row": best(lambda: schemas.to_ipc(rows_table(scans))) / COUNT}
 
 
 def rows_in_memory(count: int, dim: int, known: bool = True) -> int:
@@ -118,7 +118,7 @@ def rows_in_memory(count: int, dim: int, known: bool = True) -> int:
         np.zeros((count, dim), dtype=np.float16).tofile(folder / files.vectors)
         scans = scans_table(image_ids(count), np.arange(count), 0)
         with pa.ipc.new_file(str(folder / files.rows), schemas.ROWS) as sink:
-            sink.write_table(facts_table(scans).combine_chunks())
+            sink.write_table(rows_table(scans).combine_chunks())
         del scans
         pa.default_memory_pool().release_unused()
         return measured(_serve, folder, shape, PartFacts(shard=0, name="p", rows=count, live=count), known).peak_bytes

@@ -19,7 +19,7 @@ from mrcg.imaging.slices import Grey
 from mrcg.metrics.ranking import mean_average_precision
 from mrcg.releases.release import Release, read_release
 from mrcg.reranker.scorer import Reranking
-from mrcg.retrieval.loaders import Embeds, LoadEmbedder, LoadReranker, LoadSearcher, load_and_check
+from mrcg.retrieval.loaders import AnyEmbedder, EmbedderLoader, RerankerLoader, SearcherLoader, load_and_check
 from mrcg.retrieval.query import Scope
 from mrcg.retrieval.search import RequestContext, SearchHits
 from mrcg.retrieval.searcher import Searcher
@@ -62,9 +62,9 @@ def engines(url: str, threads: int = 2) -> list[Figures]:
     split = Split(store.artefact("splits", store.manifest("reports", release.report).inputs["splits"]))
     rows = np.flatnonzero(split.test & np.array([label is not None for label in corpus.scans["label"].to_pylist()]))
     labels = [corpus.scans["label"][row].as_py() for row in rows.tolist()]
-    searcher, reranking = load_and_check(LoadSearcher(store), release), load_and_check(LoadReranker(store), release)
-    loaded: list[tuple[EngineName, Embeds]] = [
-        (engine, load_and_check(LoadEmbedder(store, engine=engine, threads=threads), release)) for engine in ENGINES
+    searcher, reranking = load_and_check(SearcherLoader(store), release), load_and_check(RerankerLoader(store), release)
+    loaded: list[tuple[EngineName, AnyEmbedder]] = [
+        (engine, load_and_check(EmbedderLoader(store, engine=engine, threads=threads), release)) for engine in ENGINES
     ]
     pixels = corpus.pixels(rows.tolist(), loaded[0][1].input_size)
     reference, figures = None, []
@@ -86,7 +86,7 @@ def engines(url: str, threads: int = 2) -> list[Figures]:
     return figures
 
 
-def _rate(embedder: Embeds, pixels: Grey) -> float:
+def _rate(embedder: AnyEmbedder, pixels: Grey) -> float:
     batches = [pixels[start : start + BATCH] for start in range(0, 8 * BATCH, BATCH)]
     best = 0.0
     for turn in range(ROUNDS + 1):

@@ -50,7 +50,7 @@ from mrcg.storage.attempts import begin
 from mrcg.storage.manifest import FileEntry, make_manifest
 from mrcg.storage.store import Store
 from mrcg.training.state import TrainingState, snapshot_name
-from mrcg_jobs.erasure import Eraser, forget_here
+from mrcg_jobs.erasure import Eraser, sweep_node_cache
 from mrcg_jobs.runner import run_stages
 from tests.bench.mixture import (
     PER_FILE,
@@ -208,17 +208,17 @@ def measure(bench: Bench) -> Row:
         for step in line.steps(Source("bench", "more", 1, 1, False), Ancestry(base=release.corpus))
     }
     corpus = store.artefact("corpus", release.corpus)
-    kept = [corpus.shared(name) for name in corpus.names("images/")]
+    kept = [corpus.reference(name) for name in corpus.names("images/")]
     bench.write_corpus(grown["corpus"], count, kept, _scans(store, release.corpus))
     embeddings = store.artefact("embeddings", line.manifests["embeddings"].version)
     bench.write_embeddings(
-        grown["embeddings"], count, count // GROWTH, [embeddings.shared(n) for n in embeddings.names()], named
+        grown["embeddings"], count, count // GROWTH, [embeddings.reference(n) for n in embeddings.names()], named
     )
     again = bench.run([grown[kind] for kind in ("splits", "indexes", "graphs", "reports")])
     promote(store, grown["reports"].version, None)
 
     eraser = Eraser(
-        store, Pseudonyms(bytes(32)), Signer(bytes(32)), LocalExecutor(), None, lambda _: silent, forget_here
+        store, Pseudonyms(bytes(32)), Signer(bytes(32)), LocalExecutor(), None, lambda _: silent, sweep_node_cache
     )
     target = ErasureTarget(kind=PATIENT, value=f"{count // PER_PATIENT // 2:032x}")
     signed, erasing = _timed(lambda: eraser.erase(target))

@@ -22,7 +22,7 @@ from fastapi import FastAPI, File
 from mrcg.config.loading import load_config
 from mrcg.config.settings import ServeSettings
 from mrcg.releases.release import read_release
-from mrcg.retrieval.loaders import LoadEmbedder, LoadReranker, LoadSearcher, load_and_check
+from mrcg.retrieval.loaders import EmbedderLoader, RerankerLoader, SearcherLoader, load_and_check
 from mrcg.retrieval.preprocessing import QueryRules
 from mrcg.retrieval.query import Scope
 from mrcg.retrieval.search import RequestContext
@@ -40,10 +40,10 @@ class Search:
         release = read_release(store)
         torch.set_num_threads(settings.embedder.threads)
         self.rules = QueryRules.of(store, release, settings)
-        self.embedder = load_and_check(LoadEmbedder(store), release)
+        self.embedder = load_and_check(EmbedderLoader(store), release)
         self.searcher, self.reranking = (
-            load_and_check(LoadSearcher(store), release),
-            load_and_check(LoadReranker(store), release),
+            load_and_check(SearcherLoader(store), release),
+            load_and_check(RerankerLoader(store), release),
         )
         self.context = RequestContext("bench", None, float("inf"), release.number, "bench")
 

@@ -8,7 +8,7 @@ from tests.making import index_of
 
 from mrcg.index import faiss_backend
 from mrcg.index.distances import exact_distances
-from mrcg.index.group_search import numbered, search_groups
+from mrcg.index.group_search import groups_from_codes, search_groups
 
 #: Cells or breadth that leaves nothing out.
 ALL = 10**6
@@ -41,7 +41,7 @@ def test_one_of_each_group_and_none_is_missing(count, shards, k, members, seed, 
     if kind != "flat":
         count += 80
     # Members of a group lie together: the nearest scans are of few groups.
-    groups = numbered(rng.integers(-1, 1 + count // members, count))
+    groups = groups_from_codes(rng.integers(-1, 1 + count // members, count))
     vectors = (rng.normal(size=(groups.max() + 1, 6))[groups] + 0.1 * rng.normal(size=(count, 6))).astype(np.float16)
     ids = [f"{row:032x}" for row in range(count)]
     index = index_of(vectors, ids, ["a"] * count, ids, shards, kind)
@@ -57,6 +57,6 @@ def test_one_of_each_group_and_none_is_missing(count, shards, k, members, seed, 
 
 @given(st.lists(st.integers(-1, 5), max_size=20))
 def test_what_is_of_no_group_is_one_of_its_own(codes):
-    groups = numbered(np.array(codes, dtype=np.int64))
+    groups = groups_from_codes(np.array(codes, dtype=np.int64))
     for code, group in zip(codes, groups.tolist(), strict=True):
         assert (groups == group).sum() == (1 if code < 0 else codes.count(code))

@@ -42,21 +42,21 @@ def together(searchers, query, scope, allowed=None):
 @pytest.mark.parametrize("scope", SCOPES, ids=["all", "patient", "study", "label", "both"])
 @pytest.mark.parametrize("parts", [2, 3])
 def test_parts_answer_as_the_whole(library_store, version, scope, parts):
-    from_one_group = Searcher.open(library_store, version)
+    searcher = Searcher.open(library_store, version)
     searchers = [Searcher.open(library_store, version, part, parts) for part in range(parts)]
     rng = np.random.default_rng(0)
-    rows = from_one_group.index.gallery.rows
-    allowed = rng.random(len(from_one_group.index)) < 0.7
+    rows = searcher.index.gallery.rows
+    allowed = rng.random(len(searcher.index)) < 0.7
     for mask in (None, allowed):
         for row in rows[::17]:
-            query = from_one_group.index.vectors(np.array([row])).astype(np.float32)
+            query = searcher.index.vectors(np.array([row])).astype(np.float32)
             one, other = (
-                from_one_group.search(query, [context(mask)], N, [scope])[0],
+                searcher.search(query, [context(mask)], N, [scope])[0],
                 together(searchers, query, scope, mask),
             )
             assert other.image_ids == one.image_ids
             assert other.facts == one.facts
             assert other.distances == one.distances
             assert (other.vectors_nd == one.vectors_nd).all()
-            same = ("nearest", "allowed", "passing", "shards", "of")
+            same = ("nearest", "allowed", "passing", "shards", "total_shards")
             assert [getattr(other, name) for name in same] == [getattr(one, name) for name in same]

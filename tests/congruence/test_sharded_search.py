@@ -228,10 +228,11 @@ def test_what_recall_is_measured_of_is_neither_scanned_nor_completed():
     vectors = gallery(300, copies=False)
     made = index(vectors, 2, "ivf_flat")
     (few,), (all_of_them,) = made.candidates(vectors[:9], 50, 1), made.candidates(vectors[:9], 50, ALL)
-    assert (few.places_qc == -1).any()
+    assert (few.positions_qc == -1).any()
     assert (made.search(vectors[:9], 50, None, 1).rows_qk >= 0).all()
     assert same(
-        nearest(all_of_them.places_qc, all_of_them.exact_qc, 50), by_hand(vectors[:9], vectors, np.ones(300, bool), 50)
+        nearest(all_of_them.positions_qc, all_of_them.exact_qc, 50),
+        by_hand(vectors[:9], vectors, np.ones(300, bool), 50),
     )
 
 

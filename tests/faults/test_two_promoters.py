@@ -70,7 +70,7 @@ def test_of_two_that_decided_at_once_one_wins_and_the_other_is_told(store, repor
         assert json.loads((first, second)[winner][1])["promoted"]
         told = [line for line in loser[2].splitlines() if line.strip()]
         assert len(told) == 1, loser
-        assert f"release {len(before) + 1} was made by somebody else just now" in told[0]
+        assert f"release {len(before) + 1} has just been made by another process" in told[0]
         assert history(store) == [*before, reports[winner]]
         winners.add(winner)
         rollback(store, 1)

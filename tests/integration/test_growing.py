@@ -116,7 +116,7 @@ def test_too_many_bad_files_fail_and_nothing_is_read_twice(cluster, tmp_path):
     words = ("ingest", "--source", str(source), "--store", store.url, "--ray", cluster)
     failed = mrcg(*words)
     assert failed.returncode == 1
-    assert "2 of 22 files are bad (9.1 %, the limit is 5 %): 2 not_an_image; mend them, or raise" in failed.stderr
+    assert "2 of 22 files are bad (9.1 %, the limit is 5 %): 2 not_an_image; fix them, or raise" in failed.stderr
     assert store.versions("corpus") == []
     assert mrcg(*words, "--max-bad-fraction", "0.1").returncode == 0
     (version,) = store.versions("corpus")

@@ -209,7 +209,7 @@ def test_graphs_of_held_out_scans_want_scans_held_out(source, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--systems", "siamese,magic"], "--systems: no system 'magic'; there are siamese, siamese+chebnet"),
+        (["--systems", "siamese,magic"], "--systems: unknown system 'magic'; choose from siamese, siamese+chebnet"),
         (["--set", "reranker.epochs=0"], "set encoder.epochs and reranker.epochs above 0"),
         (["--protocol", "none"], "split.protocol = 'none' is not allowed"),
     ],

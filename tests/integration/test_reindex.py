@@ -182,14 +182,17 @@ def test_it_finds_what_an_index_that_was_built_from_scratch_finds(world, kind, s
 def test_where_nothing_is_new_it_says_so(capsys, world):
     number = release_numbers(world.store)[-1]
     code, out, _ = run(capsys, "reindex", "--source", world.source, "--store", world.store.url)
-    assert (code, out) == (0, f"nothing is new: release {number} holds all of this source\n")
+    assert (code, out) == (0, f"nothing to do: release {number} is up to date with this source\n")
     assert release_numbers(world.store)[-1] == number
 
 
 def test_models_are_not_made_anew_by_an_override(capsys, world):
     words = ("reindex", "--source", world.source, "--store", world.store.url, "--set", "encoder.epochs=1")
     code, _, err = run(capsys, *words)
-    assert (code, "the models and their gallery's rules stay; `mrcg run` makes others" in err.replace("\n", " ")) == (
+    assert (
+        code,
+        "the models or the gallery depend on encoder.epochs; change it with `mrcg run`" in err.replace("\n", " "),
+    ) == (
         2,
         True,
     )

@@ -52,7 +52,7 @@ def test_pixels_lie_in_the_order_of_the_scans(ray_run):
     assert len(corpus.artefact.names("images/")) > 1
     ids = corpus.scans["image_id"].to_pylist()
     read = [
-        one for _, data in corpus.artefact.each("images/") for one in schemas.from_parquet(data)["image_id"].to_pylist()
+        one for _, data in corpus.artefact.iter_files("images/") for one in schemas.from_parquet(data)["image_id"].to_pylist()
     ]
     assert read == ids
 
@@ -83,7 +83,7 @@ def test_a_release_has_the_calibration_of_its_report(ray_run):
 
 
 def test_embeddings_are_half_precision_with_ids(ray_run):
-    tables = [schemas.from_ipc(data) for _, data in artefact(ray_run, "embeddings").each("embeddings/")]
+    tables = [schemas.from_ipc(data) for _, data in artefact(ray_run, "embeddings").iter_files("embeddings/")]
     assert all(table.schema == schemas.embeddings(16) for table in tables)
     assert np.isfinite(tables[0]["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)).all()
 

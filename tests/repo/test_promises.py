@@ -72,6 +72,16 @@ def test_links_and_settings_in_the_docs_exist(name):
         assert recipe in recipe_names(), recipe
 
 
+def test_the_python_example_of_the_readme_runs(library_store, scans, tmp_path, monkeypatch, capsys):
+    (example,) = re.findall(r"```python\n(.*?)```", read("README.md"), re.S)
+    assert len(re.findall(r"^(?:from|import) ", example, re.M)) == 1
+    (tmp_path / "store").symlink_to(library_store.root)
+    (tmp_path / "scan.png").write_bytes(sorted(scans.rglob("*.png"))[0].read_bytes())
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "README.md", "exec"), {})
+    assert len(capsys.readouterr().out.splitlines()) == 10
+
+
 def test_make_targets_of_the_docs_exist():
     targets = set(re.findall(r"^([a-z-]+):", read("Makefile"), re.M))
     for name in ("README.md", "CONTRIBUTING.md"):

@@ -1,4 +1,4 @@
-"""A span processor for tests: a line of JSON for each span, in the file that MRCG_TEST_SPANS names."""
+"""A span processor for tests: writes each span as a line of JSON to the file in MRCG_TEST_SPANS."""
 
 import json
 import os
@@ -16,5 +16,5 @@ class _ToFile(SpanProcessor):
 
 
 def processors() -> list[SpanProcessor]:
-    """What ``--spans`` wants."""
+    """Return the span processors for ``--spans``."""
     return [_ToFile()]

@@ -1,4 +1,4 @@
-"""One call for many requests: nothing waits without need, nothing is lost, and each gets its own outcome."""
+"""Batched calls: no request waits without need, none is lost, and each gets its own outcome."""
 
 import asyncio
 import time
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mrcg.errors import NotFoundError
 from mrcg.retrieval.search import RequestContext
 from mrcg_serve import batching
-from mrcg_serve.batching import Coalescer
+from mrcg_serve.batching import CallBatcher
 
 
 def context(seconds=60.0):
@@ -18,61 +18,61 @@ def context(seconds=60.0):
 
 
 class Stage:
-    """Doubles what it is asked, and says what came together."""
+    """Doubles its items, and records which items came in one call."""
 
     def __init__(self, seconds=0.0):
-        self.seconds, self.calls, self.at_once, self.most_at_once = seconds, [], 0, 0
+        self.seconds, self.calls, self.running, self.max_running = seconds, [], 0, 0
 
     async def __call__(self, contexts, items):
         self.calls.append(list(items))
-        self.at_once += 1
-        self.most_at_once = max(self.most_at_once, self.at_once)
+        self.running += 1
+        self.max_running = max(self.max_running, self.running)
         await asyncio.sleep(self.seconds)
-        self.at_once -= 1
+        self.running -= 1
         return [NotFoundError(f"no {item}") if item < 0 else 2 * item for item in items]
 
 
 @given(
     arrivals=st.lists(st.tuples(st.integers(-3, 100), st.integers(0, 3)), max_size=40),
-    most=st.integers(1, 8),
-    at_once=st.integers(1, 3),
+    max_items=st.integers(1, 8),
+    max_calls=st.integers(1, 3),
 )
-def test_everybody_gets_their_own_outcome_in_calls_of_at_most_so_many(arrivals, most, at_once):
+def test_each_item_gets_its_own_outcome_and_calls_stay_within_the_limits(arrivals, max_items, max_calls):
     stage = Stage()
-    together = Coalescer(stage, most, at_once)
+    batcher = CallBatcher(stage, max_items, max_calls)
 
-    async def one(item, turns):
-        for _ in range(turns):
+    async def arrive(item, delay):
+        for _ in range(delay):
             await asyncio.sleep(0)
         try:
-            return await together(context(), item)
+            return await batcher(context(), item)
         except NotFoundError as error:
             return str(error)
 
     async def run():
-        return await asyncio.gather(*(one(*arrival) for arrival in arrivals))
+        return await asyncio.gather(*(arrive(*arrival) for arrival in arrivals))
 
     assert asyncio.run(run()) == [f"no {item}" if item < 0 else 2 * item for item, _ in arrivals]
     assert sorted(item for call in stage.calls for item in call) == sorted(item for item, _ in arrivals)
-    assert all(1 <= len(call) <= most for call in stage.calls)
-    assert stage.most_at_once <= at_once
+    assert all(1 <= len(call) <= max_items for call in stage.calls)
+    assert stage.max_running <= max_calls
 
 
-def test_what_comes_while_a_call_is_under_way_goes_together_with_the_next():
+def test_items_that_arrive_during_a_call_go_together_in_the_next():
     stage = Stage(0.05)
 
     async def run():
-        together = Coalescer(stage, 16, 1)
-        first = asyncio.create_task(together(context(), 0))
+        batcher = CallBatcher(stage, 16, 1)
+        first = asyncio.create_task(batcher(context(), 0))
         await asyncio.sleep(0.01)
-        rest = [asyncio.create_task(together(context(), item)) for item in range(1, 6)]
+        rest = [asyncio.create_task(batcher(context(), item)) for item in range(1, 6)]
         return await asyncio.gather(first, *rest)
 
     assert asyncio.run(run()) == [0, 2, 4, 6, 8, 10]
     assert stage.calls == [[0], [1, 2, 3, 4, 5]]
 
 
-def test_a_call_that_fails_fails_for_all_in_it_and_the_next_goes_on():
+def test_a_failed_call_fails_all_its_items_and_the_next_call_works():
     async def run():
         broken = True
 
@@ -81,18 +81,18 @@ def test_a_call_that_fails_fails_for_all_in_it_and_the_next_goes_on():
                 raise ConnectionError("it died")
             return items
 
-        together = Coalescer(call, 16, 1)
-        lost = await asyncio.gather(*(together(context(), item) for item in range(3)), return_exceptions=True)
+        batcher = CallBatcher(call, 16, 1)
+        errors = await asyncio.gather(*(batcher(context(), item) for item in range(3)), return_exceptions=True)
         broken = False
-        return lost, await together(context(), 7)
+        return errors, await batcher(context(), 7)
 
-    lost, found = asyncio.run(run())
-    assert [str(error) for error in lost] == ["it died"] * 3
-    assert found == 7
+    errors, result = asyncio.run(run())
+    assert [str(error) for error in errors] == ["it died"] * 3
+    assert result == 7
 
 
-def test_a_replica_that_hangs_keeps_others_waiting_for_a_moment_only(monkeypatch):
-    monkeypatch.setattr(batching, "PATIENCE", 0.05)
+def test_a_hanging_replica_holds_up_other_items_only_briefly(monkeypatch):
+    monkeypatch.setattr(batching, "SLOW_CALL_S", 0.05)
 
     async def run():
         async def call(contexts, items):
@@ -100,41 +100,41 @@ def test_a_replica_that_hangs_keeps_others_waiting_for_a_moment_only(monkeypatch
                 await asyncio.sleep(30)
             return items
 
-        together = Coalescer(call, 16, 1)
-        hanging = asyncio.create_task(together(context(), 0))
+        batcher = CallBatcher(call, 16, 1)
+        hanging = asyncio.create_task(batcher(context(), 0))
         await asyncio.sleep(0.01)
         start = time.monotonic()
-        found = await together(context(), 1)
+        result = await batcher(context(), 1)
         hanging.cancel()
-        return found, time.monotonic() - start
+        return result, time.monotonic() - start
 
-    found, seconds = asyncio.run(run())
-    assert found == 1
+    result, seconds = asyncio.run(run())
+    assert result == 1
     assert seconds < 5
 
 
-def test_a_call_ends_at_the_latest_of_its_deadlines():
+def test_a_call_ends_at_the_latest_deadline_of_its_items():
     async def run():
         async def call(contexts, items):
             await asyncio.sleep(30)
 
-        await Coalescer(call, 16, 1)(context(0.05), 1)
+        await CallBatcher(call, 16, 1)(context(0.05), 1)
 
     with pytest.raises(TimeoutError):
         asyncio.run(run())
 
 
-def test_who_has_gone_is_not_asked_for():
+def test_cancelled_items_are_not_sent():
     stage = Stage(0.05)
 
     async def run():
-        together = Coalescer(stage, 16, 1)
-        first = asyncio.create_task(together(context(), 1))
+        batcher = CallBatcher(stage, 16, 1)
+        first = asyncio.create_task(batcher(context(), 1))
         await asyncio.sleep(0.01)
-        gone, stays = (asyncio.create_task(together(context(), item)) for item in (2, 3))
+        cancelled, kept = (asyncio.create_task(batcher(context(), item)) for item in (2, 3))
         await asyncio.sleep(0.01)
-        gone.cancel()
-        return await asyncio.gather(first, stays)
+        cancelled.cancel()
+        return await asyncio.gather(first, kept)
 
     assert asyncio.run(run()) == [2, 6]
     assert stage.calls == [[1], [3]]

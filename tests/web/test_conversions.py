@@ -1,4 +1,4 @@
-"""Between gRPC's messages and the library's own, nothing is lost."""
+"""Conversion between gRPC messages and library types loses nothing."""
 
 import pytest
 from hypothesis import given
@@ -50,23 +50,23 @@ answers = st.builds(
 
 
 @given(answers)
-def test_an_answer_arrives_as_it_was(answer):
+def test_an_answer_survives_the_round_trip(answer):
     assert answer_from_proto(rpc.SearchAnswer.FromString(answer_to_proto(answer).SerializeToString())) == answer
 
 
 @given(answers)
-def test_a_line_has_its_answer_or_its_problem(answer):
+def test_a_batch_line_has_an_answer_or_a_problem(answer):
     line = line_to_proto(BatchLine(index=3, answer=answer))
     assert (line.index, answer_from_proto(line.answer), line.HasField("code")) == (3, answer, False)
     line = line_to_proto(BatchLine(index=0, code="image_empty", detail="no bytes"))
     assert (line.index, line.code, line.detail, line.HasField("answer")) == (0, "image_empty", "no bytes", False)
 
 
-def test_what_is_left_out_has_the_defaults_of_http():
+def test_unset_fields_have_the_defaults_of_http():
     assert search_from_proto(rpc.SearchRequest(image=b"scan")).params == SearchParams()
 
 
-def test_all_that_can_be_wanted_arrives():
+def test_all_search_parameters_are_converted():
     params = rpc.Wanted(
         k=3, rerank=False, group_by="study", exclude_patient="p", deadline_ms=50, explain=True,
         filters=rpc.Filters(label=["a", "b"], site=["s"], sequence=["T1"], plane=["axial"], years=[2001, 2009]),
@@ -90,11 +90,11 @@ def test_all_that_can_be_wanted_arrives():
         ),
     ],
 )
-def test_each_subject_arrives(request_, subject):
+def test_each_subject_is_converted(request_, subject):
     assert search_from_proto(request_).subject == subject
 
 
-def test_a_search_of_nothing_is_refused():
+def test_a_search_without_a_subject_is_refused():
     with pytest.raises(UsageError, match="give image, image_id, or sent"):
         search_from_proto(rpc.SearchRequest())
     with pytest.raises(UsageError, match="0 images: give 1 to"):
@@ -104,7 +104,7 @@ def test_a_search_of_nothing_is_refused():
 @pytest.mark.parametrize(
     "params", [rpc.Wanted(group_by="street"), rpc.Wanted(deadline_ms=0), rpc.Wanted(filters=rpc.Filters(years=[2001]))]
 )
-def test_what_cannot_be_wanted_is_refused(params):
+def test_invalid_parameters_are_refused(params):
     with pytest.raises(ValidationError):
         search_from_proto(rpc.SearchRequest(image=b"scan", wanted=params))
 

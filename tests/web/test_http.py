@@ -1,4 +1,4 @@
-"""What the service says over HTTP, to good and to bad requests."""
+"""Responses of the service over HTTP, to valid and invalid requests."""
 
 import json
 import time
@@ -29,7 +29,7 @@ def search(http, image, **form):
     return http.post("/v1/search", files={"image": ("scan.png", image, "image/png")}, data=form)
 
 
-def test_ten_hits_with_release_and_times(http, scan):
+def test_a_search_returns_ten_hits_with_release_and_times(http, scan):
     response = search(http, scan)
     assert response.status_code == 200
     body = response.json()
@@ -73,41 +73,41 @@ def test_an_image_of_the_gallery_finds_others(http, scan):
     assert first not in {hit["image_id"] for hit in response.json()["hits"]}
     missing = http.post("/v1/search", json={"image_id": "nobody"})
     assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
-    assert "no image nobody: ask with" in missing.json()["detail"]
+    assert "no image nobody: use the image_id" in missing.json()["detail"]
 
 
-def test_filters_and_groups_leave_what_was_asked_for(http, scan):
-    whole = search(http, scan, k=20).json()
-    label = whole["hits"][0]["label"]
+def test_filters_and_groups_limit_the_hits(http, scan):
+    unfiltered = search(http, scan, k=20).json()
+    label = unfiltered["hits"][0]["label"]
     filtered = search(http, scan, k=20, filters=json.dumps({"label": [label]})).json()
     assert {hit["label"] for hit in filtered["hits"]} == {label}
-    assert filtered["passing"] < filtered["allowed"] == whole["allowed"]
+    assert filtered["passing"] < filtered["allowed"] == unfiltered["allowed"]
     assert filtered["found"] == min(20, filtered["passing"])
     grouped = search(http, scan, k=20, group_by="patient").json()
     assert len({hit["group"] for hit in grouped["hits"]}) == grouped["found"]
 
 
-def test_an_embedding_has_to_be_of_the_releases_encoder(http):
+def test_an_embedding_of_another_encoder_is_refused(http):
     response = http.post("/v1/search", json={"embedding": [0.0, 1.0], "encoder": "another"})
     assert (response.status_code, response.json()["code"]) == (409, "other_encoder")
 
 
-def test_an_explanation_has_the_graph_of_the_query(http, scan):
+def test_an_explanation_contains_the_query_graph(http, scan):
     body = search(http, scan, k=3, explain=True).json()
-    made = body["explanation"]
-    assert [hit["image_id"] for hit in made["hits"]] == [hit["image_id"] for hit in body["hits"]]
-    assert len(made["weights"]) == len(made["nodes"]) == 20
-    assert all(hit["neighbours"] for hit in made["hits"])
+    explanation = body["explanation"]
+    assert [hit["image_id"] for hit in explanation["hits"]] == [hit["image_id"] for hit in body["hits"]]
+    assert len(explanation["weights"]) == len(explanation["nodes"]) == 20
+    assert all(hit["neighbours"] for hit in explanation["hits"])
     assert "explain" in body["milliseconds"]
 
 
-def test_no_file(http):
+def test_a_form_without_an_image_is_refused(http):
     response = http.post("/v1/search", files={"k": (None, "3")})
     assert (response.status_code, response.json()["code"]) == (422, "invalid_request")
     assert response.json()["detail"] == "image: Field required"
 
 
-def test_a_body_without_a_length_is_bounded_too(http):
+def test_a_body_without_a_length_is_limited_too(http):
     def chunks():
         for _ in range(60):
             yield bytes(2**20)
@@ -116,7 +116,7 @@ def test_a_body_without_a_length_is_bounded_too(http):
     assert (response.status_code, response.json()["code"]) == (413, "too_many_bytes")
 
 
-def test_many_at_once_are_all_answered(http, scan):
+def test_concurrent_searches_are_all_answered(http, scan):
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(lambda _: search(http, scan, k=5).json(), range(48)))
     assert all(answer["reranked"] for answer in answers)
@@ -139,10 +139,10 @@ def test_health_readiness_and_metrics(http, scan):
     assert http.get("/readyz").json() == {"status": "ready", "release": 1}
 
 
-def test_metrics_are_of_all_replicas(http, scan):
+def test_metrics_include_all_replicas(http, scan):
     search(http, scan)
     search(http, b"no image")
-    wanted = [
+    expected = [
         ("ray_mrcg_requests_total", {"outcome": "reranked", "deployment": "Gateway"}),
         ("ray_mrcg_requests_total", {"outcome": "image_not_an_image"}),
         ("ray_mrcg_stage_seconds_bucket", {"stage": "embed", "le": "0.1"}),
@@ -150,20 +150,20 @@ def test_metrics_are_of_all_replicas(http, scan):
         ("ray_mrcg_batch_size_count", {"deployment": "Reranker"}),
         ("ray_mrcg_release", {}),
     ]
-    deadline = time.monotonic() + 60  # Ray carries them every few seconds
+    deadline = time.monotonic() + 60  # Ray exports metrics every few seconds
     while time.monotonic() < deadline:
         samples = [
-            one for family in text_string_to_metric_families(http.get("/metrics").text) for one in family.samples
+            sample for family in text_string_to_metric_families(http.get("/metrics").text) for sample in family.samples
         ]
         missing = [
             (name, tags)
-            for name, tags in wanted
-            if not any(one.name == name and tags.items() <= one.labels.items() for one in samples)
+            for name, tags in expected
+            if not any(sample.name == name and tags.items() <= sample.labels.items() for sample in samples)
         ]
         if not missing:
             return
         time.sleep(1)
-    raise AssertionError(f"not counted: {missing}")
+    raise AssertionError(f"metrics are missing: {missing}")
 
 
 def test_openapi_describes_the_search(http):
@@ -182,4 +182,4 @@ def test_a_second_service_on_the_port_is_refused(service, ray_run):
     port = service.rsplit(":", 1)[1]
     done = mrcg("serve", "--store", ray_run.store.url, "--port", port)
     assert done.returncode == 2
-    assert f"--port {port} on 127.0.0.1 cannot be taken" in done.stderr
+    assert f"--port {port} on 127.0.0.1 cannot be used" in done.stderr

@@ -1,4 +1,4 @@
-"""The service keeps to its own OpenAPI document, whatever it is sent."""
+"""The service follows its own OpenAPI document, for valid and invalid requests."""
 
 import httpx
 import pytest
@@ -18,7 +18,7 @@ OPERATIONS, EXAMPLES = 12, 25
 
 @pytest.fixture(scope="module")
 def url(scans, tmp_path_factory):
-    """A service of its own: what it is sent promotes and rolls back."""
+    """URL of a service that no other test uses: the requests promote and roll back releases."""
     store = Store(str(tmp_path_factory.mktemp("openapi") / "store"))
     make_release(store, scans)
     with serving(store.url) as url:
@@ -26,21 +26,21 @@ def url(scans, tmp_path_factory):
 
 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
-def test_no_answer_is_undocumented_or_a_failure_of_ours(url, mode):
+def test_every_response_is_documented_and_none_is_a_server_error(url, mode):
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
-    operations = [found.ok() for found in schema.get_all_operations()]
+    operations = [result.ok() for result in schema.get_all_operations()]
     assert len(operations) == OPERATIONS
     for operation in operations:
 
         @given(case=operation.as_strategy(generation_mode=mode))
         @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
-        def keeps_to_it(case):
-            # Whether an image can be used is not in its schema; in a form everything is a string.
+        def follows_the_document(case):
+            # The schema cannot say whether an image is usable, and in a form every value is a string.
             form = [negative_data_rejection] if case.media_type == "multipart/form-data" else []
             case.call_and_validate(excluded_checks=[positive_data_acceptance, *form])
 
         if mode == GenerationMode.POSITIVE or operation.label.startswith("POST") or operation.query:
-            keeps_to_it()  # the others take nothing that could be wrong
+            follows_the_document()  # the other operations have no input that could be invalid
 
 
 def test_the_document_describes_every_route_with_an_example(url):

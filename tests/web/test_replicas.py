@@ -1,4 +1,4 @@
-"""What the replicas and the fan-out do, without a cluster: a local replica of each."""
+"""Replicas and remote stages without a cluster: each deployment is a fake in this process."""
 
 import asyncio
 import time
@@ -7,17 +7,16 @@ import numpy as np
 import pytest
 
 from mrcg.config.settings import ServeSettings
-from mrcg.errors import NotFoundError
-from mrcg.retrieval.hot_swap import ReleaseNotLoadedError
+from mrcg.errors import NotFoundError, ReleaseNotLoadedError, StageUnavailableError
 from mrcg.retrieval.merge import HitDetails, ShardHits
 from mrcg.retrieval.query import Scope
-from mrcg.retrieval.search import Facts, RequestContext, StageUnavailableError
+from mrcg.retrieval.search import Facts, RequestContext
 from mrcg_serve import remote_stages
 from mrcg_serve.remote_stages import RemoteStages
-from mrcg_serve.replicas import together
+from mrcg_serve.replicas import run_by_release
 
 
-def test_a_batch_of_two_releases_is_worked_on_release_by_release():
+def test_a_batch_with_two_releases_runs_once_for_each():
     calls = []
 
     def work(loaded, items):
@@ -25,12 +24,12 @@ def test_a_batch_of_two_releases_is_worked_on_release_by_release():
         return [f"{loaded}{item}" for item in items]
 
     old, new = "old", "new"
-    assert together([(old, 1), (new, 2), (old, 3)], work) == ["old1", "new2", "old3"]
+    assert run_by_release([(old, 1), (new, 2), (old, 3)], work) == ["old1", "new2", "old3"]
     assert calls == [("old", [1, 3]), ("new", [2])]
 
 
 class Method:
-    """A method of a deployment: what its replicas do, in turn, each time for one item."""
+    """A method of a deployment with given outcomes, one for each call; each call has one item."""
 
     def __init__(self, *outcomes):
         self.outcomes, self.calls = list(outcomes), 0
@@ -49,24 +48,24 @@ class Handle:
         self.__dict__.update(methods)
 
     def __getattr__(self, name):
-        return Method()  # nobody asks it
+        return Method()  # it is never called
 
 
 def context(seconds=1e9):
     return RequestContext("test", None, time.time() + seconds, 1, "trace")
 
 
-MISSING = ReleaseNotLoadedError("release 1 is not loaded here (here: 2)")
+MISSING = ReleaseNotLoadedError("release 1 is not loaded here (loaded: 2)")
 
 
-def test_another_replica_is_asked_while_one_lacks_the_release():
+def test_a_call_is_repeated_while_replicas_lack_the_release():
     embed = Method(MISSING, MISSING, "vector")
-    asked = RemoteStages(Handle(embed=embed), [Handle()], Handle())
-    assert asyncio.run(asked.embed(context(), None)) == "vector"
+    stages = RemoteStages(Handle(embed=embed), [Handle()], Handle())
+    assert asyncio.run(stages.embed(context(), None)) == "vector"
     embed.outcomes, embed.calls = [MISSING] * 20, 0
     with pytest.raises(ReleaseNotLoadedError):
-        asyncio.run(asked.embed(context(), None))
-    assert embed.calls == remote_stages.ASKED
+        asyncio.run(stages.embed(context(), None))
+    assert embed.calls == remote_stages.MAX_TRIES
 
 
 def near(rows, shards=1):
@@ -79,66 +78,66 @@ def fetched(rows):
 
 
 def search(first, second, seconds=1e9, part_ms=2_000):
-    asked = RemoteStages(Handle(), [first, second], Handle(), ServeSettings(part_ms=part_ms))
-    return asyncio.run(asked.search(context(seconds), None, 3, Scope()))
+    stages = RemoteStages(Handle(), [first, second], Handle(), ServeSettings(part_ms=part_ms))
+    return asyncio.run(stages.search(context(seconds), None, 3, Scope()))
 
 
-def test_parts_are_put_together():
-    found = search(
+def test_hits_of_all_parts_are_merged():
+    hits = search(
         Handle(near=Method(near([1, 4])), fetch=Method(fetched([1, 4]))),
         Handle(near=Method(near([2, 7])), fetch=Method(fetched([2]))),
     )
-    assert (found.image_ids, found.shards, found.of) == (["i1", "i2", "i4"], 2, 2)
-    assert (found.allowed, found.passing) == (20, 4)
+    assert (hits.image_ids, hits.shards, hits.total_shards) == (["i1", "i2", "i4"], 2, 2)
+    assert (hits.allowed, hits.passing) == (20, 4)
 
 
-OUT = StageUnavailableError("the searcher is overloaded or down")
+UNAVAILABLE = StageUnavailableError("the searcher is overloaded or down")
 
 
-@pytest.mark.parametrize("fetch", [True, False], ids=["while it is fetched from", "while it is searched"])
-def test_without_one_part_the_others_answer_and_say_so(fetch):
-    lost = Handle(near=Method(near([0, 2])), fetch=Method(OUT)) if fetch else Handle(near=Method(OUT))
-    # Of three wanted the lost part had two: then only one was fetched from the other at first.
-    turns = [fetched([1]), fetched([1, 4])] if fetch else [fetched([1, 4])]
-    found = search(Handle(near=Method(near([1, 4])), fetch=Method(*turns)), lost)
-    assert (found.image_ids, found.shards, found.of) == (["i1", "i4"], 1, 2)
+@pytest.mark.parametrize("fetch", [True, False], ids=["during fetch", "during search"])
+def test_an_unavailable_part_is_left_out_and_counted(fetch):
+    lost = Handle(near=Method(near([0, 2])), fetch=Method(UNAVAILABLE)) if fetch else Handle(near=Method(UNAVAILABLE))
+    # The lost part had two of the three nearest, so at first only one was fetched from the other part.
+    outcomes = [fetched([1]), fetched([1, 4])] if fetch else [fetched([1, 4])]
+    hits = search(Handle(near=Method(near([1, 4])), fetch=Method(*outcomes)), lost)
+    assert (hits.image_ids, hits.shards, hits.total_shards) == (["i1", "i4"], 1, 2)
 
 
-def test_a_part_that_is_late_is_not_waited_for():
+def test_a_slow_part_is_left_out():
     class Slow:
         async def remote(self, *values):
             await asyncio.sleep(10)
 
     start = time.monotonic()
-    found = search(Handle(near=Method(near([1, 4])), fetch=Method(fetched([1, 4]))), Handle(near=Slow()), part_ms=100)
-    assert (found.image_ids, found.shards) == (["i1", "i4"], 1)
+    hits = search(Handle(near=Method(near([1, 4])), fetch=Method(fetched([1, 4]))), Handle(near=Slow()), part_ms=100)
+    assert (hits.image_ids, hits.shards) == (["i1", "i4"], 1)
     assert time.monotonic() - start < 5
 
 
-def test_without_any_part_nobody_answers():
-    with pytest.raises(StageUnavailableError, match="no searcher answers"):
-        search(Handle(near=Method(OUT)), Handle(near=Method(OUT)))
+def test_without_any_part_the_search_fails():
+    with pytest.raises(StageUnavailableError, match="no searcher responds; retry"):
+        search(Handle(near=Method(UNAVAILABLE)), Handle(near=Method(UNAVAILABLE)))
 
 
 def test_an_image_is_looked_up_in_all_parts():
     absent = NotFoundError("no image a")
 
     def look_up(first, second):
-        asked = RemoteStages(Handle(), [Handle(look_up=Method(first)), Handle(look_up=Method(second))], Handle())
-        return asyncio.run(asked.look_up(context(), "a"))
+        stages = RemoteStages(Handle(), [Handle(look_up=Method(first)), Handle(look_up=Method(second))], Handle())
+        return asyncio.run(stages.look_up(context(), "a"))
 
-    assert look_up(absent, "vector") == look_up("vector", OUT) == "vector"
+    assert look_up(absent, "vector") == look_up("vector", UNAVAILABLE) == "vector"
     with pytest.raises(NotFoundError):
         look_up(absent, absent)
     with pytest.raises(StageUnavailableError):
-        look_up(absent, OUT)
+        look_up(absent, UNAVAILABLE)
 
 
-def test_a_stage_that_is_late_is_unavailable():
+def test_a_stage_that_misses_the_deadline_is_unavailable():
     class Slow:
         async def remote(self, *values):
             await asyncio.sleep(10)
 
-    asked = RemoteStages(Handle(embed=Slow()), [Handle()], Handle())
+    stages = RemoteStages(Handle(embed=Slow()), [Handle()], Handle())
     with pytest.raises(StageUnavailableError, match="did not answer before the deadline"):
-        asyncio.run(asked.embed(context(0.05), None))
+        asyncio.run(stages.embed(context(0.05), None))

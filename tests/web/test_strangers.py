@@ -1,4 +1,4 @@
-"""Replicas listen for calls of other stages, on all addresses: nobody is heard without the cluster's token."""
+"""Replicas listen for calls of other stages on all addresses, and refuse calls without the cluster's token."""
 
 import os
 from pathlib import Path
@@ -18,13 +18,13 @@ METHOD = "/ray.serve.ASGIService/HandleRequest"
 
 @pytest.fixture(scope="module")
 def ports(scans, tmp_path_factory):
-    """Those on which each of the four replicas listens."""
+    """The ports on which each of the four replicas listens."""
     store = Store(str(tmp_path_factory.mktemp("strangers") / "store"))
     make_release(store, scans)
     with started(store.url, *ONE_OF_EACH) as (_, pid):
-        replicas = [one for one in psutil.Process(pid).children(recursive=True) if "ServeReplica" in one.name()]
+        replicas = [p for p in psutil.Process(pid).children(recursive=True) if "ServeReplica" in p.name()]
         listening = [
-            [one.laddr.port for one in replica.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+            [c.laddr.port for c in replica.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
             for replica in replicas
         ]
         assert len(listening) == 4
@@ -32,13 +32,13 @@ def ports(scans, tmp_path_factory):
 
 
 def codes(listening, *metadata):
-    """What each replica's ports say to a call that has no content."""
-    said = []
+    """Return the status of a call without content on each of a replica's ports."""
+    statuses = []
     for port in listening:
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, pytest.raises(grpc.RpcError) as raised:
             channel.unary_unary(METHOD)(b"", timeout=5, metadata=metadata)
-        said.append(raised.value.code())
-    return said
+        statuses.append(raised.value.code())
+    return statuses
 
 
 def test_a_call_without_the_token_is_refused(ports):
@@ -47,8 +47,8 @@ def test_a_call_without_the_token_is_refused(ports):
         assert grpc.StatusCode.UNKNOWN not in codes(listening)
 
 
-def test_the_same_call_with_the_token_is_heard(ports):
+def test_the_same_call_with_the_token_is_accepted(ports):
     token = os.environ.get("RAY_AUTH_TOKEN") or (Path.home() / ".ray" / "auth_token").read_text().strip()
     for listening in ports:
-        # It is read, and has no content.
+        # The call is accepted and then fails, because it has no content.
         assert grpc.StatusCode.UNKNOWN in codes(listening, ("authorization", f"Bearer {token}"))

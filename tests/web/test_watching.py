@@ -1,4 +1,4 @@
-"""What an operator sees of one search: lines of its log, and spans of its trace through all stages."""
+"""One search in the log and in the trace: one log line, and spans of all stages."""
 
 import json
 import shutil
@@ -16,15 +16,15 @@ from mrcg.storage.store import Store
 pytestmark = pytest.mark.slow
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
-NAME = "ward-7.search-1"
+REQUEST_ID = "ward-7.search-1"
 
 
 @pytest.fixture(scope="module")
 def watched(scans, tmp_path_factory):
-    """Ray's folder, the file of spans, and the answer to one search that brought its name and its trace."""
+    """Ray's folder, the file of spans, and the answer to one search that was sent with a request id and a trace id."""
     store = Store(str(tmp_path_factory.mktemp("watched") / "store"))
     make_release(store, scans)
-    folder = tempfile.mkdtemp(prefix="mrcg-", dir="/tmp")  # sockets want a short path
+    folder = tempfile.mkdtemp(prefix="mrcg-", dir="/tmp")  # the paths of Unix sockets must be short
     spans = tmp_path_factory.mktemp("spans") / "spans.jsonl"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", folder)
@@ -32,32 +32,32 @@ def watched(scans, tmp_path_factory):
         patch.setenv("PYTHONPATH", str(Path(__file__).parent))
         with serving(store.url, "--spans", "spans_to_file:processors") as url:
             image = sorted(scans.rglob("*.png"))[5].read_bytes()
-            headers = {"x-request-id": NAME, "traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"}
+            headers = {"x-request-id": REQUEST_ID, "traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"}
             response = httpx.post(f"{url}/v1/search", files={"image": image}, headers=headers, timeout=60)
             assert response.is_success, response.text
             time.sleep(1)
     yield Path(folder), spans, response.json()
-    shutil.rmtree(folder, ignore_errors=True)  # the last of Ray may still write its log
+    shutil.rmtree(folder, ignore_errors=True)  # Ray processes that are still ending may write their logs
 
 
-def test_a_search_has_one_line_in_the_log_with_its_name_and_nothing_private(watched):
+def test_a_search_has_one_log_line_with_its_id_and_nothing_private(watched):
     folder, _, answer = watched
-    assert answer["request_id"] == NAME
+    assert answer["request_id"] == REQUEST_ID
     logs = [path for path in folder.rglob("serve/*Gateway*") if path.is_file()]
     lines = [json.loads(line) for path in logs for line in path.read_text().splitlines()]
-    told = [line for line in lines if line.get("search") == NAME]
-    assert len(told) == 1
-    assert (told[0]["message"], told[0]["release"], told[0]["reranked"]) == ("answered", 1, True)
+    searches = [line for line in lines if line.get("search") == REQUEST_ID]
+    assert len(searches) == 1
+    assert (searches[0]["message"], searches[0]["release"], searches[0]["reranked"]) == ("answered", 1, True)
     text = "\n".join(path.read_text(errors="replace") for path in folder.rglob("serve/*") if path.is_file())
     assert not any(hit["image_id"] in text or hit["group"] in text for hit in answer["hits"])
 
 
-def test_a_trace_that_a_caller_began_goes_through_all_stages(watched):
+def test_the_trace_of_a_caller_continues_through_all_stages(watched):
     _, path, _ = watched
     spans = [json.loads(line) for line in path.read_text().splitlines()]
-    mine = [span for span in spans if span["trace"] == TRACE]
-    names = " ".join(span["name"] for span in mine)
+    search_spans = [span for span in spans if span["trace"] == TRACE]
+    names = " ".join(span["name"] for span in search_spans)
     assert all(part in names for part in ("POST /v1/search", "Embedder embed", "Searcher search", "Reranker rerank")), (
         names
     )
-    assert len({span["process"] for span in mine}) >= 4
+    assert len({span["process"] for span in search_spans}) >= 4

@@ -1,1 +1,1 @@
-"""The commands of the batch side."""
+"""Commands that start batch jobs."""

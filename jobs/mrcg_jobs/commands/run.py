@@ -1,4 +1,4 @@
-"""The commands of the batch side. Ray is imported when a stage has to run, not before."""
+"""Commands that run pipeline stages. Ray is imported only when a stage has to run."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from mrcg_jobs.runner import StageResult, plan_steps, run_stages, steps_of
 SourceOption = Annotated[
     str,
     typer.Option(
-        "--source", help="Folder of scans, SRC/<class>/… or SRC/<split>/<class>/…, or a manifest (.csv, .parquet)."
+        "--source", help="Folder of scans (SRC/<class>/… or SRC/<split>/<class>/…) or a manifest (.csv, .parquet)."
     ),
 ]
 RayOption = Annotated[
-    str | None, typer.Option("--ray", help="Address of a Ray cluster; without it one is started here.")
+    str | None, typer.Option("--ray", help="Address of a Ray cluster; by default, a local cluster is started.")
 ]
 
 
 BadOption = Annotated[
     float | None,
-    typer.Option("--max-bad-fraction", min=0.0, max=1.0, help="Part of the files that may be bad; 0.05 by default."),
+    typer.Option("--max-bad-fraction", min=0.0, max=1.0, help="Maximum fraction of bad files; 0.05 by default."),
 ]
 
 
 class PromoteWhen(enum.StrEnum):
-    """When a finished run becomes the current release."""
+    """When the result of a run is promoted: if it passes the quality gate, always, or never."""
 
     gate = "gate"
     always = "always"
@@ -51,12 +51,12 @@ def run(
     settings: SetOption = None,
     ray: RayOption = None,
     promote_when: Annotated[
-        PromoteWhen, typer.Option("--promote", help="When the result becomes the release.")
+        PromoteWhen, typer.Option("--promote", help="When to promote the result to the current release.")
     ] = PromoteWhen.gate,
     max_bad_fraction: BadOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run all stages from a folder of scans to a release; what is there already is skipped."""
+    """Run all stages from a folder of scans to a release; finished stages are skipped."""
     settings = _with_limit(settings, max_bad_fraction)
     results, report = _run(source, store, recipe, settings, ray, None, as_json)
     opened, config = Store(store), load_config(recipe, settings)
@@ -67,7 +67,7 @@ def run(
 
 
 def gate_of(config: Config) -> Gate:
-    """How far a release may fall, by the recipe."""
+    """Return the promotion gate that the recipe sets."""
     return Gate(map_drop=config.release.max_map_drop, recall_drop=config.release.max_recall_drop)
 
 
@@ -83,7 +83,7 @@ def _stage_command(name: str, summary: str) -> Callable[..., None]:
         results, report = _run(source, store, recipe, settings, ray, name, as_json)
         show_stages(results, report, None, as_json)
 
-    command.__doc__ = f"{summary} One stage of `mrcg run`; the stages before it must be there."
+    command.__doc__ = f"{summary} Runs this stage only; its inputs must exist."
     return command
 
 
@@ -96,7 +96,7 @@ def ingest(
     max_bad_fraction: BadOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Read, check, make nameless and group scans; of a source that grew only what is new. One stage of `mrcg run`."""
+    """Read, check, de-identify and group scans; reads only new, changed or previously unreadable files."""
     results, report = _run(source, store, recipe, _with_limit(settings, max_bad_fraction), ray, "ingest", as_json)
     show_stages(results, report, None, as_json)
 
@@ -106,17 +106,17 @@ def _with_limit(settings: list[str] | None, max_bad_fraction: float | None) -> l
     return [*(settings or ()), *limit]
 
 
-split = _stage_command("split", "Say who is gallery and who is query.")
+split = _stage_command("split", "Assign scans to gallery and test queries.")
 train_encoder = _stage_command("train-encoder", "Train the triplet CNN.")
 embed = _stage_command("embed", "Embed every scan of the corpus.")
 build_index = _stage_command("build-index", "Build the sharded FAISS index.")
-build_graphs = _stage_command("build-graphs", "Find the neighbours of every query.")
-train_reranker = _stage_command("train-reranker", "Train the GNN that reranks.")
-evaluate = _stage_command("evaluate", "Measure ANN order and reranked on the test part.")
+build_graphs = _stage_command("build-graphs", "Find the nearest neighbours of every query.")
+train_reranker = _stage_command("train-reranker", "Train the GNN reranker.")
+evaluate = _stage_command("evaluate", "Measure retrieval on the test queries, before and after reranking.")
 
 
 def _run(
-    source: str,
+    location: str,
     store: str,
     recipe: str | None,
     settings: list[str] | None,
@@ -125,17 +125,17 @@ def _run(
     as_json: bool,
 ) -> tuple[list[StageResult], Path | str]:
     config, opened = load_config(recipe, settings or ()), Store(store)
-    found, steps = plan_steps(opened, config, source, only)
-    chosen = steps if only is None else steps_of(steps, only)
+    source, steps = plan_steps(opened, config, location, only)
+    selected = steps if only is None else steps_of(steps, only)
     results: list[StageResult] = []
     try:
         with console.StageBars(quiet=as_json) as bars:
-            for result in run_stages(opened, config, found, chosen, ray, bars.stage):
+            for result in run_stages(opened, config, source, selected, ray, bars.stage):
                 bars.finish(result.stage)
                 results.append(result)
     finally:
         stop_ray()
-    # Encoders of cross-fitting come behind the one that counts.
+    # A single stage may have steps for cross-fitting, too; they follow the main step.
     last = results[-1] if only is None else results[0]
     return results, f"{opened.url}/{opened.manifest(last.kind, last.version).folder}"
 
@@ -146,55 +146,54 @@ def reproduce(
     recipe: RecipeOption = None,
     protocol: Annotated[
         str | None,
-        typer.Option(
-            "--protocol", help="Who is gallery and who is query: paper, dedup, given or folds; else the recipe's."
-        ),
+        typer.Option("--protocol", help="Split protocol: paper, dedup, given or folds; the recipe's by default."),
     ] = None,
     systems: Annotated[
-        str | None, typer.Option("--systems", help=f"Some of {', '.join(SYSTEMS)}, with commas; all by default.")
+        str | None,
+        typer.Option("--systems", help=f"Comma-separated systems from {', '.join(SYSTEMS)}; all by default."),
     ] = None,
     settings: SetOption = None,
     ray: RayOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train the paper's six systems, measure them alike and print its tables; goes on where it was stopped."""
+    """Train the paper's six systems, measure all in the same way and print its tables; run again to resume."""
     from mrcg_jobs.reproduction import Reproducer
 
-    wanted = _systems(systems)
-    chosen = [] if protocol is None else [f"split.protocol={protocol}"]
-    config = load_config(recipe, [*(settings or ()), *chosen])
+    selected = _systems(systems)
+    overrides = [] if protocol is None else [f"split.protocol={protocol}"]
+    config = load_config(recipe, [*(settings or ()), *overrides])
     try:
         with console.StageBars(quiet=as_json) as bars:
-            rows = list(Reproducer(Store(store), source, config, ray, bars.stage, bars.finish).rows(wanted))
+            rows = list(Reproducer(Store(store), source, config, ray, bars.stage, bars.finish).rows(selected))
     finally:
         stop_ray()
-    found = Reproduction(recipe=recipe or "paper", settings=tuple(settings or ()), rows=tuple(rows))
+    reproduction = Reproduction(recipe=recipe or "paper", settings=tuple(settings or ()), rows=tuple(rows))
     if as_json:
-        console.emit_json(found.model_dump(mode="json"))
+        console.emit_json(reproduction.model_dump(mode="json"))
     else:
-        console.say(reproduction_markdown(found))
+        console.say(reproduction_markdown(reproduction))
 
 
-def _systems(names: str | None) -> list[System]:
-    wanted = list(SYSTEMS) if names is None else [name.strip() for name in names.split(",")]
-    for name in wanted:
+def _systems(option: str | None) -> list[System]:
+    names = list(SYSTEMS) if option is None else [name.strip() for name in option.split(",")]
+    for name in names:
         if name not in SYSTEMS:
-            raise UsageError(f"--systems: no system {name!r}; there are {', '.join(SYSTEMS)}")
-    return [SYSTEMS[name] for name in wanted]
+            raise UsageError(f"--systems: unknown system {name!r}; choose from {', '.join(SYSTEMS)}")
+    return [SYSTEMS[name] for name in names]
 
 
 def stop_ray() -> None:
-    """End the cluster that a stage started, or leave the one that was given."""
+    """Stop the Ray cluster that a stage started, or disconnect from the one that ``--ray`` named."""
     import sys
 
-    # Only where a stage ran: stopping must not be what imports Ray.
+    # Only if a stage imported Ray: stopping must not import it.
     runtime = sys.modules.get("mrcg_jobs.ray_runtime.cluster")
     if runtime is not None:
         runtime.stop()
 
 
 def show_stages(results: list[StageResult], folder: Path | str, outcome: Promotion | None, as_json: bool) -> None:
-    """The table of stages, and what became of the release."""
+    """Print the stages, the folder of the last one and the result of the promotion, as text or JSON."""
     if as_json:
         stages = [
             {

@@ -1,1 +1,1 @@
-"""Ray for the jobs: a cluster, its executor, progress and trainer."""
+"""Ray for the jobs: cluster connection, executor, progress and trainer."""

@@ -1,10 +1,10 @@
-"""Ray for a job: one of its own on this machine, or a given cluster."""
+"""Connect a job to a Ray cluster, or start a local one."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -12,13 +12,12 @@ import ray.data
 from ray.exceptions import RayError, RayTaskError
 from ray.train import TrainingFailedError
 
-from mrcg import errors
-from mrcg.errors import MrcgError, SettingsError, UsageError
+from mrcg.errors import MrcgError, SettingsError, UsageError, from_row
 from mrcg.execution import ray_environment
 
 
 def start(address: str | None) -> None:
-    """Connect to a cluster, or start one on this machine that dies with this process.
+    """Connect to a cluster, or start one on this machine that stops with this process.
 
     Args:
         address: of a Ray cluster; None starts a local one.
@@ -39,14 +38,14 @@ def start(address: str | None) -> None:
 
 
 def stop() -> None:
-    """Disconnect; ends a cluster that ``start`` started."""
+    """Disconnect from Ray; a cluster that ``start`` started is stopped."""
     if ray.is_initialized():
         ray.shutdown()
 
 
 @contextlib.contextmanager
 def own_errors() -> Iterator[None]:
-    """Let our own errors come out of Ray as they were raised in a worker."""
+    """Re-raise a ``MrcgError`` of a worker without the exception that Ray wraps around it."""
     try:
         yield
     except (RayTaskError, TrainingFailedError) as error:
@@ -56,51 +55,42 @@ def own_errors() -> Iterator[None]:
         raise cause from error
 
 
-def carry(error: MrcgError) -> dict[str, Any]:
-    """One of our errors as a row: what Ray Data wraps around an exception keeps nothing of it."""
-    return {"error": type(error).__name__, "message": str(error)}
-
-
-def revived(row: Mapping[str, Any]) -> MrcgError:
-    """The error of such a row."""
-    kind = getattr(errors, row["error"])
-    assert issubclass(kind, MrcgError)
-    error: MrcgError = kind(row["message"])
-    return error
-
-
 def each_row(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
     """The rows of a dataset as they come; an error that a worker carried is raised here."""
     for row in dataset.iter_rows():
         if row.get("error") is not None:
-            raise revived(row)
+            raise from_row(row)
         yield row
 
 
 def _cause(error: BaseException | None) -> MrcgError | None:
-    """The first of our errors in what Ray wrapped around it."""
+    """Return the first ``MrcgError`` in the chain of causes of an exception that Ray raised."""
     seen: set[int] = set()
     waiting = [error]
     while waiting:
-        one = waiting.pop()
-        if one is None or id(one) in seen:
+        current = waiting.pop()
+        if current is None or id(current) in seen:
             continue
-        seen.add(id(one))
-        if isinstance(one, MrcgError) and not isinstance(one, RayTaskError):
-            return one
-        waiting += [getattr(one, "cause", None), getattr(one, "controller_failure", None), one.__cause__]
-        waiting += list(getattr(one, "worker_failures", {}).values())
+        seen.add(id(current))
+        if isinstance(current, MrcgError) and not isinstance(current, RayTaskError):
+            return current
+        waiting += [getattr(current, "cause", None), getattr(current, "controller_failure", None), current.__cause__]
+        waiting += list(getattr(current, "worker_failures", {}).values())
     return None
 
 
-def cpus_each(workers: int, wanted: float = 0.0) -> float:
-    """CPUs for each of some workers: what is wanted, or an equal share of all that fits on one node.
+def cpus_each(workers: int, requested: float = 0.0) -> float:
+    """Return the CPUs of each worker.
+
+    Args:
+        workers: number of workers.
+        requested: CPUs for each; 0 gives each an equal share of the cluster that fits on one node.
 
     Raises:
-        SettingsError: the cluster has too few; Ray would wait for more without a word.
+        SettingsError: the cluster has too few CPUs; Ray would wait for more silently.
     """
     nodes = [float(node["Resources"].get("CPU", 0.0)) for node in ray.nodes() if node["Alive"]]
-    share = wanted or min(max(1.0, sum(nodes) // workers), max(nodes))
+    share = requested or min(max(1.0, sum(nodes) // workers), max(nodes))
     if share * workers > sum(nodes) or share > max(nodes):
         raise SettingsError(
             f"{workers} workers with {share:g} CPUs each do not fit on a cluster of {sum(nodes):g} CPUs "

@@ -1,4 +1,4 @@
-"""Progress of work that runs in other processes: an actor to write on, a thread that reads it."""
+"""Progress of work in other processes: workers write it to an actor, a thread of the driver reads it."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ POLL_SECONDS = 0.5
 
 @ray.remote(num_cpus=0)
 class Board:
-    """An actor on which workers write and from which the driver reads."""
+    """Actor that holds the progress of a job: workers write it, the driver reads it."""
 
     def __init__(self) -> None:
         self._state: tuple[float, float, str] = (0.0, 0.0, "")
         self._parts: dict[int, float] = {}
 
     def write(self, done: float, total: float, note: str) -> None:
-        """Replace the state."""
+        """Replace the progress."""
         self._state = (done, total, note)
 
     def expect(self, before: float, total: float, note: str) -> None:
-        """Work in parts follows: what is done already, and the total."""
+        """Start counting work that is done in parts: ``before`` of ``total`` units are done already."""
         self._parts = {-1: before}
         self._state = (before, total, note)
 
     def part(self, number: int, done: float) -> None:
-        """How much of one part is done; a part that is tried again starts again."""
+        """Set how many units of one part are done; a part that is retried starts from 0."""
         self._parts[number] = done
         self._state = (sum(self._parts.values()), *self._state[1:])
 
     def read(self) -> tuple[float, float, str]:
-        """The state last written."""
+        """Return the progress: units done, total and a note."""
         return self._state
 
 
 class Watch:
-    """Passes a board's state on to ``progress`` while its block runs."""
+    """Context manager that passes the progress on a board to ``progress``."""
 
     def __init__(self, progress: Progress) -> None:
         self.board = Board.remote()  # type: ignore[attr-defined]
@@ -69,14 +69,17 @@ class Watch:
 
 
 def reporter(board: ray.actor.ActorHandle | None) -> Callable[[float, float, str], None]:
-    """A function for a worker that writes on the board, or nowhere."""
+    """Return a function for a worker that writes its progress to the board; without a board it does nothing."""
     if board is None:
         return lambda done, total, note: None
     return lambda done, total, note: board.write.remote(done, total, note)
 
 
 def part_reporter(board: ray.actor.ActorHandle, number: int) -> Callable[[float], None]:
-    """A function for a worker that writes how much of its part is done, now and then: each call costs both sides."""
+    """Return a function for a worker that writes how many units of its part are done.
+
+    It writes at most once per ``POLL_SECONDS``, because each call costs time on both sides.
+    """
     last = 0.0
 
     def report(done: float) -> None:

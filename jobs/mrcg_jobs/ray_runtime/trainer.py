@@ -1,4 +1,4 @@
-"""Ray Train around a trainer of the library: data parallel, a checkpoint each epoch, resumed after a loss."""
+"""Run a trainer of the library on Ray Train: data parallel, a checkpoint per epoch, resumed after a failure."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ from torch import Tensor, nn
 
 from mrcg.config.settings import ComputeSettings
 from mrcg.corpus.splits import Fold
-from mrcg.errors import MrcgError
+from mrcg.errors import MrcgError, from_row, to_row
 from mrcg.execution.ray_environment import COMPUTE_ENV
 from mrcg.storage.manifest import kind_of
 from mrcg.storage.store import Artefact, Store
 from mrcg.training.state import TrainingState, Worker, snapshot_name
 from mrcg_jobs.job import Job
-from mrcg_jobs.ray_runtime.cluster import carry, cpus_each, own_errors, revived
+from mrcg_jobs.ray_runtime.cluster import cpus_each, own_errors
 from mrcg_jobs.ray_runtime.progress import Watch, reporter
 
 log = logging.getLogger(__name__)
 
 
 class Trainer(Protocol):
-    """A trainer of the library: trains one epoch after the other."""
+    """A trainer of the library, which trains epoch by epoch."""
 
     state: TrainingState
 
     @property
     def finished(self) -> bool:
-        """Whether no epoch is left."""
+        """Whether training is done."""
         ...
 
     def run_epoch(self, on_batch: Callable[[int, int], None]) -> dict[str, float]:
-        """Train one epoch; returns its row of the history."""
+        """Train one epoch and return its row of the history."""
         ...
 
 
@@ -55,10 +55,21 @@ Wrap = Callable[[nn.Module], nn.Module]
 
 @dataclass(frozen=True)
 class TrainTask:
-    """What a worker needs to train: it is sent to each of them.
+    """What each worker needs to train; it is pickled and sent to all of them.
 
-    ``build`` makes the trainer on the worker; ``save`` turns the finished one into files by name. The weights
-    of the last ``snapshots`` epochs are kept beside what it saves. ``inputs`` are named as in ``Step.inputs``.
+    Attributes:
+        store: URL of the store.
+        attempt: folder of the attempt.
+        inputs: versions by name, as in ``Step.inputs``.
+        config: passed on to ``build``.
+        epochs: number of epochs.
+        snapshots: number of last epochs whose weights are kept as files, besides those of ``save``.
+        build: makes the trainer on the worker.
+        save: returns the files of the finished trainer, by name.
+        fold: left out of the training part; None leaves out nothing.
+        run: unique name of this run, set by ``train``.
+        threads: CPU threads of each worker, set by ``train``.
+        board: receives the progress, set by ``train``.
     """
 
     store: str
@@ -76,45 +87,46 @@ class TrainTask:
 
     @property
     def failure(self) -> str:
-        """File of the error of ours that ended this run."""
+        """File with the ``MrcgError`` that ended this run."""
         return f"{self.attempt}/failed-{self.run}.json"
 
     def artefact(self, name: str) -> Artefact:
-        """An input, opened on this worker."""
+        """Open an input on this worker."""
         return Store(self.store).artefact(kind_of(name), self.inputs[name])
 
 
-def train(job: Job, task: TrainTask, workers: int, at_least: int = 0) -> list[str]:
-    """Run a task on Ray Train until it is finished.
+def train(job: Job, task: TrainTask, workers: int, min_workers: int = 0) -> list[str]:
+    """Train on Ray Train until the trainer is finished.
 
     Args:
-        job: the stage.
-        task: what its workers do.
-        workers: how many.
-        at_least: go on with so many where nodes are lost, and with more when they come back; 0 waits for all.
+        job: the job of the stage.
+        task: what the workers train.
+        workers: number of workers.
+        min_workers: continue with as few as this when nodes are lost, and with more when they come back; 0 waits for
+            all workers.
 
     Returns:
-        Names of the files that it wrote below the attempt's output.
+        Names of the files in the attempt's output.
     """
     compute = job.config.compute
     per_worker = cpus_each(workers, compute.cpus_per_trainer)
     job.progress(0, 0, "starting workers")
     with Watch(job.progress) as watch, own_errors():
-        # A name is used once: Ray would take a second run of the same name for a continuation.
-        sent = replace(task, run=uuid.uuid4().hex, board=watch.board, threads=max(1, int(per_worker)))
+        # A unique name: Ray would treat a second run of the same name as a continuation.
+        run_task = replace(task, run=uuid.uuid4().hex, board=watch.board, threads=max(1, int(per_worker)))
         trainer = TorchTrainer(
             _train_loop,
-            train_loop_config={"task": sent},
+            train_loop_config={"task": run_task},
             scaling_config=ScalingConfig(
-                num_workers=(at_least, workers) if 0 < at_least < workers else workers,
+                num_workers=(min_workers, workers) if 0 < min_workers < workers else workers,
                 use_gpu=compute.use_gpu,
                 resources_per_worker=_resources(compute, per_worker),
             ),
-            run_config=_run_config(job, sent.run),
+            run_config=_run_config(job, run_task.run),
         )
         trainer.fit()
-        if job.store.exists(sent.failure):
-            raise revived(job.store.read_json(sent.failure))
+        if job.store.exists(run_task.failure):
+            raise from_row(job.store.read_json(run_task.failure))
     return job.store.files(job.attempt.output)
 
 
@@ -123,12 +135,12 @@ def _resources(compute: ComputeSettings, per_worker: float) -> dict[str, float]:
 
 
 def _run_config(job: Job, name: str) -> RunConfig:
-    # Ray keeps its own notes of the run here; the weights are in our checkpoints.
-    where = job.store.path(f"{job.attempt.folder}/ray")
+    # Ray keeps its own state of the run here; the weights are in our checkpoints.
+    folder = job.store.path(f"{job.attempt.folder}/ray")
     filesystem = None if job.store.local else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(job.store.fs))
     return RunConfig(
         name=name,
-        storage_path=where,
+        storage_path=folder,
         storage_filesystem=filesystem,
         failure_config=FailureConfig(max_failures=job.config.compute.max_failures),
         worker_runtime_env={"env_vars": COMPUTE_ENV},
@@ -138,15 +150,15 @@ def _run_config(job: Job, name: str) -> RunConfig:
 def _train_loop(config: dict[str, Any]) -> None:
     task: TrainTask = config["task"]
     store = Store(task.store)
-    # An error of ours comes back however often it is tried. Ray starts all workers anew after one, and they end here.
+    # A MrcgError would be raised again by every retry. After it, Ray restarts all workers, and they return here.
     if store.exists(task.failure):
         return
     try:
         _train(task, store)
     except MrcgError as error:
-        store.write_bytes(task.failure, json.dumps(carry(error)).encode())
+        store.write_bytes(task.failure, json.dumps(to_row(error)).encode())
         if ray.train.get_context().get_world_size() > 1:
-            raise  # the others wait for this one
+            raise  # ends the run of the other workers, which would wait for this one
 
 
 def _train(task: TrainTask, store: Store) -> None:
@@ -170,7 +182,7 @@ def _agree(value: float) -> float:
 
 def _total(tensor: Tensor) -> Tensor:
     summed = tensor.detach().clone()
-    # The group's backend wants tensors of the device: NCCL takes none of the CPU.
+    # The backend needs tensors on the worker's device: NCCL does not accept CPU tensors.
     on_device = summed.to(get_device())
     torch.distributed.all_reduce(on_device)
     return on_device.to(summed.device)
@@ -181,7 +193,7 @@ def _gather(rows: Tensor) -> tuple[Tensor, slice]:
     rank = torch.distributed.get_rank()
     counts[rank] = len(rows)
     sizes = _total(counts).tolist()
-    # Only tensors of one size can be gathered: the shorter ones are padded and cut again.
+    # all_gather needs tensors of equal size: shorter ones are padded, and the padding is cut off afterwards.
     padded = torch.nn.functional.pad(rows, (0, 0) * (rows.dim() - 1) + (0, max(sizes) - len(rows)))
     parts = torch.distributed.nn.functional.all_gather(padded)
     start = sum(sizes[:rank])
@@ -201,12 +213,12 @@ def _one_epoch(
 
     row = trainer.run_epoch(on_batch)
     if worker.rank == 0:
-        # Before the checkpoint: a run that goes on after it does not come back to this epoch.
+        # Before the checkpoint: a run that resumes from it does not repeat this epoch.
         if epoch >= task.epochs - task.snapshots:
             store.write_bytes(f"{task.attempt}/output/{snapshot_name(epoch)}", trainer.state.weights())
         store.write_bytes(f"{task.attempt}/checkpoints/{epoch:06d}.safetensors", trainer.state.to_bytes())
         store.remove(f"{task.attempt}/checkpoints/{epoch - 1:06d}.safetensors")
-    # All workers meet here: nobody starts an epoch whose predecessor is not saved.
+    # A barrier: no worker starts the next epoch before this one is saved.
     ray.train.report(dict(row))
 
 
@@ -220,7 +232,7 @@ def _note(epoch: int, epochs: int, trainer: Trainer) -> str:
 
 def _wrapper(worker: Worker) -> Wrap:
     def wrap(model: nn.Module) -> nn.Module:
-        # A term of weight 0 leaves a branch without gradients; DDP has to be told.
+        # A loss term of weight 0 leaves a branch without gradients, which is an error in DDP without this option.
         options = {"find_unused_parameters": True} if worker.world > 1 else None
         prepared: nn.Module = prepare_model(model, parallel_strategy_kwargs=options)
         return prepared
@@ -234,4 +246,4 @@ def _resume(store: Store, attempt: str, trainer: Trainer) -> None:
     ]
     if names:
         trainer.state.restore(store.read_bytes(f"{attempt}/checkpoints/{names[-1]}"))
-        log.info("going on after epoch %d", len(trainer.state.history))
+        log.info("resuming after epoch %d", len(trainer.state.history))

@@ -1,1 +1,1 @@
-"""One module for each stage: `run(job)` around library calls."""
+"""The stages, one module each: ``run(job)`` calls the library and returns an ``Outcome``."""

@@ -1,4 +1,4 @@
-"""Build the query graphs: every shard is asked for all queries, then the answers are merged."""
+"""Build the query graphs: search every shard for all queries, then merge the results."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from mrcg_jobs.job import Job, Outcome
 
 
 def run(job: Job) -> Outcome:
-    """Make the neighbour lists of all labelled queries, or of those of some parts.
+    """Build the neighbour lists of all labelled queries, or only of those in the split parts that the step names.
 
     Raises:
-        TrainingError: there are none.
+        TrainingError: there are no such queries.
     """
     inputs, parts = job.step.inputs, job.step.settings.get("parts")
     work = GraphWork(
@@ -29,7 +29,5 @@ def run(job: Job) -> Outcome:
     )
     counts, files = build_graphs(work, job.executor, job.progress)
     if not sum(counts.values()):
-        raise TrainingError(
-            f"{job.step.name} has no scans to look up: bring more labelled scans or lower reranker.folds"
-        )
+        raise TrainingError(f"{job.step.name} has no queries: add labelled scans or lower reranker.folds")
     return Outcome(counts, files)

@@ -1,4 +1,4 @@
-"""Build the index, or grow an earlier one: the library says what the pieces are, Ray does them."""
+"""Build the index, or extend an earlier one: the library plans the work, the executor runs it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from mrcg_jobs.job import Job, Outcome
 
 
 def run(job: Job) -> Outcome:
-    """Make the index over all scans of the corpus.
+    """Build the index over all scans of the corpus.
 
     Raises:
-        TrainingError: recall@50 is below ``index.min_recall`` however hard it looks.
+        TrainingError: recall@50 is below ``index.min_recall`` even with the largest nprobe or ef_search.
     """
     inputs = job.step.inputs
     work = IndexWork(
@@ -26,8 +26,8 @@ def run(job: Job) -> Outcome:
         purge=bool(job.step.settings.get("purge")),
         gpu=job.config.compute.use_gpu,
     )
-    made = build_index(work, job.executor, job.progress)
-    facts = made.facts
+    built = build_index(work, job.executor, job.progress)
+    facts = built.facts
     sizes = [sum(part.live for part in facts.parts if part.shard == shard) for shard in range(facts.shards)]
     counts = {
         "images": sum(sizes),
@@ -38,4 +38,4 @@ def run(job: Job) -> Outcome:
         "effort": facts.nprobe_or_ef,
         "recall_at_50": facts.recall,
     }
-    return Outcome(counts, made.files, {f"{name}_seconds": seconds for name, seconds in made.seconds.items()})
+    return Outcome(counts, built.files, {f"{name}_seconds": seconds for name, seconds in built.seconds.items()})

@@ -1,4 +1,4 @@
-"""Embed the corpus: Ray Data over its files, with actors that hold the model."""
+"""Embed the corpus: Ray Data maps its files over actors that hold the model."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from mrcg.corpus.embeddings import embedding_file, files_of, reusable
+from mrcg.corpus.embeddings import embedding_file, files_of, reusable_file
 from mrcg.corpus.reader import IMAGES, Corpus, read_scans
-from mrcg.errors import MrcgError
+from mrcg.errors import MrcgError, to_row
 from mrcg.storage import schemas
 from mrcg.storage.manifest import FileEntry
 from mrcg.storage.store import Store
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class _EmbedFile:
-    """Embeds one file of the corpus. Batches are cut within a file, so its bytes never depend on the others."""
+    """Embeds one file of the corpus. No batch spans two files, so the bytes of a file do not depend on other files."""
 
     def __init__(
         self, store: str, corpus: str, encoder: str, output: str, batch_size: int, threads: int, gpu: bool
@@ -36,7 +36,7 @@ class _EmbedFile:
 
     @cached_property
     def _embedder(self) -> Embedder:
-        # Opened with the first file: an error in an actor's constructor comes out of Ray without its type.
+        # Opened on first use: Ray loses the type of an error that an actor's constructor raises.
         import torch
 
         from mrcg.encoder.embedder import Embedder
@@ -52,9 +52,7 @@ class _EmbedFile:
         try:
             return self._embed(row)
         except MrcgError as error:
-            from mrcg_jobs.ray_runtime.cluster import carry
-
-            return carry(error)
+            return to_row(error)
 
     def _embed(self, row: dict[str, Any]) -> dict[str, Any]:
         ids, vectors = self._embedder.embed_images(self._corpus.images_of(row["file"]), self._batch_size)
@@ -66,40 +64,49 @@ class _EmbedFile:
 
 
 def run(job: Job) -> Outcome:
-    """Make the embeddings: one Arrow file for each file of the corpus, in its order.
+    """Embed the corpus: one Arrow file for each of its pixel files, with rows in the same order.
 
-    What an earlier version by the same encoder has is not embedded again.
+    Scans that an earlier version by the same encoder has are not embedded again.
     """
-    found, done = _reused(job)
-    there = {entry.name for entry in found}
-    files = [name for name in job.inputs["corpus"].names(IMAGES) if embedding_file(name) not in there]
+    files, images = _reused(job)
+    reused_names = {entry.name for entry in files}
+    pending = [name for name in job.inputs["corpus"].names(IMAGES) if embedding_file(name) not in reused_names]
     dim = None if "embeddings" not in job.inputs else int(job.inputs["embeddings"].manifest.counts["dim"])
-    if files:
-        made, new, dim = _embed(job, files, done)
-        found, done = found + made, done + new
+    if pending:
+        new_files, new_images, dim = _embed(job, pending, images)
+        files, images = files + new_files, images + new_images
     fingerprint = job.inputs["encoders"].manifest.counts["fingerprint"]
-    return Outcome({"images": done, "dim": dim, "fingerprint": fingerprint}, found)
+    return Outcome({"images": images, "dim": dim, "fingerprint": fingerprint}, files)
 
 
 def _reused(job: Job) -> tuple[list[FileEntry], int]:
-    """Files that an earlier version has, and the images in them."""
+    """Return the files that an earlier version can supply, and the number of images in them."""
     base = job.inputs.get("embeddings")
     if base is None:
         return [], 0
     scans = read_scans(job.inputs["corpus"], ["image_id", "file"])
     ids, start, images = scans["image_id"].combine_chunks(), 0, 0
-    kept: list[FileEntry] = []
+    reused: list[FileEntry] = []
     for file in files_of(scans):
-        found = reusable(base, file.name, ids.slice(start, file.rows))
+        reusable = reusable_file(base, file.name, ids.slice(start, file.rows))
         start += file.rows
-        if found is not None:
-            kept.append(job.attempt.write(file.name, found) if isinstance(found, bytes) else found)
+        if reusable is not None:
+            reused.append(job.attempt.write(file.name, reusable) if isinstance(reusable, bytes) else reusable)
             images += file.rows
-    return kept, images
+    return reused, images
 
 
 def _embed(job: Job, names: Sequence[str], before: int) -> tuple[list[FileEntry], int, int]:
-    """Embed files of the corpus on the cluster; their entries, images and the length of an embedding."""
+    """Embed files of the corpus on the cluster.
+
+    Args:
+        job: the job of the stage.
+        names: pixel files to embed.
+        before: images that an earlier version supplied, for the progress.
+
+    Returns:
+        Entries of the new files, the number of images in them and the dimension of an embedding.
+    """
     import ray.data
 
     from mrcg_jobs.ray_runtime.cluster import cpus_each, each_row, own_errors

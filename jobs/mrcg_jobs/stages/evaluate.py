@@ -1,4 +1,4 @@
-"""Evaluate: one piece of work, so that the driver holds neither model nor vectors."""
+"""Evaluate in one task of the executor, so that the driver loads neither the model nor the vectors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mrcg_jobs.job import Job, Outcome
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """Makes the report and writes its files."""
+    """Evaluates and writes the files of the report."""
 
     store: str
     inputs: Mapping[str, str]
@@ -34,7 +34,7 @@ class _Evaluation:
 
 
 def run(job: Job) -> Outcome:
-    """Make the report."""
+    """Evaluate the reranker on the test queries and write the report."""
     embeddings, graphs = job.inputs["embeddings"].manifest, job.inputs["graphs"].manifest
     encoder = embeddings.inputs["encoders"]
     facts = {

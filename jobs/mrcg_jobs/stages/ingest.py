@@ -1,7 +1,7 @@
-"""Ingest: a source's files to a corpus, segment by segment through Ray Data.
+"""Ingest the files of a source into a corpus, in segments, on Ray Data.
 
-What a task did is there when its note is, so a run that was killed reads only the segments that lack one. Rows
-stay on the workers: the driver sees counts and the entries of files.
+A task writes a note when its segment is complete, so an interrupted run reads only the segments without a note. Rows
+stay on the workers: the driver receives only counts and file entries.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ import ray.data
 from mrcg.corpus.assembly import AssembledCorpus, assemble_corpus
 from mrcg.corpus.ingest_worker import SegmentReader, SegmentWork
 from mrcg.corpus.ingestion import ImagesWriter, Rules, ingest_files
-from mrcg.corpus.listing import MEASURED, Plan, cut_segments, known_files, write_listing
+from mrcg.corpus.listing import MEASURE_ABOVE_FILES, Plan, cut_segments, known_files, write_listing
 from mrcg.corpus.reader import IMAGES
 from mrcg.corpus.sources import Source, SourceFile, open_source
-from mrcg.errors import MrcgError, SourceError
+from mrcg.errors import MrcgError, SourceError, to_row
 from mrcg.imaging.isolated_reader import IsolatedReader
 from mrcg.pipeline.ancestry import source_name
 from mrcg.privacy.pseudonyms import pseudonyms_from_environment
@@ -36,13 +36,13 @@ from mrcg.storage.filesystem import HashingFile
 from mrcg.storage.manifest import FileEntry
 from mrcg.storage.store import Store
 from mrcg_jobs.job import Job, Outcome
-from mrcg_jobs.ray_runtime.cluster import carry, each_row, own_errors
+from mrcg_jobs.ray_runtime.cluster import each_row, own_errors
 from mrcg_jobs.ray_runtime.progress import Watch, part_reporter
 
 
 @dataclass(frozen=True)
 class _Ingestion:
-    """What every task of one ingestion knows: places, rules and the corpus that it grows from."""
+    """What every task of an ingestion needs: store, source, rules, base corpus and paths in the attempt."""
 
     store: str
     source: Source
@@ -67,11 +67,11 @@ class _Ingestion:
 
 
 def run(job: Job) -> Outcome:
-    """Make the corpus.
+    """Ingest the source.
 
     Raises:
-        SourceError: nothing in the source can be used, too much of it cannot, or it changed meanwhile.
-        UsageError: the source names patients and there is no key.
+        SourceError: no file of the source is usable, too many are bad, or the source changed during the run.
+        UsageError: the source names patients and no pseudonym key is set.
     """
     base = job.inputs.get("corpus")
     rules = Rules(
@@ -86,22 +86,22 @@ def run(job: Job) -> Outcome:
         plan = _plan(job, task)
         seconds = _read_segments(job, task, plan)
         job.progress(plan.files, plan.files, "grouping near-duplicates")
-        joined: AssembledCorpus = ray.get(_join.remote(task, len(plan.segments)))
-    _check(job, joined)
+        corpus: AssembledCorpus = ray.get(_assemble.remote(task, len(plan.segments)))
+    _check_bad_files(job, corpus)
     counts = {
-        **joined.counts,
+        **corpus.counts,
         "files": job.source.files,
         "files_read": plan.files,
         "source": source_name(job.source, rules.pseudonyms),
     }
-    return Outcome(counts, joined.files, {"reading_seconds": seconds})
+    return Outcome(counts, corpus.files, {"reading_seconds": seconds})
 
 
 def _plan(job: Job, task: _Ingestion) -> Plan:
-    """Walk the source and cut what is new into segments; a resumed ingestion goes by the first one's."""
-    place = f"{task.attempt}/work/plan.json"
-    if job.store.exists(place):
-        return Plan.from_json(job.store.read_json(place))
+    """List the new files of the source and cut them into segments; a resumed ingestion reuses the stored plan."""
+    path = f"{task.attempt}/work/plan.json"
+    if job.store.exists(path):
+        return Plan.from_json(job.store.read_json(path))
     job.progress(0, 0, "listing the source")
     files = open_source(task.source.location)
     base = job.inputs.get("corpus")
@@ -109,36 +109,36 @@ def _plan(job: Job, task: _Ingestion) -> Plan:
     with job.store.writer(task.listing) as sink:
         listing = write_listing(files, task.source.files, task.rules, known, sink)
     if listing.source != task.source:
-        raise SourceError(f"--source {task.source.location} changed while the run started: run again")
+        raise SourceError(f"--source {task.source.location} changed while the run started: run the same command again")
     buffer = io.BytesIO()
     np.save(buffer, listing.kept, allow_pickle=False)
     job.store.write_bytes(task.kept, buffer.getvalue())
-    # With few files the cut does not depend on what they give.
-    size = _measure(task, listing.samples) if listing.files > MEASURED else 0.0
+    # For few files, the number of segments does not depend on their size.
+    size = _mean_pixel_bytes(task, listing.samples) if listing.files > MEASURE_ABOVE_FILES else 0.0
     plan = Plan(listing.files, cut_segments(listing.pages, listing.files, size, task.rules.settings.file_bytes))
-    job.store.write_bytes(place, plan.to_bytes())
+    job.store.write_bytes(path, plan.to_bytes())
     return plan
 
 
-def _measure(task: _Ingestion, samples: Sequence[SourceFile]) -> float:
-    """Bytes of pixels that a file gives, from a few files."""
+def _mean_pixel_bytes(task: _Ingestion, samples: Sequence[SourceFile]) -> float:
+    """Return the mean bytes of pixels per source file, measured by ingesting some files without keeping the result."""
     sizes: list[int] = []
 
     @contextlib.contextmanager
-    def nowhere(name: str) -> Iterator[HashingFile]:
+    def discard(name: str) -> Iterator[HashingFile]:
         file = HashingFile(io.BytesIO())
         yield file
         sizes.append(file.size)
 
     files, settings = open_source(task.source.location), task.rules.settings
     guarded = IsolatedReader(settings, settings.seconds_per_file, settings.reader_bytes)
-    with guarded as guard, ImagesWriter(nowhere, "sample", settings) as images:
+    with guarded as guard, ImagesWriter(discard, "sample", settings) as images:
         ingest_files(samples, files.read, guard.read, task.rules, images)
     return sum(sizes) / len(samples)
 
 
 def _read_segments(job: Job, task: _Ingestion, plan: Plan) -> float:
-    """Read what is not read yet; returns the seconds from the first segment's begin to the last one's end."""
+    """Read the segments without a note; return the seconds from the start of the first to the end of the last."""
     done = {number for number in range(len(plan.segments)) if job.store.exists(task.note(number))}
     pending = [
         {"number": number, "first": first, "last": last}
@@ -155,7 +155,7 @@ def _read_segments(job: Job, task: _Ingestion, plan: Plan) -> float:
         dataset = ray.data.from_items(pending, override_num_blocks=len(pending)).map(
             _ReadSegment,
             fn_constructor_args=(task, watch.board),
-            # All at once: what an actor needs is imported beside the others', not after them.
+            # All actors start at once, so that their imports run in parallel.
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=readers, initial_size=readers),
             num_cpus=1,
         )
@@ -165,21 +165,21 @@ def _read_segments(job: Job, task: _Ingestion, plan: Plan) -> float:
 
 
 class _ReadSegment:
-    """Reads segments and writes their parts of the corpus, one after the other."""
+    """Actor that reads segments, one after the other, and writes their files of the corpus."""
 
     def __init__(self, task: _Ingestion, board: ray.actor.ActorHandle) -> None:
         self._task = task
         self._board = board
         self._store = Store(task.store)
-        self._read = SegmentReader(task.rules.settings.reader_bytes)
+        self._reader = SegmentReader(task.rules.settings.reader_bytes)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         try:
-            return self._do(row)
+            return self._read_segment(row)
         except MrcgError as error:
-            return carry(error)
+            return to_row(error)
 
-    def _do(self, row: dict[str, Any]) -> dict[str, Any]:
+    def _read_segment(self, row: dict[str, Any]) -> dict[str, Any]:
         begin, number, task, store = time.time(), int(row["number"]), self._task, self._store
         work = SegmentWork(
             store=task.store,
@@ -190,10 +190,10 @@ class _ReadSegment:
             prefix=f"{IMAGES}g{task.rules.generation:03d}-{number:05d}",
             rules=task.rules,
         )
-        segment = self._read(work, part_reporter(self._board, number))
+        segment = self._reader(work, part_reporter(self._board, number))
         store.write_bytes(task.table("scans", number), schemas.to_parquet(segment.scans))
         store.write_bytes(task.table("quarantine", number), schemas.to_parquet(segment.quarantine))
-        # The note comes last: it says that the rest is there.
+        # The note comes last: it marks the segment as complete.
         note = {"files_read": segment.files_read, "entries": [entry.model_dump() for entry in segment.files]}
         store.write_bytes(task.note(number), json.dumps(note).encode())
         self._board.part.remote(number, segment.files_read)
@@ -201,14 +201,14 @@ class _ReadSegment:
 
 
 @ray.remote(num_cpus=1)
-def _join(task: _Ingestion, segments: int) -> AssembledCorpus:
+def _assemble(task: _Ingestion, segments: int) -> AssembledCorpus:
     store = Store(task.store)
 
     def read(number: int) -> tuple[pa.Table, pa.Table, list[FileEntry]]:
         scans, quarantine = (
             schemas.from_parquet(store.read_bytes(task.table(kind, number))) for kind in ("scans", "quarantine")
         )
-        entries = [FileEntry.model_validate(one) for one in store.read_json(task.note(number))["entries"]]
+        entries = [FileEntry.model_validate(entry) for entry in store.read_json(task.note(number))["entries"]]
         return scans, quarantine, entries
 
     def write(name: str, data: bytes) -> FileEntry:
@@ -220,18 +220,18 @@ def _join(task: _Ingestion, segments: int) -> AssembledCorpus:
     return assemble_corpus(map(read, range(segments)), base, kept, task.rules, write)
 
 
-def _check(job: Job, joined: AssembledCorpus) -> None:
-    """Whether the source is good enough to make a corpus of."""
-    reasons = ", ".join(f"{count} {reason}" for reason, count in joined.counts["reasons"].items())
-    if not joined.counts["images"]:
-        first = "" if joined.first_bad is None else f" (first: {joined.first_bad[0]}, {joined.first_bad[1]})"
+def _check_bad_files(job: Job, corpus: AssembledCorpus) -> None:
+    """Check that the corpus has images and that the fraction of bad files is within the limit."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in corpus.counts["reasons"].items())
+    if not corpus.counts["images"]:
+        first = "" if corpus.first_bad is None else f" (first: {corpus.first_bad[0]}, {corpus.first_bad[1]})"
         raise SourceError(
             f"--source {job.source.location}: none of its {job.source.files} files is a usable image{first}"
         )
-    fraction, limit = joined.bad_files / job.source.files, job.config.checks.max_bad_fraction
+    fraction, limit = corpus.bad_files / job.source.files, job.config.checks.max_bad_fraction
     if fraction > limit:
         raise SourceError(
-            f"--source {job.source.location}: {joined.bad_files} of {job.source.files} files are bad "
+            f"--source {job.source.location}: {corpus.bad_files} of {job.source.files} files are bad "
             f"({100 * fraction:.1f} %, the limit is {100 * limit:g} %): {reasons}; "
-            "mend them, or raise --max-bad-fraction: what was read is not read again"
+            "fix them, or raise --max-bad-fraction: files that were read are not read again"
         )

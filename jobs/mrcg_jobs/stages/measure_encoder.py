@@ -1,4 +1,4 @@
-"""Measure the last epochs of an encoder: one Ray task each, since each embeds the whole gallery."""
+"""Measure the last epochs of an encoder, one Ray task per epoch, because each embeds the whole gallery."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def _measure(
 
 
 def run(job: Job) -> Outcome:
-    """Make the trial."""
+    """Measure the epochs on the test queries and write the trial."""
     compute, snapshots = job.config.compute, snapshots_of(job.inputs["encoders"])
-    assert len(snapshots) == job.config.encoder.snapshots > 0, "systems.configure asks for them"
+    assert len(snapshots) == job.config.encoder.snapshots > 0, "System.configure sets encoder.snapshots"
     share = cpus_each(compute.embed_actors)
     task = _measure.options(num_cpus=share, num_gpus=1 if compute.use_gpu else 0)
     inputs, neighbours = dict(job.step.inputs), job.config.graph.neighbours
@@ -36,11 +36,11 @@ def run(job: Job) -> Outcome:
         waiting = [
             task.remote(job.store.url, inputs, epoch, neighbours, int(share), compute.use_gpu) for epoch in snapshots
         ]
-        done = []
+        measured = []
         while waiting:
             ready, waiting = ray.wait(waiting)
-            done += ray.get(ready)
-            job.progress(len(done), len(snapshots), "epochs measured")
-    trial = TestProtocol(job.inputs).trial(done)
+            measured += ray.get(ready)
+            job.progress(len(measured), len(snapshots), "epochs measured")
+    trial = TestProtocol(job.inputs).trial(measured)
     entry = job.attempt.write(TRIAL, trial.model_dump_json(indent=1).encode())
     return Outcome({"protocol": trial.protocol, "epochs": len(trial.epochs)}, [entry])

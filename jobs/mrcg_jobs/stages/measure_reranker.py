@@ -1,4 +1,4 @@
-"""Measure the last epochs of a reranker: one Ray task, so that the driver holds neither model nor vectors."""
+"""Measure the last epochs of a reranker in one Ray task, so that the driver loads neither models nor vectors."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def _measure(store_url: str, inputs: dict[str, str], gpu: bool) -> Trial:
 
 
 def run(job: Job) -> Outcome:
-    """Make the trial."""
+    """Measure the epochs on the test queries and write the trial."""
     gpu = job.config.compute.use_gpu
     job.progress(0, 1, "scoring the test queries")
     task = _measure.options(num_cpus=1, num_gpus=1 if gpu else 0)
     with own_errors():
         trial = ray.get(task.remote(job.store.url, dict(job.step.inputs), gpu))
-    assert len(trial.epochs) == job.config.reranker.snapshots > 0, "systems.configure asks for them"
+    assert len(trial.epochs) == job.config.reranker.snapshots > 0, "System.configure sets reranker.snapshots"
     job.progress(1, 1)
     entry = job.attempt.write(TRIAL, trial.model_dump_json(indent=1).encode())
     return Outcome({"protocol": trial.protocol, "epochs": len(trial.epochs)}, [entry])

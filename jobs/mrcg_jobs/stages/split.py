@@ -1,4 +1,4 @@
-"""Split: the side table of the protocol. Small work on one table, so it runs in the driver."""
+"""Split the corpus by the protocol. The work is small, on one table, so it runs in the driver."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mrcg_jobs.job import Job, Outcome
 
 
 def run(job: Job) -> Outcome:
-    """Make the splits."""
+    """Assign scans to gallery and test queries, and write the table of splits."""
     scans = read_scans(job.inputs["corpus"])
     table = make_splits(scans, job.config.split, job.config.seed)
     names = table["split"].to_pylist()
@@ -25,7 +25,7 @@ def run(job: Job) -> Outcome:
 
 
 def _by_class(labels: Sequence[str | None], names: Sequence[str]) -> dict[str, dict[str, int]]:
-    """How many scans of each class each part has: draws are by key, so a small class may be uneven."""
+    """Count the scans of each class in each part: parts are drawn by key, so small classes may be split unevenly."""
     counts: dict[str, dict[str, int]] = {}
     for label, name in zip(labels, names, strict=True):
         if label is not None:

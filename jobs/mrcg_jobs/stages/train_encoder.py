@@ -1,6 +1,6 @@
 """Train the encoder with Ray Train.
 
-What imports torchvision is imported on the workers: the driver does without it.
+Modules that import torchvision are imported on the workers only: the driver does not need it.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ Numbers = npt.NDArray[np.int64]
 
 
 def run(job: Job) -> Outcome:
-    """Make the encoder.
+    """Train the encoder.
 
     Raises:
-        WeightsError: the initial weights cannot be had or do not fit.
-        TrainingError: there is nothing to learn from, or the loss is not a number.
+        WeightsError: the initial weights cannot be loaded or do not fit the architecture.
+        TrainingError: there are scans of fewer than two classes to learn from, or the trainer cannot continue.
     """
     if job.step.fold is None:
         _warn_of_rare_classes(Corpus(job.inputs["corpus"]), Split(job.inputs["splits"]))
     weights = resolve_weights(job.config.encoder).to_safetensors()
     if weights is not None:
-        # Workers on other machines do not see a file of this one.
+        # Written to the store: workers on other machines cannot read a file of this one.
         job.store.write_bytes(f"{job.attempt.folder}/{INITIAL}", weights)
     task = TrainTask(
         store=job.store.url,
@@ -74,13 +74,15 @@ def run(job: Job) -> Outcome:
 
 
 def _warn_of_rare_classes(corpus: Corpus, split: Split) -> None:
-    """A class that cannot be learned is said and does not stop the run: its scans are still embedded and found."""
+    """Warn of classes with too few training scans to learn; their scans are still embedded and searched."""
     labels = np.array([label or "" for label in corpus.labels], dtype=object)
     for name in corpus.classes:
         count = int((labels[split.fit] == name).sum())
         if count < 2:
             log.warning(
-                "class %s has %s in the training part: it is searched, but not learned", name, count or "no scan"
+                "class %s has %s in the training part: its scans are searched, but the encoder cannot learn it",
+                name,
+                "1 scan" if count else "no scan",
             )
 
 
@@ -96,9 +98,9 @@ def _build(task: TrainTask, worker: Worker, wrap: Wrap) -> EncoderTrainer:
     learned = np.flatnonzero(split.seen(corpus.groups, task.fold, config.seed))
     fit = inputs.labelled(learned, "fit")
     if len(np.unique(fit.labels)) < 2:
-        where = "the training part" if task.fold is None else f"the training part without {task.fold}"
+        part = "the training part" if task.fold is None else f"the training part without {task.fold}"
         raise TrainingError(
-            f"{where} has scans of fewer than two classes, nothing to tell apart: bring labelled scans of more classes"
+            f"{part} has labelled scans of fewer than two classes: add labelled scans of other classes"
             + (" or lower reranker.folds" if task.fold is not None else "")
         )
     validation = inputs.labelled(np.flatnonzero(split.validation), "validation")
@@ -106,9 +108,10 @@ def _build(task: TrainTask, worker: Worker, wrap: Wrap) -> EncoderTrainer:
 
 
 class _Inputs:
-    """What the epochs read, made once: pixels decoded and resized, features of a frozen trunk.
+    """Inputs of all epochs, computed once: decoded and resized pixels, and features of a frozen trunk.
 
-    Both lie as blocks in the attempt, so a run that goes on finds them; workers share the work and wait for each other.
+    They are stored as blocks in the attempt, so a resumed run reuses them. Workers divide the blocks among themselves
+    and wait for each other.
     """
 
     def __init__(self, task: TrainTask, worker: Worker, corpus: Corpus, encoder: Encoder) -> None:
@@ -120,7 +123,7 @@ class _Inputs:
         self._encoder = encoder
 
     def labelled(self, rows: Numbers, part: str) -> LabelledImages:
-        """Images of some rows of the corpus, with all that training needs of them."""
+        """Return some rows of the corpus with what training needs: ids, labels, groups, pixels and features."""
         from mrcg.encoder.trainer import LabelledImages
 
         classes, corpus = self._corpus.classes, self._corpus
@@ -150,20 +153,20 @@ class _Inputs:
         settings = self._settings
         if settings.freeze != "convolutions" or not settings.cache_trunk or not len(pixels):
             return ()
-        # What validates is never augmented.
+        # Validation images are never augmented.
         views = settings.cached_views if settings.augment and part == "fit" else 1
         vary = settings.augment and part == "fit"
         width = trunk_features(self._encoder, pixels[:1], 1, self._worker.device).nbytes
-        made = []
+        features = []
         for view in range(views):
 
             def run_trunk(block: range, view: int = view) -> npt.NDArray[Any]:
                 seed = seed_of(self._seed, "view", view, block.start) if vary else None
-                some = pixels[block.start : block.stop]
-                return trunk_features(self._encoder, some, settings.batch_size, self._worker.device, seed)
+                block_pixels = pixels[block.start : block.stop]
+                return trunk_features(self._encoder, block_pixels, settings.batch_size, self._worker.device, seed)
 
-            made.append(self._cached(f"features-{part}-{view}", len(pixels), width, run_trunk))
-        return tuple(made)
+            features.append(self._cached(f"features-{part}-{view}", len(pixels), width, run_trunk))
+        return tuple(features)
 
     def _cached(self, name: str, count: int, row_bytes: int, make: Callable[[range], npt.NDArray[Any]]) -> MappedRows:
         folder, worker = f"{self._attempt}/work/{name}", self._worker
@@ -171,7 +174,7 @@ class _Inputs:
         for turn in range(0, len(blocks), worker.world):
             if turn + worker.rank < len(blocks):
                 make_block(self._corpus.artefact.store, folder, blocks[turn + worker.rank], make)
-            # All workers meet after each turn: nobody maps a block that is not there, or waits until it times out.
+            # A barrier after each turn: no worker maps a missing block, and none waits until its collective times out.
             worker.total(torch.zeros(1))
         return map_blocks(self._corpus.artefact.store, folder, blocks)
 

@@ -1,6 +1,6 @@
 """Train the reranker with Ray Train on finished embeddings and graphs.
 
-What imports PyTorch Geometric is imported on the workers: the driver does without it.
+Modules that import PyTorch Geometric are imported on the workers only: the driver does not need it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def run(job: Job) -> Outcome:
-    """Make the reranker."""
+    """Train the reranker."""
     task = TrainTask(
         store=job.store.url,
         attempt=job.attempt.folder,
@@ -54,7 +54,7 @@ def _build(task: TrainTask, worker: Worker, wrap: Wrap) -> RerankerTrainer:
 
 
 def _graphs(task: TrainTask, vectors: npt.NDArray[np.float16]) -> TrainingGraphs:
-    """What is learned from, by ``reranker.graphs``, and what validates: always graphs of the released encoder."""
+    """Return the training graphs by ``reranker.graphs``; validation graphs are always those of the released encoder."""
     from mrcg.reranker.cross_fitting import cross_fitted
     from mrcg.reranker.trainer import TrainingGraphs
 

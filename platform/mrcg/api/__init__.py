@@ -1,1 +1,1 @@
-"""What goes over the wire: requests, responses and the client of a service."""
+"""Requests and responses of the service, and its HTTP clients."""

@@ -1,4 +1,4 @@
-"""Clients of the service, over HTTP: one that waits and one for asyncio."""
+"""HTTP clients of the service: a blocking one and one for asyncio."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from pydantic import ValidationError
 
 from mrcg.api.requests import EmbeddingQuery, ImageIdQuery, SearchParams
 from mrcg.api.responses import Answer, BatchLine
-from mrcg.errors import ServiceError
+from mrcg.errors import MrcgError, ServiceError, from_code
 
-#: Answers after which the same call may go well: overloaded, just changing, or a replica that died.
-AGAIN = {502, 503, 504}
-#: Seconds before the first retry, and the longest that is waited.
-FIRST, LONGEST = 0.2, 5.0
+#: Status codes after which a retry may succeed: the service is overloaded or changing releases, or a replica died.
+RETRY_STATUS = {502, 503, 504}
+#: Pause before the first retry and longest pause, in seconds.
+FIRST_PAUSE, MAX_PAUSE = 0.2, 5.0
 
 
 @dataclass(frozen=True)
 class _Request:
     method: str
     path: str
-    words: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
 
-class _Calls:
-    """What both clients say and understand."""
+class _BaseClient:
+    """Requests, errors and retries that both clients share."""
 
     def __init__(self, url: str, timeout: float, retries: int) -> None:
         self.url = url.rstrip("/")
@@ -58,44 +58,50 @@ class _Calls:
         try:
             return Answer.model_validate_json(response.content)
         except ValidationError as error:
-            raise self._strange() from error
+            raise self._unreadable() from error
 
     def _line(self, line: str) -> BatchLine:
         try:
             return BatchLine.model_validate_json(line)
         except ValidationError as error:
-            raise self._strange() from error
+            raise self._unreadable() from error
 
-    def _strange(self) -> ServiceError:
-        return ServiceError(f"{self.url} gave an answer that this client cannot read: use the versions that fit")
+    def _unreadable(self) -> ServiceError:
+        return ServiceError(
+            f"{self.url} sent an answer that this client cannot read: use the client of the same version as the service"
+        )
 
     def _unreachable(self, error: httpx.HTTPError) -> ServiceError:
         return ServiceError(f"{self.url} cannot be reached ({type(error).__name__}): is `mrcg serve` running there?")
 
-    def _refused(self, request: _Request, response: httpx.Response) -> ServiceError:
-        return ServiceError(f"{self.url}{request.path} answered {response.status_code}: {_detail(response)}")
+    def _error(self, request: _Request, response: httpx.Response) -> MrcgError:
+        """Return the error that the service raised, or a ``ServiceError`` if the response has no code of MRCG."""
+        code, detail = _problem(response)
+        error = None if code is None or code == MrcgError.code else from_code(code, detail)
+        return error or ServiceError(f"{self.url}{request.path} answered {response.status_code}: {detail}")
 
-    def _pause(self, tried: int, until: float, response: httpx.Response | None) -> float | None:
-        """Seconds to wait before the call is tried again, None where it is not."""
-        if tried >= self._retries or (response is not None and not _passes(response)):
+    def _pause(self, attempt: int, deadline: float, response: httpx.Response | None) -> float | None:
+        """Return the seconds to wait before a retry; None for no retry. Without a response, the connection failed."""
+        if attempt >= self._retries or (response is not None and not _may_succeed_later(response)):
             return None
-        # Many clients that were refused together should not come back together.
-        pause = random.uniform(0.5, 1.0) * min(LONGEST, FIRST * 2**tried)
+        # Random, so that clients that failed at the same time do not retry at the same time.
+        pause = random.uniform(0.5, 1.0) * min(MAX_PAUSE, FIRST_PAUSE * 2**attempt)
         if response is not None and response.headers.get("Retry-After", "").isdigit():
-            pause = max(pause, min(LONGEST, float(response.headers["Retry-After"])))
-        return pause if time.monotonic() + pause < until else None
+            pause = max(pause, min(MAX_PAUSE, float(response.headers["Retry-After"])))
+        return pause if time.monotonic() + pause < deadline else None
 
 
-class Client(_Calls):
-    """Asks a running service, and asks again where a call failed for reasons that pass.
+class Client(_BaseClient):
+    """Client of a running service. Calls that fail for a temporary reason are retried.
 
     Args:
-        url: where it listens, e.g. ``http://127.0.0.1:8000``.
-        timeout: seconds for one call with all that is tried.
-        retries: times that a call is tried again while the service is overloaded, changing or not reachable.
+        url: of the service, e.g. ``http://127.0.0.1:8000``.
+        timeout: of one HTTP request, in seconds; no retry starts later than this after the start of a call.
+        retries: maximum number of retries while the service is overloaded, changing releases or unreachable.
 
     Raises (every method):
-        ServiceError: the service cannot be reached or refuses the call; the message says why.
+        ServiceError: the service cannot be reached, or its answer cannot be read.
+        MrcgError: the service rejected the call; the same error that ``LocalPipeline`` raises.
     """
 
     def __init__(self, url: str, timeout: float = 60.0, retries: int = 3) -> None:
@@ -111,53 +117,56 @@ class Client(_Calls):
         self._http.close()
 
     def search(self, subject: bytes | ImageIdQuery | EmbeddingQuery, params: SearchParams = SearchParams()) -> Answer:
-        """The k most similar images of the gallery, best first.
+        """Return the k most similar images of the gallery, best first.
 
         Args:
             subject: content of an image file, an image of the gallery, or an embedding of the release's encoder.
-            params: what is asked of it.
+            params: k, filters, grouping, deadline and other options.
         """
         return self._answer(self._call(self._search(subject, params)))
 
     def search_many(self, scans: Sequence[bytes], params: SearchParams = SearchParams()) -> Iterator[BatchLine]:
-        """Answers to many scans as they come; each says which scan it is for. One that fails ends no other."""
+        """Yield an answer or a problem for each scan as it arrives; ``index`` is the position of the scan in ``scans``.
+
+        The call is not retried.
+        """
         request = self._batch(scans, params)
         try:
-            with self._http.stream(request.method, request.path, **request.words) as response:
+            with self._http.stream(request.method, request.path, **request.options) as response:
                 if response.is_error:
                     response.read()
-                    raise self._refused(request, response)
+                    raise self._error(request, response)
                 for line in response.iter_lines():
                     yield self._line(line)
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
 
     def preview(self, image_id: str) -> bytes:
-        """A small picture (WebP) of an image of the gallery."""
+        """Return a small preview (WebP) of an image of the gallery."""
         return self._call(_Request("GET", f"/v1/images/{image_id}/preview")).content
 
     def _call(self, request: _Request) -> httpx.Response:
-        until = time.monotonic() + self._timeout
-        for tried in range(self._retries + 1):
-            response, failed = None, None
+        deadline = time.monotonic() + self._timeout
+        for attempt in range(self._retries + 1):
+            response, failure = None, None
             try:
-                response = self._http.request(request.method, request.path, **request.words)
+                response = self._http.request(request.method, request.path, **request.options)
             except httpx.HTTPError as error:
-                failed = error
+                failure = error
             if response is not None and response.is_success:
                 return response
-            pause = self._pause(tried, until, response)
+            pause = self._pause(attempt, deadline, response)
             if pause is None:
                 break
             time.sleep(pause)
         if response is None:
-            assert failed is not None
-            raise self._unreachable(failed) from failed
-        raise self._refused(request, response)
+            assert failure is not None
+            raise self._unreachable(failure) from failure
+        raise self._error(request, response)
 
 
-class AsyncClient(_Calls):
-    """The same for asyncio; see ``Client``."""
+class AsyncClient(_BaseClient):
+    """Client for asyncio, with the same arguments and errors as ``Client``."""
 
     def __init__(self, url: str, timeout: float = 60.0, retries: int = 3) -> None:
         super().__init__(url, timeout, retries)
@@ -174,61 +183,65 @@ class AsyncClient(_Calls):
     async def search(
         self, subject: bytes | ImageIdQuery | EmbeddingQuery, params: SearchParams = SearchParams()
     ) -> Answer:
-        """As ``Client.search``."""
+        """See ``Client.search``."""
         return self._answer(await self._call(self._search(subject, params)))
 
     async def search_many(
         self, scans: Sequence[bytes], params: SearchParams = SearchParams()
     ) -> AsyncIterator[BatchLine]:
-        """As ``Client.search_many``."""
+        """See ``Client.search_many``."""
         request = self._batch(scans, params)
         try:
-            async with self._http.stream(request.method, request.path, **request.words) as response:
+            async with self._http.stream(request.method, request.path, **request.options) as response:
                 if response.is_error:
                     await response.aread()
-                    raise self._refused(request, response)
+                    raise self._error(request, response)
                 async for line in response.aiter_lines():
                     yield self._line(line)
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
 
     async def preview(self, image_id: str) -> bytes:
-        """As ``Client.preview``."""
+        """See ``Client.preview``."""
         return (await self._call(_Request("GET", f"/v1/images/{image_id}/preview"))).content
 
     async def _call(self, request: _Request) -> httpx.Response:
-        until = time.monotonic() + self._timeout
-        for tried in range(self._retries + 1):
-            response, failed = None, None
+        deadline = time.monotonic() + self._timeout
+        for attempt in range(self._retries + 1):
+            response, failure = None, None
             try:
-                response = await self._http.request(request.method, request.path, **request.words)
+                response = await self._http.request(request.method, request.path, **request.options)
             except httpx.HTTPError as error:
-                failed = error
+                failure = error
             if response is not None and response.is_success:
                 return response
-            pause = self._pause(tried, until, response)
+            pause = self._pause(attempt, deadline, response)
             if pause is None:
                 break
             await asyncio.sleep(pause)
         if response is None:
-            assert failed is not None
-            raise self._unreachable(failed) from failed
-        raise self._refused(request, response)
+            assert failure is not None
+            raise self._unreachable(failure) from failure
+        raise self._error(request, response)
 
 
-def _passes(response: httpx.Response) -> bool:
-    """Whether the same call may go well: also where the proxy says that the replica that had the call died."""
-    ours = response.headers.get("content-type", "").startswith("application/problem+json")
-    return response.status_code in AGAIN or (response.status_code == 500 and not ours)
+def _may_succeed_later(response: httpx.Response) -> bool:
+    """Return whether a retry may succeed. A 500 from the proxy, not from the service, means that a replica died."""
+    from_service = response.headers.get("content-type", "").startswith("application/problem+json")
+    return response.status_code in RETRY_STATUS or (response.status_code == 500 and not from_service)
 
 
 def _form(fields: dict[str, Any]) -> dict[str, str]:
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
 
 
-def _detail(response: httpx.Response) -> str:
+def _problem(response: httpx.Response) -> tuple[str | None, str]:
+    """Return code and detail of a problem+json (RFC 9457); None and the text if the response is something else."""
     try:
         body = response.json()
     except ValueError:
-        return response.text[:200]
-    return str(body.get("detail", body)) if isinstance(body, dict) else str(body)
+        return None, response.text[:200]
+    if not isinstance(body, dict):
+        return None, str(body)
+    code = body.get("code")
+    return (code if isinstance(code, str) else None), str(body.get("detail", body))

@@ -1,4 +1,4 @@
-"""Requests, as they go over the wire."""
+"""Request models. Field names and descriptions are part of the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ GroupBy = Literal["none", "patient", "study"]
 
 
 class Filters(BaseModel):
-    """Which images may answer: those that have one of the values of each field that is given. Unknown never passes."""
+    """Filters for hits: an image passes if each given field has one of the values. Unknown values never pass."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -24,27 +24,29 @@ class Filters(BaseModel):
 
 @dataclass(frozen=True)
 class ImageIdQuery:
-    """An image of the gallery; it never answers for itself."""
+    """Query by an image of the gallery; the image itself is never a hit."""
 
     image_id: str
 
 
 class SearchParams(BaseModel):
-    """What is asked of a search: the same over HTTP, from the client and in this process."""
+    """Parameters of a search, the same over HTTP and in one process."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    k: int = Field(10, description="hits: 1 to the release's N, 50 by default")
-    rerank: bool = Field(True, description="false answers in the index's order")
-    group_by: GroupBy = Field("none", description="one image of each patient or study")
+    k: int = Field(10, description="number of hits: 1 to the N of the release, 50 by default")
+    rerank: bool = Field(True, description="order the hits by the reranker; false orders them by distance")
+    group_by: GroupBy = Field("none", description="return only the nearest image of each patient or study")
     filters: Filters = Filters()
-    exclude_patient: str | None = Field(None, description="pseudonym of a patient whose images are left out")
-    deadline_ms: int | None = Field(None, gt=0, description="time for the answer, at most the service's own")
-    explain: bool = Field(False, description="adds the query graph and what moved the hits")
+    exclude_patient: str | None = Field(None, description="pseudonym of a patient whose images are excluded")
+    deadline_ms: int | None = Field(
+        None, gt=0, description="milliseconds for the answer, at most the service's own deadline"
+    )
+    explain: bool = Field(False, description="add the query graph and what influenced the rank of each hit")
 
 
 class EmbeddingQuery(BaseModel):
-    """An embedding that the caller made, and the fingerprint of the encoder that made it."""
+    """Query by an embedding that the caller computed, with the fingerprint of the encoder."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

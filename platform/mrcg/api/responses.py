@@ -1,4 +1,4 @@
-"""Answers, as they go over the wire (DESIGN §4)."""
+"""Response models (docs/serving.md#requests-and-answers). Descriptions are part of the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -10,49 +10,49 @@ class _Frozen(BaseModel):
 
 
 class Hit(_Frozen):
-    """One image of the gallery, as it is answered."""
+    """One hit: an image of the gallery."""
 
     image_id: str
     label: str | None
     plane: str | None
     sequence: str | None
     site: str | None
-    group: str = Field(description="of the same patient, or of one that cannot be told apart")
-    score: float | None = Field(description="of the reranker, 0 to 1; null in the index's order")
-    distance: float = Field(description="squared L2 of the embeddings: smaller is nearer")
-    ann_rank: int = Field(description="rank by distance, from 1 on")
-    preview: str = Field(description="where the service shows a small picture")
+    group: str = Field(description="patient of the image; its study or its near-duplicates if the patient is unknown")
+    score: float | None = Field(description="score of the reranker, 0 to 1; null if the hits were not reranked")
+    distance: float = Field(description="squared L2 distance of the embeddings; smaller is nearer")
+    ann_rank: int = Field(description="rank by distance, from 1")
+    preview: str = Field(description="path of a small preview image on the service")
 
 
 class Node(_Frozen):
-    """One node of the query graph, in the index's order."""
+    """One node of the query graph. Nodes are ordered by distance."""
 
     image_id: str
     ann_rank: int
-    rank: int = Field(description="by score, from 1 on")
+    rank: int = Field(description="rank by score, from 1")
     score: float
 
 
 class Influence(_Frozen):
-    """A neighbour in the graph, and by how much its edge raised the score."""
+    """A neighbour in the query graph, and how much its edge raised the score of the hit; negative if it lowered it."""
 
     image_id: str
     moved: float
 
 
 class Explained(_Frozen):
-    """Why a hit stands where it stands."""
+    """Why a hit has its rank."""
 
     image_id: str
-    rank_change: int = Field(description="ranks up (positive) or down from the index's order")
-    neighbours: list[Influence] = Field(description="those whose edges moved its score most")
+    rank_change: int = Field(description="ranks moved up (positive) or down (negative) by the reranker")
+    neighbours: list[Influence] = Field(description="neighbours whose edges changed the score most, strongest first")
 
 
 class Explanation(_Frozen):
-    """The whole query graph and what moved the hits."""
+    """The query graph, and what influenced the rank of each hit."""
 
     nodes: list[Node]
-    weights: list[list[float]] = Field(description="of the edges between nodes, 0 to 1")
+    weights: list[list[float]] = Field(description="weights of the edges between nodes, 0 to 1")
     hits: list[Explained]
 
 
@@ -62,31 +62,31 @@ class Answer(_Frozen):
     release: int
     request_id: str
     hits: list[Hit]
-    classes: dict[str, int] = Field(description="hits of each label; those without one are not counted")
+    classes: dict[str, int] = Field(description="number of hits per label; hits without a label are not counted")
     reranked: bool
-    partial: bool = Field(description="whether shards are missing")
+    partial: bool = Field(description="true if some shards did not answer")
     shards_answered: int
     shards: int
     requested: int
     found: int
-    allowed: int = Field(description="images that the caller may find")
-    passing: int = Field(description="those of them that pass the filters")
+    allowed: int = Field(description="number of images that the caller may find")
+    passing: int = Field(description="number of those images that pass the filters")
     out_of_distribution: bool
     milliseconds: dict[str, float]
     explanation: Explanation | None = None
 
 
 class BatchLine(_Frozen):
-    """The answer to one scan of many, or why there is none."""
+    """The answer for one scan of a batch, or the problem with it."""
 
-    index: int = Field(description="of the scan, from 0 on, in the order in which they were sent")
+    index: int = Field(description="index of the scan in the request, from 0")
     answer: Answer | None = None
     code: str | None = Field(None, description="stable code of the problem")
     detail: str | None = None
 
 
 class ImageFacts(_Frozen):
-    """What is known of an image of the gallery."""
+    """Metadata of a gallery image; null where unknown."""
 
     image_id: str
     label: str | None
@@ -99,8 +99,8 @@ class ImageFacts(_Frozen):
 
 
 class QuarantinedFile(_Frozen):
-    """A file of the source that was not taken in."""
+    """A quarantined file: a file of the source that could not be used."""
 
-    file: str = Field(description="its key in the source; a hash of it where the corpus is de-identified")
-    reason: str = Field(description="stable code")
+    file: str = Field(description="key of the file in the source; a hash of it if the corpus is de-identified")
+    reason: str = Field(description="stable code of the reason")
     detail: str

@@ -1,4 +1,4 @@
-"""What the commands show: tables and lines on stdout, progress on stderr, JSON for machines."""
+"""Output of the commands: tables, lines and JSON on stdout, progress and errors on stderr."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from mrcg.errors import UsageError
 StoreOption = Annotated[
     str, typer.Option("--store", envvar="MRCG_STORE", help="Store: a folder or s3://bucket/prefix.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-RecipeOption = Annotated[str | None, typer.Option("--recipe", help="Name of a shipped recipe, or a YAML file.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
+RecipeOption = Annotated[str | None, typer.Option("--recipe", help="Name of a shipped recipe, or path of a YAML file.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: a.b=value. Repeatable.")]
 
 out = Console()
@@ -27,17 +27,17 @@ err = Console(stderr=True)
 
 
 def emit_json(value: Any) -> None:
-    """One JSON value on stdout."""
+    """Print a value as one line of JSON on stdout."""
     out.out(json.dumps(value, ensure_ascii=False), highlight=False)
 
 
 def say(line: str) -> None:
-    """One line on stdout."""
+    """Print a line on stdout, unchanged and without wrapping."""
     out.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:
-    """A table on stdout; columns named in ``right`` are aligned to the right."""
+    """Print a table on stdout; columns named in ``right`` are right-aligned."""
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", pad_edge=False)
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
@@ -47,10 +47,10 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write what ``--out`` asked for.
+    """Write the file of the option ``--out``.
 
     Raises:
-        UsageError: the place cannot be written.
+        UsageError: the file cannot be written.
     """
     try:
         path.write_bytes(data)
@@ -58,12 +58,13 @@ def write_file(path: Path, data: bytes) -> None:
         raise UsageError(f"--out {path} cannot be written: {error.strerror}") from error
 
 
-_NOT_SHOWN = ("fingerprint", "dim", "source", "generation")
+#: Counts that ``short_counts`` leaves out.
+_HIDDEN_COUNTS = ("fingerprint", "dim", "source", "generation")
 
 
 def short_counts(counts: Mapping[str, Any]) -> str:
-    """Counts on one line; nested ones by their number of entries, names left out."""
-    numbers = {key: value for key, value in counts.items() if value not in (None, {}) and key not in _NOT_SHOWN}
+    """Format counts as one line: mappings by their number of entries, without empty and hidden counts."""
+    numbers = {key: value for key, value in counts.items() if value not in (None, {}) and key not in _HIDDEN_COUNTS}
     return ", ".join(f"{key} {_short(value)}" for key, value in numbers.items())
 
 
@@ -78,7 +79,7 @@ def _short(value: Any) -> str:
 
 
 class StageBars:
-    """A progress bar for each stage, on stderr; where that is no terminal, a line at each stage's start."""
+    """Progress bars on stderr, one for each stage; a line per stage if stderr is not a terminal."""
 
     def __init__(self, quiet: bool = False) -> None:
         self._quiet = quiet
@@ -88,7 +89,7 @@ class StageBars:
             TextColumn("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(), TextColumn("{task.fields[note]}", style="dim"), console=err, disable=not self._live,
         )  # fmt: skip
-        self._started: dict[str, StageBar] = {}
+        self._bar_by_stage: dict[str, StageBar] = {}
 
     def __enter__(self) -> StageBars:
         self._bars.start()
@@ -100,27 +101,28 @@ class StageBars:
         self._bars.stop()
 
     def stage(self, name: str) -> StageBar:
-        """The bar of a stage that starts now."""
+        """Show and return the bar of a stage that starts."""
         if not self._live and not self._quiet:
             err.print(f"{name} …", highlight=False)
-        self._started[name] = StageBar(self._bars, self._bars.add_task(name, total=None, note=""))
-        return self._started[name]
+        bar = StageBar(self._bars, self._bars.add_task(name, total=None, note=""))
+        self._bar_by_stage[name] = bar
+        return bar
 
     def finish(self, name: str) -> None:
-        """Fill the bar of a stage that is done; one that was skipped has none."""
-        if name in self._started:
-            self._started[name].finish()
+        """Fill the bar of a finished stage; a skipped stage has no bar."""
+        if name in self._bar_by_stage:
+            self._bar_by_stage[name].finish()
 
 
 class StageBar:
-    """Progress of one stage; called with units done, their total and a note."""
+    """Progress bar of one stage; call it with the units done, their total and a note."""
 
     def __init__(self, bars: Progress, task: TaskID) -> None:
         self._bars = bars
         self._task = task
 
     def __call__(self, done: float, total: float, note: str = "") -> None:
-        """Show ``done`` of ``total`` units; a total of 0 is not known yet."""
+        """Show ``done`` of ``total`` units; a total of 0 means that it is not known yet."""
         self._bars.update(self._task, completed=done, total=total or None, note=note)
 
     def finish(self) -> None:

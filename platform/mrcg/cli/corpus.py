@@ -16,55 +16,61 @@ from mrcg.errors import SourceError, UsageError
 if TYPE_CHECKING:
     from mrcg.corpus.report import Inventory
 
-keys_app = typer.Typer(no_args_is_help=True, help="Keys: make one for pseudonyms, or one for signatures.")
-corpus_app = typer.Typer(no_args_is_help=True, help="What is in a corpus, and what was refused.")
+keys_app = typer.Typer(no_args_is_help=True, help="Create keys for pseudonyms and signatures.")
+corpus_app = typer.Typer(no_args_is_help=True, help="Report on a corpus and its quarantined files.")
 
 
 @keys_app.command("new")
 def keys_new(
-    kind: Annotated[str, typer.Option("--kind", help="pseudonym: makes patients nameless; signing: signs receipts.")],
-    out: Annotated[Path | None, typer.Option("--out", help="File for the key, readable by its owner alone.")] = None,
+    kind: Annotated[str, typer.Option("--kind", help="pseudonym (replaces patient ids) or signing (signs receipts).")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write the key to this new file, readable by its owner only.")
+    ] = None,
 ) -> None:
-    """Make a key. It is shown or written once and kept nowhere else."""
+    """Create a key and print it or write it to a file; it is stored nowhere else."""
     from mrcg.privacy import pseudonyms, signing
 
-    made = {
-        "pseudonym": (pseudonyms.new_key, pseudonyms.ENVIRONMENT, "would make all its pseudonyms strangers"),
-        "signing": (signing.new_signing_key, signing.ENVIRONMENT, "could not answer for its signatures"),
+    kinds = {
+        "pseudonym": (pseudonyms.new_key, pseudonyms.ENVIRONMENT, "orphan every pseudonym made with the old key"),
+        "signing": (signing.new_signing_key, signing.ENVIRONMENT, "not verify signatures made with the old key"),
     }
-    if kind not in made:
-        raise UsageError(f"--kind {kind}: the kinds are {', '.join(made)}")
-    new_key, variable, loss = made[kind]
+    if kind not in kinds:
+        raise UsageError(f"--kind {kind}: the kinds are {', '.join(kinds)}")
+    new_key, variable, loss = kinds[kind]
     if out is None:
         console.say(new_key())
         return
     try:
-        # Created by us alone and for us alone: a key that is there is never written over.
+        # Created exclusively and readable by the owner only: an existing key is never overwritten.
         with os.fdopen(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(new_key() + "\n")
     except FileExistsError as error:
-        raise UsageError(f"--out {out} is there already: a new key {loss}") from error
+        raise UsageError(f"--out {out} already exists: a new key would {loss}; choose another file") from error
     except OSError as error:
         raise UsageError(f"--out {out} cannot be written: {error.strerror}") from error
-    console.say(f"{kind} key in {out}; use it with {variable}={out}, keep a copy in a safe place")
+    console.say(f"{kind} key written to {out}: set {variable}={out} to use it, and keep a copy in a safe place")
 
 
 @corpus_app.command("report")
 def corpus_report(
     store: StoreOption,
-    corpus: Annotated[str | None, typer.Option("--corpus", help="Version; the newest by default.")] = None,
+    corpus: Annotated[
+        str | None, typer.Option("--corpus", help="Version of the corpus; the newest by default.")
+    ] = None,
     source: Annotated[
-        str | None, typer.Option("--source", help="Where it came from: names quarantined files and shows them.")
+        str | None,
+        typer.Option("--source", help="Source of the corpus; lists its quarantined files and, with --out, shows them."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Write a page with pictures (HTML). It shows scans.")
+        Path | None, typer.Option("--out", help="Write an HTML page with pictures. The pictures show scans.")
     ] = None,
     max_bad_fraction: Annotated[
-        float | None, typer.Option("--max-bad-fraction", min=0.0, max=1.0, help="Fail where more files are bad.")
+        float | None,
+        typer.Option("--max-bad-fraction", min=0.0, max=1.0, help="Fail if a larger fraction of files is bad."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Count scans by class, site, plane, sequence and split, copies, and what was refused and why."""
+    """Count scans by class, site, plane, sequence and split, duplicates, and quarantined files by reason."""
     from mrcg.corpus.report import inventory_page, inventory_picture, newest_corpus, refused_files, take_inventory
     from mrcg.imaging.contact_sheet import Panel
     from mrcg.privacy.pseudonyms import pseudonyms_from_environment
@@ -90,14 +96,14 @@ def corpus_report(
         raise SourceError(
             f"corpus {inventory.version}: {inventory.bad_files} of {inventory.files} files are bad "
             f"({100 * inventory.bad_fraction:.1f} %, the limit is {100 * max_bad_fraction:g} %): "
-            "mend the source and ingest again"
+            "fix the source and ingest it again"
         )
 
 
 def _show_inventory(inventory: Inventory, refused: Mapping[str, Sequence[tuple[str, str, Any]]]) -> None:
-    skipped = {"by", "reasons", "splits", "version"}
-    facts = [[name.replace("_", " "), _said(value)] for name, value in inventory if name not in skipped]
-    console.show_table(f"Corpus {inventory.version}", ["what", "count"], facts, ["count"])
+    nested = {"by", "reasons", "splits", "version"}
+    facts = [[name.replace("_", " "), _format_value(value)] for name, value in inventory if name not in nested]
+    console.show_table(f"Corpus {inventory.version}", ["item", "count"], facts, ["count"])
     groups = {**inventory.by, **{f"split, {name}": counts for name, counts in inventory.splits.items()}}
     rows = [[name, value, str(count)] for name, counts in groups.items() for value, count in counts.items()]
     console.show_table("Scans", ["by", "value", "count"], rows, ["count"])
@@ -109,7 +115,7 @@ def _show_inventory(inventory: Inventory, refused: Mapping[str, Sequence[tuple[s
             console.say(f"{reason}: {key}: {detail}")
 
 
-def _said(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{100 * value:.1f} %" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""The command ``mrcg``. Commands of the shells join through entry points and are loaded when called."""
+"""The command ``mrcg``. Other packages add commands through entry points; they are imported only when called."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from mrcg import __version__
 from mrcg.cli import console
 from mrcg.cli.console import JsonOption
 from mrcg.cli.corpus import corpus_app, keys_app
 from mrcg.cli.releases import releases_app
 from mrcg.cli.store import gc, plan, store_app, verify
 from mrcg.errors import MrcgError, UsageError, missing_extra
+from mrcg.version import __version__
 
 if TYPE_CHECKING:
     from mrcg.api.responses import Answer
 
-#: Order in which help lists the commands.
+#: Order of the commands in the help text.
 ORDER = (
     "sample", "keys", "run", "ingest", "corpus", "split", "train-encoder", "embed", "build-index", "build-graphs",
     "train-reranker", "evaluate", "reproduce", "plan", "reindex", "serve", "query", "releases", "erase", "store",
@@ -31,20 +31,20 @@ ORDER = (
 )  # fmt: skip
 
 
-def _shell_commands() -> dict[str, EntryPoint]:
+def _plugin_commands() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group="mrcg.commands")}
 
 
 class _LazyGroup(TyperGroup):
-    """Adds the commands that other packages name in the entry-point group ``mrcg.commands``."""
+    """Adds the commands of other packages, from the entry-point group ``mrcg.commands``."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        names = {*super().list_commands(ctx), *_shell_commands()}
+        names = {*super().list_commands(ctx), *_plugin_commands()}
         return sorted(names, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         own = super().get_command(ctx, cmd_name)
-        point = _shell_commands().get(cmd_name)
+        point = _plugin_commands().get(cmd_name)
         if own is not None or point is None:
             return own
         wrapper = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -63,9 +63,11 @@ app.add_typer(store_app, name="store")
 def _root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug logs; may stand anywhere.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks and debug logs; can be given anywhere.")
+    ] = False,
 ) -> None:
-    """Retrieval of similar MRI scans: a triplet CNN, a sharded index and a graph reranker on Ray."""
+    """Retrieve similar MRI scans with a triplet CNN, a sharded index and a graph reranker, on Ray."""
     if version:
         console.say(__version__)
         raise typer.Exit
@@ -74,43 +76,52 @@ def _root(
 @app.command()
 def sample(
     folder: Annotated[Path, typer.Argument(help="Folder to write to.")],
-    images: Annotated[int, typer.Option("--images", min=1, help="How many images.")] = 400,
-    seed: Annotated[int, typer.Option("--seed", min=0)] = 1,
-    kind: Annotated[str, typer.Option("--format", help="png, dicom, nifti or mat.")] = "png",
+    images: Annotated[int, typer.Option("--images", min=1, help="Number of images.")] = 400,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed; the same seed writes the same files.")] = 1,
+    kind: Annotated[str, typer.Option("--format", help="File format: png, dicom, nifti or mat.")] = "png",
     as_json: JsonOption = False,
 ) -> None:
-    """Write phantom scans by class, several slices a patient, with true headers in every format."""
+    """Write phantom scans by class, with several slices per patient and realistic headers in every format."""
     from mrcg.imaging.samples import SampleFormat, write_samples
 
     if kind not in SampleFormat.__members__:
-        raise UsageError(f"--format {kind}: one of {', '.join(SampleFormat.__members__)}")
+        raise UsageError(f"--format {kind}: must be one of {', '.join(SampleFormat.__members__)}")
     files, written = write_samples(folder, images, seed, SampleFormat(kind))
     if as_json:
         console.emit_json({"folder": str(folder), "images": images, "files": files, "written": written})
     else:
-        console.say(f"{images} phantoms in {files} files in {folder} ({written} written, {files - written} were there)")
+        console.say(
+            f"{images} phantoms in {files} files in {folder} ({written} written, {files - written} already there)"
+        )
 
 
 @app.command()
 def query(
     image: Annotated[Path, typer.Argument(help="Image file to search for.")],
-    url: Annotated[str | None, typer.Option("--url", help="Ask a running service.")] = None,
+    url: Annotated[str | None, typer.Option("--url", help="URL of a running service to search.")] = None,
     store: Annotated[
-        str | None, typer.Option("--store", envvar="MRCG_STORE", help="Search a store in this process.")
+        str | None,
+        typer.Option("--store", envvar="MRCG_STORE", help="Store whose current release is searched in this process."),
     ] = None,
-    k: Annotated[int, typer.Option("-k", help="Hits wanted.")] = 10,
-    rerank: Annotated[bool, typer.Option(help="Let the reranker order the hits.")] = True,
-    group_by: Annotated[str, typer.Option("--group-by", help="One image of each: patient, study or none.")] = "none",
-    label: Annotated[list[str] | None, typer.Option("--label", help="Only of these classes; may be repeated.")] = None,
-    site: Annotated[list[str] | None, typer.Option("--site", help="Only of these sites.")] = None,
-    sequence: Annotated[list[str] | None, typer.Option("--sequence", help="Only of these sequences.")] = None,
-    plane: Annotated[list[str] | None, typer.Option("--plane", help="Only of these planes.")] = None,
-    years: Annotated[str | None, typer.Option("--years", help="Only of these years: 2010-2020.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Write a picture of the hits (PNG).")] = None,
+    k: Annotated[int, typer.Option("-k", help="Number of hits.")] = 10,
+    rerank: Annotated[bool, typer.Option(help="Order the hits by the reranker, or by distance.")] = True,
+    group_by: Annotated[
+        str, typer.Option("--group-by", help="Return one image per patient or study; none returns all images.")
+    ] = "none",
+    label: Annotated[list[str] | None, typer.Option("--label", help="Only images of this class. Repeatable.")] = None,
+    site: Annotated[list[str] | None, typer.Option("--site", help="Only images of this site. Repeatable.")] = None,
+    sequence: Annotated[
+        list[str] | None, typer.Option("--sequence", help="Only images of this sequence. Repeatable.")
+    ] = None,
+    plane: Annotated[list[str] | None, typer.Option("--plane", help="Only images of this plane. Repeatable.")] = None,
+    years: Annotated[
+        str | None, typer.Option("--years", help="Only images of this year or range, e.g. 2015 or 2010-2020.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write a PNG picture of the hits.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find the images most similar to one image, best first."""
-    from mrcg.cli.query import ask_service, ask_store, params_of, picture_of
+    from mrcg.cli.query import result_picture, search_params, search_service, search_store
 
     try:
         data = image.read_bytes()
@@ -118,17 +129,17 @@ def query(
         raise UsageError(f"{image} cannot be read: {error.strerror}") from error
     if (url is None) == (store is None):
         if url is None:
-            raise UsageError("say where to search: --url of a running service, or --store")
-        store = None  # --url was typed, MRCG_STORE is only the habit
-    wanted = params_of(k, rerank, group_by, (label, site, sequence, plane), years)
+            raise UsageError("give --url of a running service, or --store")
+        store = None  # --url is explicit and overrides MRCG_STORE
+    params = search_params(k, rerank, group_by, (label, site, sequence, plane), years)
     pictures = out is not None
-    asked = ask_service(url, data, wanted, pictures) if url else ask_store(str(store), data, wanted, pictures)
+    result = search_service(url, data, params, pictures) if url else search_store(str(store), data, params, pictures)
     if as_json:
-        console.emit_json(asked.answer.model_dump(mode="json"))
+        console.emit_json(result.answer.model_dump(mode="json"))
     else:
-        _show_answer(asked.answer)
+        _show_answer(result.answer)
     if out is not None:
-        console.write_file(out, picture_of(data, asked))
+        console.write_file(out, result_picture(data, result))
         console.err.print(f"picture: {out}", highlight=False, soft_wrap=True)
 
 
@@ -152,7 +163,7 @@ def _show_answer(answer: Answer) -> None:
         ["rank", "score", "distance", "ANN rank"],
     )
     if answer.out_of_distribution:
-        console.say("out of distribution: nothing in the gallery is near this image; do not rely on the hits")
+        console.say("out of distribution: no image of the gallery is near this image; do not rely on the hits")
     console.say(", ".join(f"{stage} {ms:.1f} ms" for stage, ms in answer.milliseconds.items()))
 
 
@@ -162,34 +173,34 @@ app.command()(plan)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; exit 0 ok, 1 failed, 2 wrong usage or settings, 130 stopped."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
+    """Run the command line and exit: 0 success, 1 failure, 2 wrong usage or settings, 130 interrupted."""
+    args = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in args
+    args = [arg for arg in args if arg != "--debug"]
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     if not debug:
-        # Libraries' notes to their developers are not for users.
+        # These warnings of libraries are for developers.
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", category=DeprecationWarning)
     try:
-        code = app(words, prog_name="mrcg", standalone_mode=False)
+        code = app(args, prog_name="mrcg", standalone_mode=False)
     except KeyboardInterrupt:
-        code = _fail("stopped; the same command goes on where it stopped", 130)
+        code = _fail("interrupted; run the same command to resume", 130)
     except (MrcgError, ModuleNotFoundError) as error:
-        own = missing_extra(error) if isinstance(error, ModuleNotFoundError) else error
-        if debug or own is None:
+        known = missing_extra(error) if isinstance(error, ModuleNotFoundError) else error
+        if debug or known is None:
             raise
-        code = _fail(str(own), own.exit_code)
+        code = _fail(str(known), known.exit_code)
     except Exception as error:
         if debug:
             raise
-        if hasattr(error, "show") and hasattr(error, "exit_code"):  # the argument parser's own
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # an error of the argument parser
             error.show()
             code = int(error.exit_code)
         elif type(error).__name__ == "Abort":
-            code = _fail("stopped; the same command goes on where it stopped", 130)
+            code = _fail("interrupted; run the same command to resume", 130)
         else:
-            code = _fail(f"unexpected {type(error).__name__}: {error} (--debug shows where)", 1)
+            code = _fail(f"unexpected {type(error).__name__}: {error} (--debug shows the traceback)", 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 

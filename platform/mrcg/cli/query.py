@@ -1,4 +1,4 @@
-"""One question to a service or to a store, and a picture of the answer."""
+"""Search a service or a store for one image, and draw a picture of the answer."""
 
 from __future__ import annotations
 
@@ -20,45 +20,59 @@ from mrcg.imaging.contact_sheet import Panel, PanelRow, retrieval_picture
 from mrcg.imaging.slices import Grey
 from mrcg.retrieval.preprocessing import Decoder
 
-SHOWN = 10
-#: That a query may take to decode for its picture.
-SECONDS = 60.0
+#: Maximum number of hits in a picture.
+MAX_SHOWN = 10
+#: Timeout for decoding the query for the picture, in seconds.
+DECODE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class QueryResult:
-    """An answer and the pixels of the hits that a picture shows."""
+    """An answer, and the pixels of the hits in the picture.
+
+    Attributes:
+        answer: of the service or the store.
+        pixels: (height, width) grey levels by image id; empty without a picture.
+    """
 
     answer: Answer
     pixels: Mapping[str, Grey]
 
 
-def params_of(
+def search_params(
     k: int, rerank: bool, group_by: str, values: Sequence[Sequence[str] | None], years: str | None
 ) -> SearchParams:
-    """What options of a command line ask for; ``values`` of label, site, sequence and plane.
+    """Return the search parameters for command-line options.
+
+    Args:
+        k: number of hits.
+        rerank: order the hits by the reranker.
+        group_by: none, patient or study.
+        values: filter values of label, site, sequence and plane, in this order; None or empty does not filter.
+        years: a year, or a range such as 2010-2020; None does not filter.
 
     Raises:
-        UsageError: names the option.
+        UsageError: ``group_by`` or ``years`` is invalid; the message names the option.
     """
-    label, site, sequence, plane = (tuple(one or ()) for one in values)
+    label, site, sequence, plane = (tuple(column or ()) for column in values)
     if group_by not in get_args(GroupBy):
-        raise UsageError(f"--group-by {group_by}: one of {', '.join(get_args(GroupBy))}")
+        raise UsageError(f"--group-by {group_by}: must be one of {', '.join(get_args(GroupBy))}")
     span = None
     if years is not None:
-        found = re.fullmatch(r"(\d{4})(?:-(\d{4}))?", years)
-        if found is None:
-            raise UsageError(f"--years {years}: write 2015, or 2010-2020")
-        span = (int(found[1]), int(found[2] or found[1]))
+        match = re.fullmatch(r"(\d{4})(?:-(\d{4}))?", years)
+        if match is None:
+            raise UsageError(f"--years {years}: write a year (2015) or a range (2010-2020)")
+        span = (int(match[1]), int(match[2] or match[1]))
     filters = Filters(label=label, site=site, sequence=sequence, plane=plane, years=span)
     return SearchParams(k=k, rerank=rerank, group_by=cast(GroupBy, group_by), filters=filters)
 
 
-def ask_service(url: str, image: bytes, params: SearchParams, pictures: bool) -> QueryResult:
-    """Ask a running service; ``pictures`` also fetches the pixels of the first hits.
+def search_service(url: str, image: bytes, params: SearchParams, pictures: bool) -> QueryResult:
+    """Search a running service; with ``pictures``, also fetch previews of the first hits.
 
     Raises:
-        ServiceError: it cannot be reached or refuses the call.
+        ServiceError: the service cannot be reached, or its answer cannot be read.
+        MrcgError: the service rejected the call.
     """
     with Client(url) as client:
         answer = client.search(image, params)
@@ -66,12 +80,13 @@ def ask_service(url: str, image: bytes, params: SearchParams, pictures: bool) ->
     return QueryResult(answer, {k: np.asarray(Image.open(io.BytesIO(v)).convert("L")) for k, v in previews.items()})
 
 
-def ask_store(url: str, image: bytes, params: SearchParams, pictures: bool) -> QueryResult:
-    """Search a store's current release in this process; ``pictures`` as in ``ask_service``.
+def search_store(url: str, image: bytes, params: SearchParams, pictures: bool) -> QueryResult:
+    """Search the current release of a store in this process; with ``pictures``, also read the pixels of the first hits.
 
     Raises:
         NotFoundError: the store has no release.
         ImageError: the image cannot be used.
+        UsageError: k is out of range.
     """
     from mrcg.corpus.reader import Corpus
     from mrcg.retrieval.local import LocalPipeline
@@ -87,20 +102,20 @@ def ask_store(url: str, image: bytes, params: SearchParams, pictures: bool) -> Q
 
 
 def _shown(answer: Answer, pictures: bool) -> list[Hit]:
-    return answer.hits[:SHOWN] if pictures else []
+    return answer.hits[:MAX_SHOWN] if pictures else []
 
 
-def picture_of(image: bytes, asked: QueryResult) -> bytes:
-    """PNG: the query on the left, its hits best first. Frames are neutral: nobody knows what is right."""
-    answer = asked.answer
+def result_picture(image: bytes, result: QueryResult) -> bytes:
+    """Draw the query and its hits, best first, as PNG; frames are neutral, because relevance is unknown."""
+    answer = result.answer
     hits = [
         Panel(
-            asked.pixels[hit.image_id],
+            result.pixels[hit.image_id],
             hit.label or "unlabelled",
             f"distance {hit.distance:.1f}" if hit.score is None else f"score {hit.score:.2f}, ANN rank {hit.ann_rank}",
         )
         for hit in _shown(answer, True)
     ]
-    query = Panel(Decoder(ReadSettings(), SECONDS, IngestSettings().reader_bytes)(image), "query")
+    query = Panel(Decoder(ReadSettings(), DECODE_SECONDS, IngestSettings().reader_bytes)(image), "query")
     order = "reranked" if answer.reranked else "ANN order"
     return retrieval_picture([PanelRow(query, hits)], f"Release {answer.release}, {order}")

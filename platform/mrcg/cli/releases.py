@@ -9,12 +9,12 @@ import typer
 from mrcg.cli import console
 from mrcg.cli.console import JsonOption, StoreOption
 
-releases_app = typer.Typer(no_args_is_help=True, help="Which release serves: list, show, compare, promote, roll back.")
+releases_app = typer.Typer(no_args_is_help=True, help="List, show, compare, promote and roll back releases.")
 
 
 @releases_app.command("list")
 def releases_list(store: StoreOption, as_json: JsonOption = False) -> None:
-    """All releases, the current one last."""
+    """List all releases, the current one last."""
     from mrcg.releases.release import missing_parts, read_release, release_numbers
     from mrcg.storage.store import Store
 
@@ -32,13 +32,13 @@ def releases_list(store: StoreOption, as_json: JsonOption = False) -> None:
     rows = [
         [
             *(str(r.number), r.created, r.protocol, f"{100 * r.reranked_map:.1f}", r.encoder, r.index, r.reranker),
-            f"{r.reason}, parts are gone" if missing[r.number] else r.reason,
+            f"{r.reason}, versions are missing" if missing[r.number] else r.reason,
         ]
         for r in releases
     ]
     console.show_table(
         "Releases",
-        ["release", "created", "protocol", "MAP", "encoder", "index", "reranker", "why"],
+        ["release", "created", "protocol", "MAP", "encoder", "index", "reranker", "reason"],
         rows,
         ["release", "MAP"],
     )
@@ -47,10 +47,10 @@ def releases_list(store: StoreOption, as_json: JsonOption = False) -> None:
 @releases_app.command("show")
 def releases_show(
     store: StoreOption,
-    number: Annotated[int | None, typer.Argument(help="Of the release; the current one by default.")] = None,
+    number: Annotated[int | None, typer.Argument(help="Number of the release; the current one by default.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """One release and what it pins."""
+    """Show a release and the versions that it pins."""
     from mrcg.releases.release import read_release
     from mrcg.storage.store import Store
 
@@ -58,21 +58,28 @@ def releases_show(
     if as_json:
         console.emit_json(release)
     else:
-        console.show_table(f"Release {release['number']}", ["what", "value"], [[k, str(v)] for k, v in release.items()])
+        console.show_table(
+            f"Release {release['number']}", ["field", "value"], [[k, str(v)] for k, v in release.items()]
+        )
 
 
 @releases_app.command("promote")
 def releases_promote(
     store: StoreOption,
-    report: Annotated[str, typer.Argument(help="Version of the report that speaks for the release.")],
-    gate: Annotated[bool, typer.Option(help="Refuse where MAP or recall falls below the current release's.")] = True,
-    max_map_drop: Annotated[float, typer.Option(min=0.0, max=1.0, help="How far the MAP may fall.")] = 0.01,
+    report: Annotated[str, typer.Argument(help="Version of the report to release.")],
+    gate: Annotated[
+        bool,
+        typer.Option(
+            help="Refuse the promotion if MAP or recall drops below the current release by more than the limits."
+        ),
+    ] = True,
+    max_map_drop: Annotated[float, typer.Option(min=0.0, max=1.0, help="Maximum drop of the reranked MAP.")] = 0.01,
     max_recall_drop: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="How far the index's recall may fall.")
+        float, typer.Option(min=0.0, max=1.0, help="Maximum drop of the recall of the index.")
     ] = 0.02,
     as_json: JsonOption = False,
 ) -> None:
-    """Make the models that a report measured the current release."""
+    """Promote the models and the index that a report measured to the current release."""
     from mrcg.releases.release import Gate, promote
     from mrcg.storage.store import Store
 
@@ -88,7 +95,7 @@ def releases_promote(
 @releases_app.command("rollback")
 def releases_rollback(
     store: StoreOption,
-    number: Annotated[int | None, typer.Argument(help="Release to go back to; the one before by default.")] = None,
+    number: Annotated[int | None, typer.Argument(help="Release to go back to; the previous one by default.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make an earlier release current again."""
@@ -106,21 +113,24 @@ def releases_rollback(
 def releases_diff(
     store: StoreOption,
     before: Annotated[int, typer.Argument(help="Number of a release.")],
-    after: Annotated[int | None, typer.Argument(help="And of another; the current one by default.")] = None,
+    after: Annotated[
+        int | None, typer.Argument(help="Number of the other release; the current one by default.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What two releases differ in, down to settings and counts."""
+    """Show the differences of two releases, including settings and counts."""
     from mrcg.releases.release import diff, read_release
     from mrcg.storage.store import Store
 
     opened = Store(store)
-    one, two = read_release(opened, before), read_release(opened, after)
-    changes = diff(opened, one, two)
+    first, second = read_release(opened, before), read_release(opened, after)
+    changes = diff(opened, first, second)
     if as_json:
         console.emit_json([change.model_dump() for change in changes])
         return
     if not changes:
-        console.say(f"releases {one.number} and {two.number} are alike")
+        console.say(f"releases {first.number} and {second.number} are identical")
         return
     rows = [[change.what, change.before, change.after] for change in changes]
-    console.show_table(f"Release {one.number} to {two.number}", ["what", str(one.number), str(two.number)], rows)
+    numbers = [str(first.number), str(second.number)]
+    console.show_table(f"Release {numbers[0]} to {numbers[1]}", ["changed", *numbers], rows)

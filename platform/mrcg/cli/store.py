@@ -12,12 +12,12 @@ from mrcg.cli import console
 from mrcg.cli.console import JsonOption, StoreOption
 from mrcg.errors import IntegrityError, UsageError
 
-store_app = typer.Typer(no_args_is_help=True, help="What is in a store, and why a version exists.")
+store_app = typer.Typer(no_args_is_help=True, help="List the versions in a store and show how they were made.")
 
 
 @store_app.command("ls")
 def store_ls(store: StoreOption, as_json: JsonOption = False) -> None:
-    """All complete versions in a store."""
+    """List all complete versions in a store."""
     from mrcg.storage.manifest import KINDS
     from mrcg.storage.store import Store
 
@@ -36,10 +36,10 @@ def store_ls(store: StoreOption, as_json: JsonOption = False) -> None:
 @store_app.command("show")
 def store_show(
     store: StoreOption,
-    artefact: Annotated[str, typer.Argument(help="A version, its first letters, or kind/version.")],
+    artefact: Annotated[str, typer.Argument(help="A version, its first characters, or kind/version.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Why a version exists: settings, inputs, counts, files."""
+    """Show how a version was made: settings, inputs, counts and files."""
     from mrcg.storage.store import Store
 
     manifest = Store(store).find(artefact)
@@ -54,38 +54,43 @@ def store_show(
         ["content", manifest.content],
         *[[f"file {f.name}", f"{f.size:,} bytes, SHA-256 {f.sha256[:16]}…"] for f in manifest.files],
     ]
-    console.show_table(f"{manifest.kind}/{manifest.version}, files in {manifest.folder}", ["what", "value"], rows)
+    console.show_table(f"{manifest.kind}/{manifest.version}, files in {manifest.folder}", ["field", "value"], rows)
 
 
 def verify(store: StoreOption, as_json: JsonOption = False) -> None:
-    """Hash everything again: is every file the one that was published, is every release whole?"""
+    """Hash all files, compare them with their manifests, and check that all releases are complete."""
     from mrcg.releases.verify import verify_store
     from mrcg.storage.store import Store
 
     opened = Store(store)
     with console.StageBars(quiet=as_json) as bars:
-        found = verify_store(opened, bars.stage("verify"))
+        verified = verify_store(opened, bars.stage("verify"))
         bars.finish("verify")
     if as_json:
-        console.emit_json({**found.__dict__, "sound": not found.problems})
+        console.emit_json({**verified.__dict__, "sound": not verified.problems})
     else:
-        for line in (*found.problems, *found.notes):
+        for line in (*verified.problems, *verified.notes):
             console.say(line)
-        console.say(f"{found.versions} versions, {found.files} files, {found.size / 1e6:.1f} MB hashed")
-    if found.problems:
-        raise IntegrityError(f"{opened.url}: {len(found.problems)} problems; the first: {found.problems[0]}")
+        console.say(f"{verified.versions} versions, {verified.files} files, {verified.size / 1e6:.1f} MB hashed")
+    if problems := verified.problems:
+        raise IntegrityError(f"{opened.url}: {len(problems)} problems; the first: {problems[0]}")
 
 
 def gc(
     store: StoreOption,
     keep_releases: Annotated[
-        int | None, typer.Option("--keep-releases", min=1, help="Only the newest so many releases hold their parts.")
+        int | None,
+        typer.Option(
+            "--keep-releases", min=1, help="Keep the versions of this many newest releases; of all releases by default."
+        ),
     ] = None,
-    grace_days: Annotated[float, typer.Option("--grace-days", min=0.0, help="Versions younger than this stay.")] = 14.0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    grace_days: Annotated[
+        float, typer.Option("--grace-days", min=0.0, help="Keep versions younger than this many days.")
+    ] = 14.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove what no release, no grace period and no running job holds."""
+    """Remove versions that no release, grace period or running job needs."""
     from mrcg.releases.gc import sweep
     from mrcg.storage.store import Store
 
@@ -96,56 +101,60 @@ def gc(
     for name in (*swept.attempts, *swept.versions, *swept.files):
         console.say(f"{'would remove' if dry_run else 'removed'} {name}")
     console.say(
-        f"{len(swept.versions)} versions, {len(swept.attempts)} unfinished folders, {len(swept.files)} loose files "
-        f"{'would go' if dry_run else 'removed'}, {swept.freed_bytes / 1e6:.1f} MB"
+        f"{len(swept.versions)} versions, {len(swept.attempts)} abandoned attempts, {len(swept.files)} unreferenced "
+        f"files {'would be removed' if dry_run else 'removed'}, {swept.freed_bytes / 1e6:.1f} MB"
     )
 
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
 
-def bytes_of(text: str) -> int:
-    """Bytes of a size as people write it: 64GB, 1.5 TiB, 500_000_000.
+def parse_size(text: str) -> int:
+    """Return the bytes of a size such as 64GB, 1.5 TiB or 500_000_000.
 
     Raises:
-        UsageError: it is none.
+        UsageError: the text is not a size.
     """
     match = re.fullmatch(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*([KMGT]?I?)B?\s*", text.upper())
     if match is None or match[2] not in _UNITS:
-        raise UsageError(f"--memory-per-node {text}: write a size as 64GB, 1.5TiB or a number of bytes")
+        raise UsageError(f"--memory-per-node {text}: write a size such as 64GB, 1.5TiB or a number of bytes")
     return int(float(match[1].replace("_", "")) * _UNITS[match[2]])
 
 
 def plan(
-    images: Annotated[str, typer.Option("--images", help="Vectors: 50_000_000.")],
-    memory: Annotated[str, typer.Option("--memory-per-node", help="64GB, 1.5TiB, …")] = "16GiB",
-    recall: Annotated[float, typer.Option("--recall", min=0.5, max=1.0, help="Recall@50 that is wanted.")] = 0.95,
-    dim: Annotated[int, typer.Option("--dim", min=1, help="Of an embedding.")] = 1000,
-    kind: Annotated[str | None, typer.Option("--kind", help="Of index; chosen where none is given.")] = None,
-    shards: Annotated[int, typer.Option("--shards", min=0, help="0 chooses.")] = 0,
+    images: Annotated[str, typer.Option("--images", help="Number of images, e.g. 50_000_000.")],
+    memory: Annotated[str, typer.Option("--memory-per-node", help="Memory of a node, e.g. 64GB or 1.5TiB.")] = "16GiB",
+    recall: Annotated[float, typer.Option("--recall", min=0.5, max=1.0, help="Recall@50 to plan for.")] = 0.95,
+    dim: Annotated[int, typer.Option("--dim", min=1, help="Dimensions of an embedding.")] = 1000,
+    kind: Annotated[
+        str | None,
+        typer.Option("--kind", help="Kind of index: flat, hnsw, ivf_flat, ivf_sq or opq_ivf_pq; chosen if omitted."),
+    ] = None,
+    shards: Annotated[int, typer.Option("--shards", min=0, help="Number of shards; 0 chooses it.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Say which index, how many shards and nodes a gallery needs and what it costs; needs no data."""
+    """Plan an index for a number of images: kind, shards, nodes and cost. Needs no data."""
     from mrcg.index_build.sizing import KINDS, plan_index
 
     if not re.fullmatch(r"[0-9][0-9_]*", images) or int(images) < 1:
-        raise UsageError(f"--images {images}: write a number, 50_000_000")
+        raise UsageError(f"--images {images}: write a number such as 50_000_000")
     if kind is not None and kind not in KINDS:
-        raise UsageError(f"--kind {kind}: one of {', '.join(KINDS)}")
-    found = plan_index(int(images), dim, bytes_of(memory), recall, next((k for k in KINDS if k == kind), None), shards)
+        raise UsageError(f"--kind {kind}: must be one of {', '.join(KINDS)}")
+    index_kind = next((k for k in KINDS if k == kind), None)
+    index_plan = plan_index(int(images), dim, parse_size(memory), recall, index_kind, shards)
     if as_json:
-        console.emit_json({**found.__dict__, "shape": found.shape.model_dump()})
+        console.emit_json({**index_plan.__dict__, "shape": index_plan.shape.model_dump()})
         return
     gib = 2**30
     rows = [
-        ["index", f"{found.shape.kind}, {found.shape.dim} dimensions"],
-        ["shards", f"{found.shards}"],
-        ["nodes", f"{found.nodes}"],
-        ["memory of the fullest node", f"{found.node_bytes / gib:.2f} GiB"],
-        ["memory of one building task", f"{found.build_bytes / gib:.2f} GiB"],
-        ["disk", f"{found.disk_bytes / gib:.2f} GiB"],
-        ["build", f"{found.build_seconds / 3600:.2f} core hours"],
-        ["one query", f"{1000 * found.query_seconds:.2f} ms of a core, over all shards"],
-        *[["why", line] for line in found.why],
+        ["index", f"{index_plan.shape.kind}, {index_plan.shape.dim} dimensions"],
+        ["shards", f"{index_plan.shards}"],
+        ["nodes", f"{index_plan.nodes}"],
+        ["memory of the fullest node", f"{index_plan.node_bytes / gib:.2f} GiB"],
+        ["memory of the largest build task", f"{index_plan.build_bytes / gib:.2f} GiB"],
+        ["disk", f"{index_plan.disk_bytes / gib:.2f} GiB"],
+        ["build", f"{index_plan.build_seconds / 3600:.2f} core hours"],
+        ["one query", f"{1000 * index_plan.query_seconds:.2f} ms of a core, over all shards"],
+        *[["why", line] for line in index_plan.why],
     ]
-    console.show_table(f"{found.count:,} images, recall@50 {recall:g}", ["what", "value"], rows)
+    console.show_table(f"{index_plan.count:,} images, recall@50 {recall:g}", ["item", "value"], rows)

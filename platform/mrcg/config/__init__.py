@@ -1,1 +1,1 @@
-"""The settings: one frozen tree (`settings`), read from a recipe and overrides (`loading`)."""
+"""Settings: one frozen tree (`settings`), loaded from a recipe and overrides (`loading`)."""

@@ -1,4 +1,4 @@
-"""Load settings: a recipe (YAML that names what differs from the defaults) and overrides on top."""
+"""Load settings from a recipe (a YAML file with the values that differ from the defaults) and overrides."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mrcg.errors import SettingsError
 
 
 def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
-    """All dotted keys of the tree, e.g. ``encoder.epochs``."""
+    """Return all dotted keys of the tree, groups included, e.g. ``encoder`` and ``encoder.epochs``."""
     keys: list[str] = []
     for name, field in model.model_fields.items():
         annotation = field.annotation
@@ -27,45 +27,47 @@ def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes that are shipped."""
+    """Return the names of the shipped recipes, sorted."""
     return sorted(path.stem for path in recipe_folder().glob("*.yaml"))
 
 
 def recipe_folder() -> Path:
-    """``deploy/recipes`` of a checkout, or its copy in an installed wheel."""
+    """Return the folder of the shipped recipes: in an installed wheel, or ``deploy/recipes`` of a checkout."""
     packaged = Path(str(importlib.resources.files("mrcg"))) / "recipes"
     return packaged if packaged.is_dir() else Path(__file__).parents[3] / "deploy" / "recipes"
 
 
 def load_config(recipe: str | None = None, overrides: Iterable[str] = ()) -> Config:
-    """The settings of a recipe with overrides on top.
+    """Load the settings of a recipe and apply overrides.
 
     Args:
-        recipe: name of a shipped recipe or a path of a YAML file; None takes the defaults.
-        overrides: ``a.b=value`` each; the value is read as YAML.
+        recipe: name of a shipped recipe or path of a YAML file; None uses the defaults.
+        overrides: each ``a.b=value``; the value is parsed as YAML.
 
     Raises:
-        SettingsError: unknown recipe or key, or a value that is not allowed.
+        SettingsError: the recipe or a key is unknown, or a value is not allowed.
     """
     tree = _read_recipe(recipe) if recipe else {}
-    return _overridden(tree, f"recipe {recipe}" if recipe else "defaults", overrides)
+    return _apply_overrides(tree, f"recipe {recipe}" if recipe else "defaults", overrides)
 
 
 def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
-    """Settings of a release with overrides of what makes no model on top.
+    """Apply overrides to the settings of a release, except to those that its models and gallery depend on.
 
     Raises:
-        SettingsError: unknown key, a value that is not allowed, or a setting that would make another model.
+        SettingsError: a key is unknown, a value is not allowed, or the models or gallery depend on the setting.
     """
     overrides = list(overrides)
     for override in overrides:
-        group = override.partition("=")[0].strip().partition(".")[0]
-        if group in ("seed", "ingest", "split", "encoder", "embed", "graph", "reranker"):
-            raise SettingsError(f"--set {override}: the models and their gallery's rules stay; `mrcg run` makes others")
-    return _overridden(config.model_dump(mode="json"), "settings of the release", overrides)
+        key = override.partition("=")[0].strip()
+        if key.partition(".")[0] in ("seed", "ingest", "split", "encoder", "embed", "graph", "reranker"):
+            raise SettingsError(
+                f"--set {override}: the models or the gallery depend on {key}; change it with `mrcg run`"
+            )
+    return _apply_overrides(config.model_dump(mode="json"), "settings of the release", overrides)
 
 
-def _overridden(tree: dict[str, Any], where: str, overrides: Iterable[str]) -> Config:
+def _apply_overrides(tree: dict[str, Any], where: str, overrides: Iterable[str]) -> Config:
     for override in overrides:
         key, sign, text = override.partition("=")
         if not sign:
@@ -76,10 +78,14 @@ def _overridden(tree: dict[str, Any], where: str, overrides: Iterable[str]) -> C
 
 
 def parse_config(tree: Mapping[str, Any], where: str = "settings") -> Config:
-    """Validate a plain tree; the first problem becomes one line.
+    """Validate a plain tree of settings; the error message reports the first problem in one line.
+
+    Args:
+        tree: nested keys and values.
+        where: origin of the tree, for the error message.
 
     Raises:
-        SettingsError: unknown key or a value that is not allowed.
+        SettingsError: a key is unknown, or a value is not allowed.
     """
     try:
         return Config.model_validate(dict(tree))
@@ -91,8 +97,8 @@ def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.0)
-        return f"unknown key {key}; the nearest known key is {near[0]}"
+        nearest = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.0)
+        return f"unknown key {key}; the nearest known key is {nearest[0]}"
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
     return f"{key} = {first['input']!r} is not allowed: {first['msg'][:1].lower()}{first['msg'][1:]}"
@@ -106,13 +112,13 @@ def _read_recipe(recipe: str) -> dict[str, Any]:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         names = ", ".join(recipe_names())
-        raise SettingsError(f"no recipe {recipe}: shipped are {names}; or name a .yaml file") from error
+        raise SettingsError(f"no recipe {recipe}: use a shipped one ({names}) or the path of a .yaml file") from error
     except yaml.YAMLError as error:
-        raise SettingsError(f"recipe {recipe} is not YAML: {' '.join(str(error).split())}") from error
+        raise SettingsError(f"recipe {recipe} is not valid YAML: {' '.join(str(error).split())}") from error
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise SettingsError(f"recipe {recipe}: expected keys and values at the top, found {type(tree).__name__}")
+        raise SettingsError(f"recipe {recipe}: expected keys and values at the top level, got {type(tree).__name__}")
     return tree
 
 
@@ -120,7 +126,7 @@ def _assign(tree: dict[str, Any], key: str, text: str) -> None:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise SettingsError(f"--set {key}: {text!r} is not a YAML value") from error
+        raise SettingsError(f"--set {key}: {text!r} is not valid YAML") from error
     node: Any = tree
     *parents, leaf = key.split(".")
     for part in parents:

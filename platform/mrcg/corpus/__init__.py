@@ -1,1 +1,1 @@
-"""From a source of scans to a corpus, its splits and its embeddings."""
+"""Corpora of scans: reading sources, ingestion, grouping, splits and stored embeddings."""

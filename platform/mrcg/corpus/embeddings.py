@@ -1,4 +1,4 @@
-"""Stored embeddings, read by row without loading all of them; and which of an earlier version's can be used again."""
+"""Stored embeddings: reading them by row without loading all of them, and reusing files of an earlier version."""
 
 from __future__ import annotations
 
@@ -25,38 +25,38 @@ Vectors = npt.NDArray[np.float16]
 
 @dataclass(frozen=True)
 class FileRows:
-    """A file of embeddings and how many rows of the corpus it has."""
+    """An embedding file and its number of rows."""
 
     name: str
     rows: int
 
 
 def files_of(scans: pa.Table) -> tuple[FileRows, ...]:
-    """The files of embeddings of a corpus, in the order of its rows.
+    """Return the embedding files of a corpus, in row order.
 
     Args:
-        scans: table of ``schemas.SCANS``, at least its column ``file``.
+        scans: table of ``schemas.SCANS``; only its column ``file`` is used.
     """
     names = scans["file"].combine_chunks()
     if not len(names):
         return ()
-    codes = pc.dictionary_encode(names)
-    numbers = codes.indices.to_numpy()
-    starts = np.flatnonzero(np.r_[True, numbers[1:] != numbers[:-1]])
-    ordered = codes.dictionary.take(pa.array(numbers[starts])).to_pylist()
-    assert len(set(ordered)) == len(ordered), "rows of one file of pixels do not stand together"
-    lengths = np.diff(np.r_[starts, len(numbers)]).tolist()
+    encoded = pc.dictionary_encode(names)
+    codes = encoded.indices.to_numpy()
+    starts = np.flatnonzero(np.r_[True, codes[1:] != codes[:-1]])
+    ordered = encoded.dictionary.take(pa.array(codes[starts])).to_pylist()
+    assert len(set(ordered)) == len(ordered), "rows of one pixel file are not consecutive"
+    lengths = np.diff(np.r_[starts, len(codes)]).tolist()
     return tuple(FileRows(embedding_file(name), rows) for name, rows in zip(ordered, lengths, strict=True))
 
 
 def embedding_file(images: str) -> str:
-    """Name of the embeddings of a file of pixels."""
+    """Return the name of the embedding file that belongs to a pixel file."""
     return images.replace(IMAGES, FOLDER).replace(".parquet", ".arrow")
 
 
 @dataclass(frozen=True)
 class EmbeddingRows:
-    """(rows, d) embeddings of a corpus, memory-mapped file by file; each file is hashed when it is first touched."""
+    """(rows, d) embeddings of a corpus, memory-mapped per file; each file's hash is checked when it is first read."""
 
     artefact: Artefact
     files: Sequence[FileRows]
@@ -66,67 +66,73 @@ class EmbeddingRows:
         return sum(file.rows for file in self.files)
 
     def blocks(self, rows: Rows, size: int) -> Iterator[Vectors]:
-        """Vectors of rising rows, each once, at most ``size`` at a time; a block is valid until the next one."""
-        buffer, waiting = np.empty((0, 0), dtype=np.float16), None
+        """Yield the vectors of some rows in blocks of at most ``size``; a block is valid only until the next one.
+
+        Args:
+            rows: ascending, without repeats.
+            size: maximum rows of a block.
+        """
+        buffer, pending = np.empty((0, 0), dtype=np.float16), None
         for piece in self._pieces(rows, size):
-            if waiting is not None and len(waiting) + len(piece) > size:
-                yield waiting
-                waiting = None
-            if waiting is None:
-                waiting = piece
+            if pending is not None and len(pending) + len(piece) > size:
+                yield pending
+                pending = None
+            if pending is None:
+                pending = piece
                 continue
-            start, end = len(waiting), len(waiting) + len(piece)
+            start, end = len(pending), len(pending) + len(piece)
             if not len(buffer):
                 buffer = np.empty((min(size, len(rows)), piece.shape[1]), dtype=np.float16)
-            if waiting.base is not buffer:
-                buffer[:start] = waiting
+            if pending.base is not buffer:
+                buffer[:start] = pending
             buffer[start:end] = piece
-            waiting = buffer[:end]
-        if waiting is not None:
-            yield waiting
+            pending = buffer[:end]
+        if pending is not None:
+            yield pending
 
     def _pieces(self, rows: Rows, size: int) -> Iterator[Vectors]:
-        start, wanted = 0, []
+        """Yield the vectors of some rows, at most ``size`` at a time and never across two files."""
+        start, reads = 0, []
         for file in self.files:
-            mine = rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + file.rows)] - start
+            file_rows = rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + file.rows)] - start
             start += file.rows
-            if len(mine):
-                wanted.append((file, mine))
-        with ThreadPoolExecutor(1) as ahead:
-            # The next file is read and hashed while this one's vectors are used.
-            coming = [ahead.submit(self._vectors, file) for file, _ in wanted[:1]]
-            for number, (_, mine) in enumerate(wanted):
-                coming += [ahead.submit(self._vectors, file) for file, _ in wanted[number + 1 : number + 2]]
-                vectors = coming.pop(0).result()
-                for first in range(0, len(mine), size):
-                    some = mine[first : first + size]
-                    # Rows that stand together are a view and no copy.
-                    together = some[-1] - some[0] + 1 == len(some)
-                    yield vectors[some[0] : some[-1] + 1] if together else vectors[some]
+            if len(file_rows):
+                reads.append((file, file_rows))
+        with ThreadPoolExecutor(1) as prefetcher:
+            # The next file is read and hashed while the vectors of this one are used.
+            futures = [prefetcher.submit(self._vectors, file) for file, _ in reads[:1]]
+            for number, (_, file_rows) in enumerate(reads):
+                futures += [prefetcher.submit(self._vectors, file) for file, _ in reads[number + 1 : number + 2]]
+                vectors = futures.pop(0).result()
+                for first in range(0, len(file_rows), size):
+                    piece = file_rows[first : first + size]
+                    # Consecutive rows are a view, not a copy.
+                    consecutive = piece[-1] - piece[0] + 1 == len(piece)
+                    yield vectors[piece[0] : piece[-1] + 1] if consecutive else vectors[piece]
 
     def take(self, rows: Rows) -> Vectors:
-        """(n, d) vectors of rows in any order."""
-        once, places = np.unique(rows, return_inverse=True)
-        return np.concatenate(list(self.blocks(once, max(1, len(once)))))[places]
+        """Return the (n, d) vectors of some rows, in any order and with repeats."""
+        distinct, places = np.unique(rows, return_inverse=True)
+        return np.concatenate(list(self.blocks(distinct, max(1, len(distinct)))))[places]
 
     def _vectors(self, file: FileRows) -> Vectors:
         if file.name not in self._open:
             vectors = vectors_in(read_table(self.artefact, file.name))
-            assert len(vectors) == file.rows, f"{file.name} does not have the rows of the corpus"
+            assert len(vectors) == file.rows, f"{file.name} does not have as many rows as the corpus expects"
             self._open[file.name] = vectors
         return self._open[file.name]
 
 
 @functools.lru_cache(maxsize=2)
 def open_embeddings(store: str, version: str, files: tuple[FileRows, ...]) -> EmbeddingRows:
-    """Embeddings of a store, by row; a process that does several pieces of a job hashes each file once."""
+    """Open the embeddings of a store by row, cached so that a process hashes each file once for several tasks."""
     return EmbeddingRows(Store(store).artefact("embeddings", version), files)
 
 
 def vectors_in(table: pa.Table) -> Vectors:
-    """(n, d) vectors of the table of one file, a view where it is memory-mapped."""
+    """Return the (n, d) vectors of one file's table; a memory-mapped table with a single chunk is not copied."""
     column = table["embedding"]
-    # Arrow copies even a single chunk that is to be combined.
+    # combine_chunks copies even a single chunk.
     column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     dim = table.schema.field("embedding").type.list_size
     values: npt.NDArray[Any] = column.flatten().to_numpy(zero_copy_only=False)
@@ -134,33 +140,37 @@ def vectors_in(table: pa.Table) -> Vectors:
 
 
 def read_table(artefact: Artefact, name: str) -> pa.Table:
-    """Ids and embeddings of one file, memory-mapped."""
+    """Memory-map the ids and embeddings of one file."""
     return pa.ipc.open_file(pa.memory_map(str(artefact.on_disk(name)))).read_all()
 
 
-def reusable(artefact: Artefact, name: str, image_ids: pa.Array) -> FileEntry | bytes | None:
-    """What an earlier version has of a file: an entry that refers to all of it, the bytes of a part, or nothing.
+def reusable_file(artefact: Artefact, name: str, image_ids: pa.Array) -> FileEntry | bytes | None:
+    """Return what an earlier version can supply for an embedding file.
 
     Args:
-        artefact: of kind embeddings, by the same encoder.
+        artefact: earlier version of kind ``embeddings``, made by the same encoder.
         name: of the file.
-        image_ids: that the file has to have, in order.
+        image_ids: ids that the new file must hold, in order.
+
+    Returns:
+        An entry that refers to the old file if its ids are the same; the new file's bytes if the old one holds
+        all the ids among others or in another order; otherwise None.
     """
     if name not in artefact.names(FOLDER):
         return None
     table = read_table(artefact, name)
-    there = table["image_id"].combine_chunks()
-    if there.equals(image_ids):
-        return artefact.shared(name)
-    places = pc.index_in(image_ids, value_set=there)
+    stored_ids = table["image_id"].combine_chunks()
+    if stored_ids.equals(image_ids):
+        return artefact.reference(name)
+    places = pc.index_in(image_ids, value_set=stored_ids)
     if places.null_count:
         return None
     return schemas.to_ipc(table.take(places).combine_chunks())
 
 
 def embeddings_of(artefact: Artefact) -> npt.NDArray[np.float16]:
-    """(rows, d) stored embeddings of the whole corpus."""
-    tables = [schemas.from_ipc(data) for _, data in artefact.each("embeddings/")]
+    """Read the (rows, d) stored embeddings of the whole corpus into memory."""
+    tables = [schemas.from_ipc(data) for _, data in artefact.iter_files("embeddings/")]
     vectors = [t["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False) for t in tables]
     dim = tables[0].schema.field("embedding").type.list_size
     return np.concatenate(vectors).astype(np.float16, copy=False).reshape(-1, dim)

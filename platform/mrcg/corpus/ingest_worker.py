@@ -1,8 +1,8 @@
-"""One segment of an ingestion, done in a process that may crash without harm.
+"""Ingest segments in a child process, so that a decoder crash does not end the worker.
 
-The child reads, decodes and writes all by itself, as fast as a plain loop; it only says which file it begins. If it
-dies or a file takes too long, the segment is done again file by file through an ``IsolatedReader``, which finds out
-which file it was. So safety costs nothing where nothing is wrong.
+The child reads, decodes and writes a whole segment as fast as a plain loop and reports only how many files are done.
+If it dies, or is silent for too long, the segment is ingested again with every file decoded in an ``IsolatedReader``,
+which identifies the bad file. So isolation costs next to nothing unless a file breaks the decoder.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from mrcg.corpus.listing import read_pages
 from mrcg.corpus.sources import SourceFile, open_source
 from mrcg.errors import MrcgError
 from mrcg.execution.sandbox import end_child, limit_process, start_child, without_cause
-from mrcg.imaging.isolated_reader import IsolatedReader, decoding
+from mrcg.imaging.isolated_reader import IsolatedReader, make_decoder
 from mrcg.imaging.slices import Reading
 from mrcg.storage.filesystem import HashingFile
 from mrcg.storage.store import Store
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two signs of life, as long as files come and go.
-EVERY = 0.25
-#: What writing needs beside decoding.
+#: Minimum seconds between two progress reports of the child.
+REPORT_SECONDS = 0.25
+#: Memory for writing, in addition to the limit for decoding.
 _WRITING_BYTES = 2**29
 
-Report = Callable[[int], None]
+ReportProgress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class SegmentWork:
-    """Where a segment's files are listed, and where its pixels go.
+    """Where a segment's files are listed, and where its pixels are written.
 
     Attributes:
         store, source: URLs.
         listing: path of the listing in the store.
-        pages: first and one past the last page.
-        output: folder in the store for the corpus' files.
-        prefix: of the names of the files of pixels.
+        pages: first page, and one past the last.
+        output: folder in the store for the files of the corpus.
+        prefix: of the names of the pixel files.
         rules: of the ingestion.
     """
 
@@ -59,10 +59,10 @@ class SegmentWork:
 
 
 class SegmentReader:
-    """Does segments in a child process that it keeps from one to the next.
+    """Ingests segments in a child process that is reused for the next segment.
 
     Args:
-        memory_bytes: that a child may take for decoding.
+        memory_bytes: memory limit of the child for decoding.
     """
 
     def __init__(self, memory_bytes: int) -> None:
@@ -74,24 +74,24 @@ class SegmentReader:
     def __del__(self) -> None:
         self.close()
 
-    def __call__(self, work: SegmentWork, report: Report) -> Segment:
+    def __call__(self, work: SegmentWork, report: ReportProgress) -> Segment:
         """Ingest the files of a segment.
 
         Args:
             work: the segment.
-            report: told how many files are done.
+            report: called with the number of files done.
 
         Raises:
-            MrcgError: what stops the whole job, as ``ingest_files`` raises it.
+            MrcgError: an error that stops the whole job, raised by ``ingest_files``.
         """
         try:
             return self._in_child(work, report)
         except _ChildLostError:
-            log.info("a file broke its reader: reading this segment file by file")
+            log.info("a file crashed or stalled the reader; reading this segment again file by file")
             self.close()
             settings = work.rules.settings
-            with IsolatedReader(settings, settings.seconds_per_file, settings.reader_bytes) as guard:
-                return do_segment(work, guard.read, report)
+            with IsolatedReader(settings, settings.seconds_per_file, settings.reader_bytes) as reader:
+                return ingest_segment(work, reader.read, report)
 
     def close(self) -> None:
         """End the child."""
@@ -102,14 +102,14 @@ class SegmentReader:
         self._child, self._pipe = start_child("mrcg.corpus.ingest_worker", self._memory)
         return self._pipe
 
-    def _in_child(self, work: SegmentWork, report: Report) -> Segment:
+    def _in_child(self, work: SegmentWork, report: ReportProgress) -> Segment:
         if self._child is not None and self._child.poll() is not None:
             self.close()
         pipe = self._pipe or self._start()
         try:
             pipe.send(work)
             while True:
-                if not pipe.poll(work.rules.settings.seconds_per_file + EVERY):
+                if not pipe.poll(work.rules.settings.seconds_per_file + REPORT_SECONDS):
                     raise _ChildLostError
                 answer = pipe.recv()
                 if isinstance(answer, Segment):
@@ -122,30 +122,30 @@ class SegmentReader:
 
 
 class _ChildLostError(Exception):
-    """The child died or is late."""
+    """The child died, or did not report in time."""
 
 
-def do_segment(work: SegmentWork, decode: Callable[[bytes], Reading], report: Report) -> Segment:
+def ingest_segment(work: SegmentWork, decode: Callable[[bytes], Reading], report: ReportProgress) -> Segment:
     """Ingest the files of a segment in this process."""
     store, source = Store(work.store), open_source(work.source)
 
-    def reported() -> Iterator[SourceFile]:
-        last = 0.0
+    def files() -> Iterator[SourceFile]:
+        last_report = 0.0
         for number, file in enumerate(read_pages(store, work.listing, range(*work.pages), work.rules)):
-            if time.monotonic() - last >= EVERY:
-                last = time.monotonic()
+            if time.monotonic() - last_report >= REPORT_SECONDS:
+                last_report = time.monotonic()
                 report(number)
             yield file
 
-    def opened(name: str) -> AbstractContextManager[HashingFile]:
+    def open_output(name: str) -> AbstractContextManager[HashingFile]:
         return store.writer(f"{work.output}/{name}")
 
-    with ImagesWriter(opened, work.prefix, work.rules.settings) as images:
-        return ingest_files(reported(), source.read, decode, work.rules, images)
+    with ImagesWriter(open_output, work.prefix, work.rules.settings) as images:
+        return ingest_files(files(), source.read, decode, work.rules, images)
 
 
 def serve(pipe: Connection) -> None:
-    """The child: do the segments that come until the parent is gone."""
+    """Run the child: ingest the segments that arrive on the pipe until the parent closes it."""
     limit_process(pipe.recv())
     pipe.send("ready")
     while True:
@@ -155,7 +155,7 @@ def serve(pipe: Connection) -> None:
             return
         settings = work.rules.settings
         try:
-            answer: Segment | Exception = do_segment(work, decoding(settings), pipe.send)
+            answer: Segment | Exception = ingest_segment(work, make_decoder(settings), pipe.send)
         except MrcgError as error:
             answer = without_cause(error)
         pipe.send(answer)

@@ -1,6 +1,6 @@
-"""Ingestion as plain classes: files of a source in, rows of a corpus out (DESIGN §2, §5).
+"""Ingestion: turn source files into rows and pixels of a corpus.
 
-What identifies people is turned into pseudonyms here, before the first byte is written.
+Identifiers of people are replaced by pseudonyms here, before anything is written (docs/corpus.md#de-identification).
 """
 
 from __future__ import annotations
@@ -24,21 +24,28 @@ from mrcg.imaging.near_duplicates import difference_hash
 from mrcg.imaging.readers import IDENTIFYING, format_of
 from mrcg.imaging.sequences import sequence_of_text
 from mrcg.imaging.slices import Facts, Reading, Slice, image_id, pixel_hash
-from mrcg.privacy.pseudonyms import Pseudonyms, key_needed
+from mrcg.privacy.pseudonyms import Pseudonyms, missing_key_error
 from mrcg.privacy.suppression import IMAGE, PATIENT, PIXELS, token
 from mrcg.storage import schemas
 from mrcg.storage.filesystem import HashingFile
 from mrcg.storage.manifest import FileEntry
 
-#: Reasons that say nothing bad of a source: a directory of files, a patient who wants to be forgotten.
-HARMLESS = frozenset({"dicomdir", "suppressed"})
+#: Quarantine reasons that do not count as bad files: a DICOMDIR, an entry of the suppression list.
+HARMLESS_REASONS = frozenset({"dicomdir", "suppressed"})
 
-Open = Callable[[str], AbstractContextManager[HashingFile]]
+OpenOutput = Callable[[str], AbstractContextManager[HashingFile]]
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What one ingestion goes by."""
+    """Settings, key, suppression list and generation of one ingestion.
+
+    Attributes:
+        settings: of reading, checking and writing.
+        pseudonyms: made with the key; None without a key.
+        suppressed: tokens on the suppression list.
+        generation: of the new corpus, 0 for the first.
+    """
 
     settings: IngestSettings
     pseudonyms: Pseudonyms | None
@@ -46,13 +53,13 @@ class Rules:
     generation: int
 
     def stored_key(self, key: str) -> str:
-        """A source path as it is stored: under a key only its keyed hash, for paths hold names."""
+        """Return a source path as it is stored: with a key only its keyed hash, because paths may contain names."""
         return key if self.pseudonyms is None else self.pseudonyms.name("path", key)
 
 
 @dataclass(frozen=True)
 class Segment:
-    """What became of some files: tables of ``schemas.SCANS`` and ``QUARANTINE``, and the files of pixels."""
+    """Result of ingesting some files: tables of ``schemas.SCANS`` and ``QUARANTINE``, and the pixel files."""
 
     scans: pa.Table
     quarantine: pa.Table
@@ -67,65 +74,69 @@ def ingest_files(
     rules: Rules,
     images: ImagesWriter,
 ) -> Segment:
-    """Read, decode, make nameless, hash and write some files.
+    """Read, decode, de-identify, hash and write some files.
 
-    A file that cannot be used becomes a row of the quarantine with its reason; none stops the job.
+    A file that cannot be used becomes a quarantine row with its reason; it does not stop the job.
 
     Args:
         files: of the source.
-        read: content of a file; OSError where it cannot be read.
-        decode: slices of a content: ``readers.read``, or a ``Guard``'s.
-        rules: settings, key and suppression list.
-        images: takes the pixels.
+        read: returns the content of a file; raises OSError if it cannot be read.
+        decode: returns the slices of a content, such as ``readers.read`` or ``IsolatedReader.read``.
+        rules: of this ingestion.
+        images: writes the pixels.
 
     Raises:
-        UsageError: a file names patients and there is no key.
+        UsageError: a file may name patients and no pseudonym key is set.
     """
     scans: list[dict[str, Any]] = []
-    refused: list[dict[str, Any]] = []
-    count = 0
+    quarantined: list[dict[str, Any]] = []
+    files_read = 0
     for file in files:
-        count += 1
+        files_read += 1
         try:
             reading = _read(file, read, decode, rules)
         except ImageError as error:
-            refused.append(_refusal(file, rules, None, error.reason, str(error)))
+            quarantined.append(_quarantine_row(file, rules, None, error.reason, str(error)))
             continue
         kept = 0
-        for one in reading.slices:
-            row = _scan_row(file, one, rules)
+        for image in reading.slices:
+            row = _scan_row(file, image, rules)
             if is_suppressed(row, rules):
                 continue
-            row["file"], row["file_row"] = images.add(row["image_id"], one)
+            row["file"], row["file_row"] = images.add(row["image_id"], image)
             scans.append(row)
             kept += 1
         if not kept:
-            refused.append(_refusal(file, rules, None, "suppressed", "on the suppression list"))
+            quarantined.append(_quarantine_row(file, rules, None, "suppressed", "on the suppression list"))
             continue
-        refused += [_refusal(file, rules, one.frame, one.reason, one.detail) for one in reading.refused]
+        quarantined += [
+            _quarantine_row(file, rules, refusal.frame, refusal.reason, refusal.detail) for refusal in reading.refused
+        ]
     return Segment(
         pa.Table.from_pylist(scans, schemas.SCANS),
-        pa.Table.from_pylist(refused, schemas.QUARANTINE),
+        pa.Table.from_pylist(quarantined, schemas.QUARANTINE),
         images.finish(),
-        count,
+        files_read,
     )
 
 
 class ImagesWriter:
-    """Writes pixels to Parquet files of about a given size, in row groups of a few images.
+    """Writes pixels to Parquet files of about ``file_bytes``, in row groups of ``images_per_row_group`` images.
+
+    A context manager; after an error the open file is not published.
 
     Args:
-        open_file: opens an output by its name.
+        open_output: opens an output file by name.
         prefix: of the names: ``<prefix>-<number>.parquet``.
         settings: sizes of files and row groups.
     """
 
-    def __init__(self, open_file: Open, prefix: str, settings: IngestSettings) -> None:
-        self._open = open_file
+    def __init__(self, open_output: OpenOutput, prefix: str, settings: IngestSettings) -> None:
+        self._open = open_output
         self._prefix = prefix
         self._settings = settings
         self._files: list[FileEntry] = []
-        self._waiting: list[tuple[str, int, int, bytes]] = []
+        self._pending: list[tuple[str, int, int, bytes]] = []
         self._rows = 0
         self._stack = contextlib.ExitStack()
         self._sink: HashingFile | None = None
@@ -137,23 +148,23 @@ class ImagesWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # After an error the file that is open must not appear.
+        # After an error the open file must not be published.
         self._stack.__exit__(kind, error, traceback)
 
-    def add(self, ident: str, one: Slice) -> tuple[str, int]:
-        """Write one image; returns the file it is in and its row there."""
-        place = self._name(), self._rows
-        self._waiting.append((ident, *one.pixels.shape, one.pixels.tobytes()))
+    def add(self, ident: str, image: Slice) -> tuple[str, int]:
+        """Write an image and return the name of its file and its row in that file."""
+        location = self._name(), self._rows
+        self._pending.append((ident, *image.pixels.shape, image.pixels.tobytes()))
         self._rows += 1
-        if len(self._waiting) == self._settings.images_per_row_group:
+        if len(self._pending) == self._settings.images_per_row_group:
             self._write_group()
             assert self._sink is not None
             if self._sink.size >= self._settings.file_bytes:
                 self._end_file()
-        return place
+        return location
 
     def finish(self) -> Sequence[FileEntry]:
-        """End the last file; the entries of all."""
+        """Close the last file and return the entries of all files."""
         if self._rows:
             self._write_group()
             self._end_file()
@@ -163,18 +174,18 @@ class ImagesWriter:
         return f"{self._prefix}-{len(self._files):02d}.parquet"
 
     def _write_group(self) -> None:
-        if not self._waiting:
+        if not self._pending:
             return
         if self._writer is None:
             self._sink = self._stack.enter_context(self._open(self._name()))
             self._writer = pixels_writer(self._sink)
-        ids, heights, widths, pixels = zip(*self._waiting, strict=True)
+        ids, heights, widths, pixels = zip(*self._pending, strict=True)
         table = pa.table(
             {"image_id": list(ids), "height": list(heights), "width": list(widths), "pixels": list(pixels)},
             schema=schemas.IMAGES,
         )
         self._writer.write_table(table, row_group_size=len(ids))
-        self._waiting.clear()
+        self._pending.clear()
 
     def _end_file(self) -> None:
         assert self._writer is not None
@@ -197,24 +208,25 @@ def _read(
     except OSError as error:
         raise ImageError("unreadable", f"it cannot be read ({type(error).__name__})") from error
     if rules.pseudonyms is None and (name := format_of(data)) in IDENTIFYING:
-        raise key_needed(f"{'DICOM' if name == 'dicom' else 'MATLAB'} files")
+        raise missing_key_error(f"{'DICOM' if name == 'dicom' else 'MATLAB'} files")
     return decode(data)
 
 
-def _scan_row(file: SourceFile, one: Slice, rules: Rules) -> dict[str, Any]:
-    pixels = pixel_hash(one.pixels)
+def _scan_row(file: SourceFile, image: Slice, rules: Rules) -> dict[str, Any]:
+    """Return a row of ``schemas.SCANS`` without ``file`` and ``file_row``."""
+    pixels = pixel_hash(image.pixels)
     key = rules.stored_key(file.key)
-    facts = one.facts
+    facts = image.facts
     return {
-        "image_id": image_id(key, one.frame, pixels),
+        "image_id": image_id(key, image.frame, pixels),
         "label": _label(file, facts, rules),
-        "group_id": "",  # these three follow from the whole corpus
+        "group_id": "",  # these three depend on the whole corpus: group_scans fills them
         "joins": [],
         "cluster_id": "",
         "generation": rules.generation,
         "source_key": key,
         "stamp": file.stamp,
-        "frame": one.frame,
+        "frame": image.frame,
         "source_split": file.split,
         "fold": file.fold,
         "tenant": rules.settings.tenant,
@@ -224,13 +236,13 @@ def _scan_row(file: SourceFile, one: Slice, rules: Rules) -> dict[str, Any]:
         "spacing_mm": facts.spacing,
         "position_mm": facts.position,
         "pixel_hash": pixels,
-        "difference_hash": difference_hash(one.pixels),
+        "difference_hash": difference_hash(image.pixels),
         **_pseudonymous(file, facts, rules.pseudonyms),
     }
 
 
 def _pseudonymous(file: SourceFile, facts: Facts, pseudonyms: Pseudonyms | None) -> dict[str, Any]:
-    """Columns that come from identifiers: only through a key."""
+    """Return the columns made from identifiers: pseudonyms, and the shifted day and true year of acquisition."""
     acquired = datetime.date.fromisoformat(file.acquired) if file.acquired else facts.acquired
     columns: dict[str, Any] = {"year": None if acquired is None else acquired.year}
     if pseudonyms is None:
@@ -242,16 +254,16 @@ def _pseudonymous(file: SourceFile, facts: Facts, pseudonyms: Pseudonyms | None)
         columns[kind] = None if value is None else pseudonyms.name(kind, value)
     for kind, value in (("series", facts.series), ("instance", facts.instance)):
         columns[kind] = None if value is None else pseudonyms.uid(kind, value)
-    whose = patient or study
-    if acquired is not None and whose is not None:
-        columns["acquired"] = pseudonyms.shifted(acquired, whose)
+    owner = patient or study
+    if acquired is not None and owner is not None:
+        columns["acquired"] = pseudonyms.shifted(acquired, owner)
     return columns
 
 
 def _label(file: SourceFile, facts: Facts, rules: Rules) -> str | None:
-    """A label that a manifest or the file itself states, or a folder's name where that is known to be one.
+    """Return the label that the manifest states, else the file, else the folder name if that is known to be a label.
 
-    With a key, folders may be named after patients: only those that ``ingest.classes`` lists are labels.
+    With a key, folder names are labels only if ``ingest.classes`` lists them: folders may be named after patients.
     """
     if file.labelled:
         return file.label
@@ -264,22 +276,23 @@ def _label(file: SourceFile, facts: Facts, rules: Rules) -> str | None:
 
 
 def _sequence_of_name(file: SourceFile, facts: Facts) -> str | None:
-    # A NIfTI header does not say; names do (sub-01_T1w.nii.gz). One of four words is kept of it.
+    # A NIfTI header does not state the sequence, but file names often do (sub-01_T1w.nii.gz). Only one of four fixed
+    # sequence names is stored, nothing else of the file name.
     volume = facts.plane is not None and facts.series is None
     return sequence_of_text(file.key.rsplit("/", 1)[-1]) if volume else None
 
 
 def is_suppressed(row: dict[str, Any], rules: Rules) -> bool:
-    """Whether a scan's id, pixels or patient are on the suppression list."""
+    """Return whether a scan's id, pixels or patient is on the suppression list."""
     if not rules.suppressed:
         return False
-    asked = [(IMAGE, row["image_id"]), (PIXELS, row["pixel_hash"])]
+    candidates = [(IMAGE, row["image_id"]), (PIXELS, row["pixel_hash"])]
     if row.get("patient"):
-        asked.append((PATIENT, row["patient"]))
-    return any(token(rules.pseudonyms, kind, value) in rules.suppressed for kind, value in asked)
+        candidates.append((PATIENT, row["patient"]))
+    return any(token(rules.pseudonyms, kind, value) in rules.suppressed for kind, value in candidates)
 
 
-def _refusal(file: SourceFile, rules: Rules, frame: int | None, reason: str, detail: str) -> dict[str, Any]:
+def _quarantine_row(file: SourceFile, rules: Rules, frame: int | None, reason: str, detail: str) -> dict[str, Any]:
     return {
         "source_key": rules.stored_key(file.key),
         "stamp": file.stamp,

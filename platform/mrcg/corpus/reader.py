@@ -1,4 +1,4 @@
-"""Reading a corpus: its table of scans, and pixels of chosen rows."""
+"""Read a corpus: its scans and quarantine tables, and the pixels of some rows."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ SCANS, QUARANTINE, IMAGES = "scans/", "quarantine/", "images/"
 
 
 def read_scans(artefact: Artefact, columns: Sequence[str] | None = None) -> pa.Table:
-    """The whole table of ``schemas.SCANS`` of a corpus, or some of its columns."""
-    return pa.concat_tables(schemas.from_parquet(data, columns) for _, data in artefact.each(SCANS))
+    """Read the scans table of a corpus (``schemas.SCANS``), or some of its columns."""
+    return pa.concat_tables(schemas.from_parquet(data, columns) for _, data in artefact.iter_files(SCANS))
 
 
 def read_quarantine(artefact: Artefact) -> pa.Table:
-    """The whole table of ``schemas.QUARANTINE`` of a corpus."""
-    return pa.concat_tables(schemas.from_parquet(data) for _, data in artefact.each(QUARANTINE))
+    """Read the quarantine table of a corpus (``schemas.QUARANTINE``)."""
+    return pa.concat_tables(schemas.from_parquet(data) for _, data in artefact.iter_files(QUARANTINE))
 
 
 class Corpus:
-    """A version of kind ``corpus``. Rows are those of its table of scans."""
+    """A version of kind ``corpus``; row numbers are those of its scans table."""
 
     def __init__(self, artefact: Artefact) -> None:
         self.artefact = artefact
@@ -44,64 +44,64 @@ class Corpus:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """All labels, sorted."""
+        """All distinct labels, sorted."""
         return tuple(sorted({label for label in self.labels if label is not None}))
 
     def pixels(self, rows: Sequence[int], side: int) -> Grey:
-        """(n, side, side) grey levels of some rows, in their order."""
+        """Return the (n, side, side) grey levels of some rows, resized, in the order of ``rows``."""
         out = np.empty((len(rows), side, side), dtype=np.uint8)
         for place, grey in self.images(rows):
             out[place] = resize(grey, side)
         return out
 
     def images(self, rows: Sequence[int]) -> Iterator[tuple[int, Grey]]:
-        """(place among ``rows``, grey levels at stored size) of some rows, file by file."""
-        taken = self.scans.select(["file", "file_row"]).take(pa.array(rows, pa.int64()))
-        wanted: dict[str, list[tuple[int, int]]] = {}
+        """Yield (index into ``rows``, grey levels at stored size) of some rows, in the order of the pixel files."""
+        selected = self.scans.select(["file", "file_row"]).take(pa.array(rows, pa.int64()))
+        by_file: dict[str, list[tuple[int, int]]] = {}
         for place, (name, file_row) in enumerate(
-            zip(taken["file"].to_pylist(), taken["file_row"].to_pylist(), strict=True)
+            zip(selected["file"].to_pylist(), selected["file_row"].to_pylist(), strict=True)
         ):
-            wanted.setdefault(name, []).append((place, file_row))
-        for name, places in wanted.items():
-            places.sort(key=lambda one: one[1])
-            data = self.artefact.read_bytes(name)
-            for (place, _), (_, grey) in zip(places, images_in(data, [one[1] for one in places]), strict=True):
+            by_file.setdefault(name, []).append((file_row, place))
+        for name, entries in by_file.items():
+            entries.sort(key=lambda entry: entry[0])
+            images = images_in(self.artefact.read_bytes(name), [file_row for file_row, _ in entries])
+            for (_, place), (_, grey) in zip(entries, images, strict=True):
                 yield place, grey
 
     @cached_property
     def _rows_of(self) -> dict[str, list[int]]:
-        """Rows of each file that are part of this corpus, rising: a file that an earlier one wrote may have more."""
+        """The ascending rows of each pixel file that are in this corpus; a file of an earlier version may hold more."""
         rows: dict[str, list[int]] = {}
         for name, file_row in zip(self.scans["file"].to_pylist(), self.scans["file_row"].to_pylist(), strict=True):
             rows.setdefault(name, []).append(file_row)
         return rows
 
     def images_of(self, name: str) -> Iterator[tuple[str, Grey]]:
-        """(image id, grey levels at stored size) of one file of pixels, in the order of the scans."""
+        """Yield (image id, grey levels at stored size) of one pixel file, in the order of the scans table."""
         return images_in(self.artefact.read_bytes(name), self._rows_of[name])
 
     def row_of(self, image_id: str) -> int:
-        """Row of an image.
+        """Return the row of an image.
 
         Raises:
             NotFoundError: the corpus has no such image.
         """
         if self._row_of is None:
-            self._row_of = {one: row for row, one in enumerate(self.scans["image_id"].to_pylist())}
+            self._row_of = {ident: row for row, ident in enumerate(self.scans["image_id"].to_pylist())}
         if image_id not in self._row_of:
-            raise self.unknown(image_id)
+            raise self.unknown_image(image_id)
         return self._row_of[image_id]
 
-    def unknown(self, image_id: str) -> NotFoundError:
-        """The error that says an image is not there."""
+    def unknown_image(self, image_id: str) -> NotFoundError:
+        """Return the error for an image that is not in this corpus."""
         return NotFoundError(f"no image {image_id} in corpus {self.artefact.manifest.version}")
 
     def image(self, image_id: str) -> Grey:
-        """Grey levels at stored size of one image, read alone from its row group.
+        """Return the grey levels of one image at stored size; reads only its row group.
 
         Raises:
-            NotFoundError: the corpus has no such image, or the store no such corpus any more.
-            IntegrityError: its pixels are not those that were ingested.
+            NotFoundError: the corpus has no such image, or its pixel file is no longer in the store.
+            IntegrityError: the pixels differ from those that were ingested.
         """
         row = self.row_of(image_id)
         name, file_row = self.scans["file"][row].as_py(), self.scans["file_row"][row].as_py()
@@ -115,19 +115,21 @@ class Corpus:
                     group += 1
                 grey = grey_of(parquet.read_row_group(group), file_row)
         except FileNotFoundError as error:
-            # A release that was opened before an erasure goes on to answer, but its pixels lie elsewhere now.
-            raise NotFoundError(f"the pixels of {image_id} went with an old release: serve the current one") from error
+            # A release opened before an erasure keeps serving, but the erasure has rewritten its pixel files.
+            raise NotFoundError(
+                f"the pixels of {image_id} were deleted with an old release; serve the current release"
+            ) from error
         if pixel_hash(grey) != self.scans["pixel_hash"][row].as_py():
-            raise IntegrityError(f"{name}: the pixels of {image_id} were changed after they were ingested")
+            raise IntegrityError(f"{name}: the pixels of {image_id} were changed after ingestion")
         return grey
 
 
 def images_in(data: bytes, rows: Sequence[int]) -> Iterator[tuple[str, Grey]]:
-    """(image id, grey levels at stored size) of some rows of a file of ``schemas.IMAGES``; one row group in memory.
+    """Yield (image id, grey levels at stored size) of some rows of a pixel file, one decoded row group at a time.
 
     Args:
-        data: the Parquet file.
-        rows: rising; a row may stand there more than once.
+        data: a Parquet file of ``schemas.IMAGES``.
+        rows: ascending; repeats are allowed.
     """
     parquet = pq.ParquetFile(pa.BufferReader(data))
     group, start, table = -1, 0, None
@@ -135,7 +137,7 @@ def images_in(data: bytes, rows: Sequence[int]) -> Iterator[tuple[str, Grey]]:
         while table is None or row >= start + table.num_rows:
             start += 0 if table is None else table.num_rows
             group += 1
-            # A group is only counted where none of its rows is wanted.
+            # Row groups without a requested row are skipped, not decoded.
             rows_in_group = parquet.metadata.row_group(group).num_rows
             if row >= start + rows_in_group:
                 start, table = start + rows_in_group, None
@@ -145,34 +147,35 @@ def images_in(data: bytes, rows: Sequence[int]) -> Iterator[tuple[str, Grey]]:
 
 
 def grey_of(images: pa.Table, row: int) -> Grey:
-    """(height, width) grey levels of one row of ``schemas.IMAGES``."""
+    """Return the (height, width) grey levels of one row of a table of ``schemas.IMAGES``."""
     height, width = images["height"][row].as_py(), images["width"][row].as_py()
     return np.frombuffer(images["pixels"][row].as_buffer(), dtype=np.uint8).reshape(height, width)
 
 
 def rows_in(artefact: Artefact, name: str) -> int:
-    """Images in a file of pixels, those too that the corpus has no more."""
+    """Return the number of images in a pixel file, including those that are no longer in the corpus."""
     store = artefact.store
     with store.fs.open(store.path(artefact.relative(name)), "rb") as file:
         return int(pq.ParquetFile(file).metadata.num_rows)
 
 
-def without_rows(data: bytes, rows: Sequence[int]) -> bytes:
-    """A file of pixels with some of its rows alone, in row groups of at most the size that it has."""
+def keep_rows(data: bytes, rows: Sequence[int]) -> bytes:
+    """Return a copy of a pixel file with only the given rows; row groups lose rows and are never merged."""
     parquet, sink = pq.ParquetFile(pa.BufferReader(data)), io.BytesIO()
     kept, start = np.asarray(rows, dtype=np.int64), 0
     with pixels_writer(sink) as writer:
         for group in range(parquet.num_row_groups):
             count = parquet.metadata.row_group(group).num_rows
-            here = kept[(kept >= start) & (kept < start + count)] - start
-            if len(here):
-                writer.write_table(parquet.read_row_group(group).take(pa.array(here)), row_group_size=len(here))
+            in_group = kept[(kept >= start) & (kept < start + count)] - start
+            if len(in_group):
+                table = parquet.read_row_group(group).take(pa.array(in_group))
+                writer.write_table(table, row_group_size=len(in_group))
             start += count
     return sink.getvalue()
 
 
 def pixels_writer(sink: Any) -> pq.ParquetWriter:
-    """A writer of files of pixels. Neither a dictionary nor statistics of pixels are of use to anybody."""
+    """Return a writer of pixel files, without a dictionary or pixel statistics, which would only cost space."""
     return pq.ParquetWriter(
         sink, schemas.IMAGES, compression="zstd", use_dictionary=False, write_statistics=["image_id"]
     )

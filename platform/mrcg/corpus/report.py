@@ -1,4 +1,4 @@
-"""What is in a corpus and what was refused: counts, and pictures to look at."""
+"""Report on a corpus: counts of its scans and quarantined files, a picture, and an HTML page."""
 
 from __future__ import annotations
 
@@ -27,12 +27,14 @@ from mrcg.storage import schemas
 from mrcg.storage.manifest import Manifest
 from mrcg.storage.store import Store
 
+#: Maximum images in a row of the picture.
 PER_ROW = 8
+#: Columns of the scans table that are counted by value.
 COLUMNS = ("label", "site", "plane", "sequence", "year")
 
 
 class Inventory(BaseModel):
-    """Counts of one corpus. ``unknown`` stands for what nothing says."""
+    """Counts of one corpus; missing values are counted as ``unknown``."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -53,20 +55,20 @@ class Inventory(BaseModel):
 
 
 def newest_corpus(store: Store) -> Manifest:
-    """The manifest of the corpus that was made last.
+    """Return the manifest of the corpus whose run started last.
 
     Raises:
-        NotFoundError: there is none.
+        NotFoundError: the store has no corpus.
     """
     versions = store.versions("corpus")
     if not versions:
-        raise NotFoundError(f"{store.url} has no corpus: `mrcg ingest` makes one")
-    made = {version: float(store.read_json(f"corpus/{version}/run.json")["started"]) for version in versions}
-    return store.manifest("corpus", max(versions, key=lambda version: (made[version], version)))
+        raise NotFoundError(f"{store.url} has no corpus; create one with `mrcg ingest`")
+    started = {version: float(store.read_json(f"corpus/{version}/run.json")["started"]) for version in versions}
+    return store.manifest("corpus", max(versions, key=lambda version: (started[version], version)))
 
 
 def take_inventory(store: Store, manifest: Manifest) -> Inventory:
-    """Count what is in a corpus."""
+    """Count the scans, copies, groups, bad files and splits of a corpus."""
     corpus = Corpus(store.artefact("corpus", manifest.version))
     quarantine = read_quarantine(corpus.artefact)
     files, bad = int(manifest.counts["files"]), bad_rows(quarantine).num_rows
@@ -90,7 +92,17 @@ def take_inventory(store: Store, manifest: Manifest) -> Inventory:
 
 
 def inventory_picture(store: Store, manifest: Manifest, refused: Mapping[str, Sequence[Panel]]) -> bytes:
-    """PNG: a row of scans for each class, for copies whose labels differ, for clusters, for each quarantine reason."""
+    """Draw the inventory picture.
+
+    Args:
+        store: that holds the corpus.
+        manifest: of the corpus.
+        refused: panels of quarantined files by reason.
+
+    Returns:
+        PNG with a row of scans for each class, for up to three sets of copies whose labels differ, for the two largest
+        clusters of near-duplicates and for each quarantine reason; at most ``PER_ROW`` images in a row.
+    """
     corpus = Corpus(store.artefact("corpus", manifest.version))
     rows: list[tuple[str, str, list[int]]] = []
     by_class: dict[str, list[int]] = {}
@@ -98,21 +110,19 @@ def inventory_picture(store: Store, manifest: Manifest, refused: Mapping[str, Se
         by_class.setdefault(label or "unlabelled", []).append(row)
     ids = corpus.scans["image_id"].to_pylist()
     for label, members in sorted(by_class.items()):
-        drawn = sorted(members, key=lambda row: draw(0, "inventory", ids[row]))[:PER_ROW]
-        rows.append((label, f"{len(members)} scans", drawn))
+        sample = sorted(members, key=lambda row: draw(0, "inventory", ids[row]))[:PER_ROW]
+        rows.append((label, f"{len(members)} scans", sample))
     hashes = corpus.scans["pixel_hash"].to_pylist()
     for pixels, labels in sorted(conflicts(corpus.scans).items())[:3]:
-        rows.append(
-            ("labels differ", f"{len(labels)} labels", [r for r, one in enumerate(hashes) if one == pixels][:PER_ROW])
-        )
+        members = [row for row, value in enumerate(hashes) if value == pixels]
+        rows.append(("labels differ", f"{len(labels)} labels", members[:PER_ROW]))
     clusters = corpus.scans["cluster_id"].to_pylist()
     for cluster, size in Counter(clusters).most_common(2):
         if size > 1:
-            rows.append(
-                ("near-duplicates", f"{size} scans", [r for r, one in enumerate(clusters) if one == cluster][:PER_ROW])
-            )
-    wanted = sorted({row for _, _, members in rows for row in members})
-    pixels_of: dict[int, Grey] = {wanted[place]: grey for place, grey in corpus.images(wanted)}
+            members = [row for row, value in enumerate(clusters) if value == cluster]
+            rows.append(("near-duplicates", f"{size} scans", members[:PER_ROW]))
+    shown = sorted({row for _, _, members in rows for row in members})
+    pixels_of: dict[int, Grey] = {shown[place]: grey for place, grey in corpus.images(shown)}
     panels = [
         PanelRow(
             Panel(None, title, note),
@@ -130,49 +140,59 @@ def inventory_picture(store: Store, manifest: Manifest, refused: Mapping[str, Se
 def refused_files(
     store: Store, manifest: Manifest, location: str, pseudonyms: Pseudonyms | None
 ) -> dict[str, list[tuple[str, str, Grey | None]]]:
-    """Path, detail and pixels (where it has any) of a few files of each quarantine reason, looked up in the source.
+    """Read example files of each quarantine reason from the source.
 
-    The quarantine keeps neither pixels nor, under a key, paths; who has the source and the key can see both.
+    The quarantine stores no pixels and, with a key, no paths, so this needs the source and the same key.
+
+    Args:
+        store: that holds the corpus.
+        manifest: of the corpus.
+        location: of the source.
+        pseudonyms: of the key that the corpus was ingested with; None without a key.
+
+    Returns:
+        Path, detail and pixels of at most ``PER_ROW`` files for each reason; pixels are None if the file cannot be
+        decoded even with relaxed checks.
     """
     settings = IngestSettings.model_validate(manifest.settings["ingest"])
     rules = Rules(settings, pseudonyms, frozenset(), 0)
     quarantine = bad_rows(read_quarantine(store.artefact("corpus", manifest.version)))
-    wanted = {row["source_key"]: row for row in quarantine.to_pylist()}
-    found: dict[str, list[tuple[str, str, Grey | None]]] = {}
+    bad_by_key = {row["source_key"]: row for row in quarantine.to_pylist()}
+    examples: dict[str, list[tuple[str, str, Grey | None]]] = {}
     lenient = settings.model_copy(update={"min_side": 1, "allow_burned_in": True, "allow_secondary_capture": True})
     source = open_source(location)
-    with IsolatedReader(lenient, 10.0, settings.reader_bytes) as guard:
+    with IsolatedReader(lenient, 10.0, settings.reader_bytes) as reader:
         for file in source.walk():
-            row = wanted.get(rules.stored_key(file.key))
-            if row is None or len(found.setdefault(row["reason"], [])) >= PER_ROW:
+            row = bad_by_key.get(rules.stored_key(file.key))
+            if row is None or len(examples.setdefault(row["reason"], [])) >= PER_ROW:
                 continue
             pixels = None
             if 0 <= file.size <= settings.max_file_bytes:
                 try:
-                    pixels = guard.read(source.read(file)).slices[0].pixels
+                    pixels = reader.read(source.read(file)).slices[0].pixels
                 except (ImageError, OSError):
-                    pixels = None  # the reason says why there is nothing to see
-            found[row["reason"]].append((file.key, row["detail"], pixels))
-    return found
+                    pixels = None  # shown without a picture; the detail says why
+            examples[row["reason"]].append((file.key, row["detail"], pixels))
+    return examples
 
 
 def inventory_page(inventory: Inventory, picture: bytes) -> bytes:
-    """One self-contained HTML page."""
+    """Return the report as one self-contained HTML page, UTF-8."""
     facts = [
         ("files", inventory.files),
         ("scans", inventory.images),
-        ("patients known", inventory.patients),
+        ("known patients", inventory.patients),
         ("groups", inventory.groups),
         ("exact copies", inventory.exact_copies),
         ("near-duplicates", inventory.near_duplicates),
         ("copies whose labels differ", inventory.conflicting_copies),
         ("bad files", f"{inventory.bad_files} ({100 * inventory.bad_fraction:.1f} %)"),
-        ("identifiers", "pseudonyms" if inventory.deidentified else "none were read"),
+        ("identifiers", "pseudonyms" if inventory.deidentified else "none read"),
     ]
     tables = [_table("Corpus", facts)]
     tables += [_table(f"By {name}", list(counts.items())) for name, counts in inventory.by.items()]
     tables += [_table(f"Splits {name}", list(counts.items())) for name, counts in inventory.splits.items()]
-    tables.append(_table("Quarantine", list(inventory.reasons.items()) or [("nothing", 0)]))
+    tables.append(_table("Quarantine", list(inventory.reasons.items()) or [("no files", 0)]))
     image = base64.b64encode(picture).decode()
     alt = "Scans of each class, copies, near-duplicates and quarantined files"
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Corpus {inventory.version}</title>
@@ -196,14 +216,14 @@ def _table(title: str, rows: Sequence[tuple[str, Any]]) -> str:
 
 def _counted(values: Sequence[Any]) -> dict[str, int]:
     counts = Counter("unknown" if value is None else str(value) for value in values)
-    return dict(sorted(counts.items(), key=lambda one: (-one[1], one[0])))
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _splits(store: Store, corpus: str) -> dict[str, dict[str, int]]:
-    found = {}
+    counts = {}
     for version in store.versions("splits"):
         manifest = store.manifest("splits", version)
         if manifest.inputs["corpus"] == corpus:
             table = schemas.from_parquet(store.artefact("splits", version).read_bytes(SPLITS))
-            found[f"{manifest.counts['protocol']} ({version})"] = _counted(table["split"].to_pylist())
-    return found
+            counts[f"{manifest.counts['protocol']} ({version})"] = _counted(table["split"].to_pylist())
+    return counts

@@ -1,6 +1,6 @@
-"""Sources of scans: folders by class or a manifest, on any file system that fsspec knows.
+"""Sources of scans: a folder tree or a manifest, on any file system that fsspec supports.
 
-A source is walked, never listed: its files come one by one in a fixed order, however many there are.
+Files are yielded one by one in a fixed order, so that a source of any size can be walked in little memory.
 """
 
 from __future__ import annotations
@@ -28,24 +28,28 @@ from mrcg.storage.filesystem import open_url, retrying
 
 SPLIT_NAMES = TRAIN_NAMES | TEST_NAMES | VALIDATION_NAMES
 FOLD = re.compile(r"fold[-_]?(\d+)", re.IGNORECASE)
-#: Columns of a manifest beside ``path``.
+#: Optional columns of a manifest; ``path`` is required.
 COLUMNS = ("label", "patient", "study", "site", "plane", "sequence", "acquired", "fold", "split")
 PLANES = ("axial", "coronal", "sagittal")
 _MANIFESTS = (".csv", ".parquet")
-#: Names that tell before the first byte is read that patients are named inside.
+#: File names of formats that may name patients, recognised before the files are read.
 _IDENTIFYING = re.compile(r"\.(dcm|dicom|mat)$|(^|/)dicomdir$", re.IGNORECASE)
 _FOLDS_FILE = "cvind.mat"
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file of a source and what folders or a manifest say of it.
+    """A file of a source, with the metadata that its folders or the manifest give.
+
+    The listing digest hashes the ``repr``: renaming the class or a field changes the version of every corpus.
 
     Attributes:
-        key: path within the source, or as a manifest states it.
-        stamp: changes when the file or what is said of it changes.
-        size: bytes; -1 where the file is missing.
-        labelled: a manifest states the label (or that there is none); folders only suggest one.
+        key: path within the source, or as the manifest states it.
+        stamp: changes with the file: its ETag, else its size and modification time; ``missing`` without a file.
+        size: in bytes; -1 if the file is missing.
+        label: from the manifest, else the folder name.
+        labelled: whether a manifest states the label (None then means unlabelled); a folder name is only a possible
+            label.
     """
 
     key: str
@@ -63,30 +67,35 @@ class SourceFile:
     labelled: bool = False
 
 
-class Files(Protocol):
-    """A source that can be walked and read."""
+class SourceReader(Protocol):
+    """A source that can be walked and read.
+
+    Attributes:
+        location: URL, or absolute path on the local file system.
+        declares_patients: the source states patients or studies itself, outside the files.
+    """
 
     location: str
     declares_patients: bool
 
     def walk(self) -> Iterator[SourceFile]:
-        """All files, always in the same order."""
+        """Yield all files, always in the same order."""
         ...
 
     def read(self, file: SourceFile) -> bytes:
-        """Content of one file.
+        """Return the content of a file.
 
         Raises:
-            OSError: it cannot be read.
+            OSError: the file cannot be read.
         """
         ...
 
 
-def open_source(location: str) -> Files:
-    """The source at a folder or manifest.
+def open_source(location: str) -> SourceReader:
+    """Open the source at a folder or manifest.
 
     Raises:
-        SourceError: there is no such folder or manifest.
+        SourceError: there is no such folder or manifest, or the manifest has no column ``path``.
     """
     fs, root = open_url(location)
     if root.lower().endswith(_MANIFESTS) and fs.isfile(root):
@@ -96,30 +105,30 @@ def open_source(location: str) -> Files:
     return FolderSource(fs, root, location)
 
 
-def survey(files: Files) -> Source:
-    """Walk a source once: the digest of its listing, and what is in it.
+def survey(source: SourceReader) -> Source:
+    """Walk a source once and return its listing digest and counts.
 
     Raises:
-        SourceError: it holds no file.
+        SourceError: the source has no files, or a row of its manifest is wrong.
     """
-    surveyor = Surveyor(files)
+    surveyor = Surveyor(source)
     for _ in surveyor.walk():
         pass
     return surveyor.source()
 
 
 class Surveyor:
-    """Counts and digests the files of a source while somebody walks it."""
+    """Counts and digests the files of a source while the caller walks it."""
 
-    def __init__(self, files: Files) -> None:
-        self._files = files
+    def __init__(self, source: SourceReader) -> None:
+        self._source = source
         self._state = hashlib.blake2b(digest_size=16)
         self._count = self._size = 0
-        self._identifying = files.declares_patients
+        self._identifying = source.declares_patients
 
     def walk(self) -> Iterator[SourceFile]:
-        """The files, one by one."""
-        for file in self._files.walk():
+        """Yield the files of the source, and count and digest each."""
+        for file in self._source.walk():
             self._state.update(repr(file).encode("utf-8", "surrogatepass"))
             self._count += 1
             self._size += max(0, file.size)
@@ -127,21 +136,21 @@ class Surveyor:
             yield file
 
     def source(self) -> Source:
-        """What was found, when the walk is over.
+        """Return the summary of the source; call it after the walk has ended.
 
         Raises:
-            SourceError: no file.
+            SourceError: the source has no files.
         """
-        where = self._files.location
+        location = self._source.location
         if not self._count:
-            raise SourceError(f"--source {where}: it holds no files; expected SRC/<class>/<image> or a manifest")
-        return Source(where, self._state.hexdigest(), self._count, self._size, self._identifying)
+            raise SourceError(f"--source {location} has no files; expected SRC/<class>/<image> or a manifest")
+        return Source(location, self._state.hexdigest(), self._count, self._size, self._identifying)
 
 
 class FolderSource:
     """A folder: ``<class>/…`` gives the label, ``<split>/<class>/…`` also the split, ``fold<k>/<class>/…`` the fold.
 
-    A ``cvind.mat`` at the top gives ``1.mat``, ``2.mat``, … their folds. Hidden files are left out.
+    A ``cvind.mat`` at the top gives the folds of ``1.mat``, ``2.mat``, …. Hidden files and folders are skipped.
     """
 
     declares_patients = False
@@ -152,19 +161,19 @@ class FolderSource:
         self.location = root if isinstance(fs, LocalFileSystem) else location
 
     def walk(self) -> Iterator[SourceFile]:
-        """All files in the order of their keys."""
+        """Yield all files, ordered by key."""
         folds = self._folds()
         for key, size, stamp in _walk(self._fs, self._root, ""):
             if key == _FOLDS_FILE:
                 continue
-            label, split, fold = _place(key)
-            name = PurePosixPath(key)
-            if folds and name.suffix == ".mat" and name.stem.isdigit() and int(name.stem) <= len(folds):
-                fold = folds[int(name.stem) - 1]
+            label, split, fold = _folder_facts(key)
+            path = PurePosixPath(key)
+            if folds and path.suffix == ".mat" and path.stem.isdigit() and int(path.stem) <= len(folds):
+                fold = folds[int(path.stem) - 1]
             yield SourceFile(key, stamp, size, label, split, fold)
 
     def read(self, file: SourceFile) -> bytes:
-        """Content of one file."""
+        """Return the content of a file."""
         return _read(self._fs, f"{self._root}/{file.key}")
 
     def _folds(self) -> list[int]:
@@ -178,9 +187,9 @@ class FolderSource:
 
 
 class ManifestSource:
-    """A CSV or Parquet table with a column ``path`` and any of ``COLUMNS``; other columns are not looked at.
+    """A CSV or Parquet table with a column ``path`` and any of ``COLUMNS``; other columns are ignored.
 
-    A path is absolute, a URL, or relative to the manifest's folder. The order is the manifest's.
+    A path is absolute, a URL, or relative to the manifest's folder. Files are in the order of the rows.
     """
 
     def __init__(self, fs: AbstractFileSystem, root: str, location: str) -> None:
@@ -189,52 +198,52 @@ class ManifestSource:
         self.location = root if isinstance(fs, LocalFileSystem) else location
         names = self._names()
         if "path" not in names:
-            known = ", ".join(COLUMNS)
-            raise SourceError(f"--source {location}: no column path; a manifest has path and any of {known}")
-        self._labels = "label" in names
+            optional = ", ".join(COLUMNS)
+            raise SourceError(f"--source {location} has no column path; a manifest needs path and any of {optional}")
+        self._has_labels = "label" in names
         self.declares_patients = bool({"patient", "study"} & set(names))
 
     def walk(self) -> Iterator[SourceFile]:
-        """All rows in the order of the manifest."""
+        """Yield the file of each row, in the order of the rows; size -1 if the file is missing."""
         for number, row in enumerate(self._rows(), 1):
             key = (row.get("path") or "").strip()
             if not key:
                 raise SourceError(f"--source {self.location}: row {number} has no path")
-            fs, path = self._where(key)
+            fs, path = self._resolve(key)
             try:
                 info: Mapping[str, Any] = fs.info(path)
                 size, stamp = int(info.get("size") or 0), _stamp(info)
             except FileNotFoundError:
                 size, stamp = -1, "missing"
-            said = {name: (row.get(name) or "").strip() or None for name in COLUMNS}
-            self._check(number, said)
-            fold = said.pop("fold")
+            values = {name: (row.get(name) or "").strip() or None for name in COLUMNS}
+            self._check(number, values)
+            fold = values.pop("fold")
             yield SourceFile(
                 key, stamp, size, fold=None if fold is None else int(fold),
-                label=said["label"], split=said["split"], patient=said["patient"], study=said["study"],
-                site=said["site"], plane=said["plane"], sequence=said["sequence"], acquired=said["acquired"],
-                labelled=self._labels,
+                label=values["label"], split=values["split"], patient=values["patient"], study=values["study"],
+                site=values["site"], plane=values["plane"], sequence=values["sequence"], acquired=values["acquired"],
+                labelled=self._has_labels,
             )  # fmt: skip
 
     def read(self, file: SourceFile) -> bytes:
-        """Content of one file."""
-        return _read(*self._where(file.key))
+        """Return the content of a file."""
+        return _read(*self._resolve(file.key))
 
-    def _where(self, key: str) -> tuple[AbstractFileSystem, str]:
+    def _resolve(self, key: str) -> tuple[AbstractFileSystem, str]:
         if "://" in key:
             return open_url(key)
         return self._fs, key if key.startswith("/") else f"{self._root.rsplit('/', 1)[0]}/{key}"
 
-    def _check(self, number: int, said: Mapping[str, str | None]) -> None:
-        def refuse(name: str, expected: str) -> SourceError:
+    def _check(self, number: int, values: Mapping[str, str | None]) -> None:
+        def error(name: str, expected: str) -> SourceError:
             return SourceError(f"--source {self.location}: row {number}: {name} is not {expected}")
 
-        if said["fold"] is not None and not re.fullmatch(r"\d{1,6}", said["fold"]):
-            raise refuse("fold", "a whole number")
-        if said["acquired"] is not None and not re.fullmatch(r"\d{4}-\d\d-\d\d", said["acquired"]):
-            raise refuse("acquired", "a day like 2026-01-31")
-        if said["plane"] is not None and said["plane"] not in PLANES:
-            raise refuse("plane", f"one of {', '.join(PLANES)}")
+        if values["fold"] is not None and not re.fullmatch(r"\d{1,6}", values["fold"]):
+            raise error("fold", "a whole number of at most 6 digits")
+        if values["acquired"] is not None and not re.fullmatch(r"\d{4}-\d\d-\d\d", values["acquired"]):
+            raise error("acquired", "a date like 2026-01-31")
+        if values["plane"] is not None and values["plane"] not in PLANES:
+            raise error("plane", f"one of {', '.join(PLANES)}")
 
     def _names(self) -> list[str]:
         if self._root.lower().endswith(".parquet"):
@@ -254,8 +263,8 @@ class ManifestSource:
                     yield from csv.DictReader(text)
                 return
             with self._fs.open(self._root, "rb") as file:
-                wanted = [name for name in self._names() if name in ("path", *COLUMNS)]
-                for batch in pq.ParquetFile(file).iter_batches(columns=wanted):
+                columns = [name for name in self._names() if name in ("path", *COLUMNS)]
+                for batch in pq.ParquetFile(file).iter_batches(columns=columns):
                     for row in batch.to_pylist():
                         yield {name: None if value is None else str(value) for name, value in row.items()}
         except (UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
@@ -263,26 +272,29 @@ class ManifestSource:
 
 
 def listing_table(files: list[SourceFile]) -> pa.Table:
-    """Files as a table of ``schemas.LISTING``'s columns."""
+    """Return files as a table of ``schemas.LISTING``."""
     return pa.Table.from_pylist([vars(file) for file in files], schemas.LISTING)
 
 
-def listed(table: pa.Table) -> list[SourceFile]:
-    """The files of a table of ``schemas.LISTING``."""
+def files_in_listing(table: pa.Table) -> list[SourceFile]:
+    """Return the files of a table of ``schemas.LISTING``."""
     return [SourceFile(**row) for row in table.to_pylist()]
 
 
 def _walk(
-    fs: AbstractFileSystem, folder: str, prefix: str, above: tuple[str, ...] = ()
+    fs: AbstractFileSystem, folder: str, prefix: str, parents: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, int, str]]:
-    """(key, size, stamp) of all files below a folder, in the order of their keys; one folder in memory at a time."""
+    """Yield (key, size, stamp) of all files below a folder, ordered by key.
+
+    Only the listings of the folders on the current path are in memory.
+    """
     if isinstance(fs, LocalFileSystem):
         real = os.path.realpath(folder)
-        if real in above:
-            return  # a link back up
-        above = (*above, real)
-        with os.scandir(folder) as found:
-            names = sorted((f"{entry.name}/" if entry.is_dir() else entry.name) for entry in found)
+        if real in parents:
+            return  # a symbolic link to a parent folder
+        parents = (*parents, real)
+        with os.scandir(folder) as children:
+            names = sorted((f"{child.name}/" if child.is_dir() else child.name) for child in children)
         entries: list[tuple[str, Mapping[str, Any]]] = [(name, {}) for name in names]
     else:
         fs.invalidate_cache(folder)
@@ -290,23 +302,23 @@ def _walk(
         for info in fs.ls(folder, detail=True):
             path = str(info["name"]).rstrip("/")
             if path == folder.rstrip("/"):
-                continue  # object stores list a folder's own marker
+                continue  # object stores list the folder's own marker object
             entries.append((path.rsplit("/", 1)[-1] + ("/" if info["type"] == "directory" else ""), info))
         entries.sort(key=lambda entry: entry[0])
     for name, info in entries:
         if name.startswith("."):
             continue
         if name.endswith("/"):
-            yield from _walk(fs, f"{folder}/{name[:-1]}", prefix + name, above)
+            yield from _walk(fs, f"{folder}/{name[:-1]}", prefix + name, parents)
             continue
         if isinstance(fs, LocalFileSystem):
             try:
                 stat = os.stat(f"{folder}/{name}")
-            except FileNotFoundError:  # a link to nowhere
+            except FileNotFoundError:  # a broken symbolic link
                 yield prefix + name, -1, "missing"
                 continue
             if not S_ISREG(stat.st_mode):
-                continue  # reading a pipe or a device would wait for ever
+                continue  # reading a pipe or a device could block forever
             info = {"size": stat.st_size, "mtime": stat.st_mtime}
         yield prefix + name, int(info.get("size") or 0), _stamp(info)
 
@@ -318,26 +330,32 @@ def _read(fs: AbstractFileSystem, path: str) -> bytes:
 
 
 def _stamp(info: Mapping[str, Any]) -> str:
-    # An object store's ETag changes with the content; a file's size and time do where nobody cheats.
+    # An object store's ETag changes with the content. A file's size and modification time do too, unless a write
+    # keeps the size and resets the time.
     return str(info.get("ETag") or f"{info.get('size')}-{info.get('mtime', '')}")
 
 
-def _place(key: str) -> tuple[str | None, str | None, int | None]:
-    """Label, split and fold of a file, read off its folders."""
+def _folder_facts(key: str) -> tuple[str | None, str | None, int | None]:
+    """Return the label, split and fold that a file's folders give."""
     folders = key.split("/")[:-1]
     split = fold = None
     if folders and folders[0].lower() in SPLIT_NAMES:
         split, folders = folders[0], folders[1:]
-    elif folders and (named := FOLD.fullmatch(folders[0])):
-        fold, folders = int(named[1]), folders[1:]
+    elif folders and (match := FOLD.fullmatch(folders[0])):
+        fold, folders = int(match[1]), folders[1:]
     return (folders[0] if folders else None), split, fold
 
 
 @dataclass(frozen=True)
 class Source:
-    """A source of scans: where it is, the digest of its listing and what a walk through it counted.
+    """Summary of a source of scans.
 
-    ``identifying``: it holds files that name patients, as far as that can be told before they are read.
+    Attributes:
+        location: URL, or absolute path on the local file system.
+        listing_digest: digest of all files with their stamps, sizes and metadata.
+        files: number of files.
+        size: of all files, in bytes.
+        identifying: the source may name patients, judged by file names and manifest columns before any file is read.
     """
 
     location: str

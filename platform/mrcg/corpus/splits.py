@@ -1,4 +1,7 @@
-"""Protocols: who is gallery, who is query (DESIGN §3). Draws depend on a key, never on the order of rows."""
+"""Splits: assign scans to gallery and test queries (docs/method.md#protocols).
+
+Random draws depend on the seed and an id, never on the order of the rows.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +19,21 @@ from mrcg.hashing import draw
 from mrcg.storage import schemas
 from mrcg.storage.store import Artefact
 
-#: File of a version of kind ``splits``.
+#: The file of a version of kind ``splits``.
 SPLITS = "splits.parquet"
 TRAIN_NAMES = frozenset({"train", "training"})
 TEST_NAMES = frozenset({"test", "testing"})
-#: Known as a split, part of neither: our validation part is drawn from the training part.
+#: Recognised as a split but used for neither part: the validation part is drawn from the training part.
 VALIDATION_NAMES = frozenset({"val", "valid", "validation"})
 _COLUMNS = ("image_id", "label", "group_id", "joins", "source_split", "fold")
 
 
 @dataclass(frozen=True)
 class Fold:
-    """One of ``count`` parts of what the encoder learns from, left out in turn to see it with fresh eyes."""
+    """One of ``count`` parts of the encoder's training scans, for cross-fitting.
+
+    An encoder is trained without the fold, so that the fold's scans are unseen by it.
+    """
 
     number: int
     count: int
@@ -36,12 +42,12 @@ class Fold:
         return f"fold {self.number + 1}/{self.count}"
 
     def members(self, groups: Sequence[str], seed: int) -> npt.NDArray[np.bool_]:
-        """(n,) which scans are in this fold; whole groups, whatever else is there."""
+        """Return the (n,) mask of the scans in this fold: whole groups, each drawn independently of the others."""
         return np.array([int(draw(seed, "fold", group) * self.count) == self.number for group in groups], dtype=bool)
 
 
 def make_splits(scans: pa.Table, settings: SplitSettings, seed: int) -> pa.Table:
-    """The side table of a protocol.
+    """Assign each scan to a part of the split.
 
     Args:
         scans: table of ``schemas.SCANS``.
@@ -49,15 +55,15 @@ def make_splits(scans: pa.Table, settings: SplitSettings, seed: int) -> pa.Table
         seed: of the run.
 
     Returns:
-        Table of ``schemas.SPLITS``, row for row. Unlabelled scans have split ``none``.
+        Table of ``schemas.SPLITS`` with the rows of ``scans``, in order. Unlabelled scans have split ``none``.
 
     Raises:
-        SourceError: the source does not say what the protocol needs, or a part stays empty.
+        SourceError: the train or the test part has no labelled scan.
     """
     rows = scans.select(_COLUMNS).to_pylist()
     splits = ["none" if row["label"] is None else _split(row, settings, seed) for row in rows]
     if not {"train", "test"} <= set(splits):
-        raise SourceError(_no_part(scans, settings))
+        raise SourceError(_empty_part_message(scans, settings))
 
     def part_of_train(purpose: str, fraction: float) -> list[bool]:
         return [
@@ -67,7 +73,7 @@ def make_splits(scans: pa.Table, settings: SplitSettings, seed: int) -> pa.Table
 
     validation = part_of_train("validation", settings.validation_fraction)
     drawn = part_of_train("held out", settings.held_out_fraction)
-    held_out = [one and not other for one, other in zip(drawn, validation, strict=True)]
+    held_out = [is_drawn and not validates for is_drawn, validates in zip(drawn, validation, strict=True)]
     columns = {"image_id": scans["image_id"], "split": splits, "validation": validation, "held_out": held_out}
     return pa.table(columns, schema=schemas.SPLITS)
 
@@ -77,7 +83,7 @@ def _split(row: Mapping[str, Any], settings: SplitSettings, seed: int) -> str:
         case "paper":
             return _drawn(row["image_id"], settings, seed)
         case "dedup":
-            # A scan that connects groups of different parts belongs to neither.
+            # A scan that connects groups of both parts is in neither.
             parts = {_drawn(group, settings, seed) for group in (row["group_id"], *(row["joins"] or ()))}
             return parts.pop() if len(parts) == 1 else "none"
         case "given":
@@ -88,23 +94,23 @@ def _split(row: Mapping[str, Any], settings: SplitSettings, seed: int) -> str:
 
 
 def _drawn(key: str, settings: SplitSettings, seed: int) -> str:
-    """Every class is drawn with the same fraction, each member for itself.
+    """Draw train or test for one id, independently of all other ids and with the same fraction for every class.
 
-    Exact strata would need to know the other members: then one that comes or is erased could move them from one
-    part to the other, and a model would be tested on what it was trained on.
+    Exact stratification would depend on the other scans: a scan that is added or erased could then move others from one
+    part to the other, and a model would be tested on scans that it was trained on.
     """
     return "train" if draw(seed, "split", key) < settings.train_fraction else "test"
 
 
-def _no_part(scans: pa.Table, settings: SplitSettings) -> str:
+def _empty_part_message(scans: pa.Table, settings: SplitSettings) -> str:
     if scans["label"].null_count == scans.num_rows:
         return (
-            "no scan has a label: with a pseudonym key, folder names are labels only where ingest.classes lists them "
-            "(--set 'ingest.classes=[glioma,meningioma]'); or give a manifest with a column label"
+            "no scan has a label: with a pseudonym key, folder names are labels only if ingest.classes lists them "
+            "(--set 'ingest.classes=[glioma,meningioma]'); set it, or use a manifest with a column label"
         )
     return (
         f"protocol {settings.protocol}: the train or the test part has no labelled scan; "
-        "bring more scans or set another split.protocol (given: folders train and test; folds: fold0, fold1, …)"
+        "add scans or set another split.protocol (given: folders train and test; folds: folders fold0, fold1, …)"
     )
 
 
@@ -112,7 +118,14 @@ Mask = npt.NDArray[np.bool_]
 
 
 class Split:
-    """A version of kind ``splits``, row for row as the corpus."""
+    """A version of kind ``splits``.
+
+    Attributes:
+        train: (n,) mask over the rows of the corpus: the training part, which is the gallery of the evaluation.
+        test: mask of the test queries.
+        validation: mask of the validation part, a subset of ``train``.
+        held_out: mask of the scans that the encoder does not see, a subset of ``train`` disjoint from ``validation``.
+    """
 
     def __init__(self, artefact: Artefact) -> None:
         table = schemas.from_parquet(artefact.read_bytes(SPLITS))
@@ -124,15 +137,19 @@ class Split:
 
     @property
     def fit(self) -> Mask:
-        """What the encoder learns from: the training part without what validates and what is held out."""
+        """Mask of the scans the released encoder is trained on: ``train`` without the validation and held-out scans."""
         return self.train & ~self.validation & ~self.held_out
 
     def seen(self, groups: Sequence[str], fold: Fold | None, seed: int) -> Mask:
-        """What the encoder learns from, or the one that leaves a fold out."""
+        """Return the mask of the training scans of the released encoder, or of the encoder that leaves a fold out."""
         return self.fit if fold is None else self.fit & ~fold.members(groups, seed)
 
     def lookups(self, groups: Sequence[str], fold: Fold | None, seed: int) -> Lookups:
-        """Whose neighbours are looked up: everybody's, or those of the scans that a fold's encoder did not see."""
+        """Return the queries and the gallery of the query graphs.
+
+        Without a fold, every part is looked up in the training part. With a fold, its scans are looked up in the scans
+        that its encoder was trained on.
+        """
         if fold is None:
             parts = {"train": self.fit, "held_out": self.held_out, "validation": self.validation, "test": self.test}
             return Lookups(parts, self.train)
@@ -142,7 +159,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Lookups:
-    """Queries by part, and the gallery that they are looked up in: masks over the rows of the corpus."""
+    """The queries of each part and the gallery that is searched, as masks over the rows of the corpus."""
 
     queries: dict[str, Mask]
     gallery: Mask

@@ -1,1 +1,1 @@
-"""The triplet CNN that embeds scans: model, losses, batches, training, embedding (paper §III, DESIGN §3)."""
+"""The triplet CNN that embeds scans: model, losses, batches, training and embedding (docs/method.md#encoder)."""

@@ -1,4 +1,4 @@
-"""Small changes that leave an MRI slice plausible."""
+"""Image augmentation: small random changes that keep an MRI slice plausible."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from torchvision.transforms import InterpolationMode, v2
 
 
 def augmentation() -> v2.Transform:
-    """Left-right flip, rotation to 10°, shift to 5 %, scale 0.9-1.1, brightness and contrast to 15 %.
+    """Return the random transform: flip, rotation, shift, scale, brightness and contrast.
 
-    No up-down flip and no crop: a head has a top, and a tumour may lie at the edge.
+    Left-right flip, rotation by up to ±10°, shift by up to ±5 %, scale 0.9 to 1.1, brightness and contrast by up to
+    ±15 %. No up-down flip, because a head has a top, and no crop, because a tumour may lie at the edge.
     """
     return v2.Compose(
         [
@@ -22,11 +23,11 @@ def augmentation() -> v2.Transform:
 
 
 def augment(grey_bss: Tensor, seed: int) -> Tensor:
-    """Change each image in its own way, on the device it lies on.
+    """Augment each image independently, on the device that holds it.
 
     Args:
         grey_bss: (b, s, s) grey levels, uint8.
-        seed: of the draws; the state of torch's generators is left as it was.
+        seed: seed of the random draws; the state of torch's global generators is restored afterwards.
 
     Returns:
         (b, s, s) floats 0..1.
@@ -36,5 +37,5 @@ def augment(grey_bss: Tensor, seed: int) -> Tensor:
         torch.manual_seed(seed)
         transform = augmentation()
         grey = grey_bss[:, None].float() / 255
-        # One by one: a transform draws once for a whole batch.
+        # One image at a time: a torchvision transform applies one random draw to the whole batch.
         return torch.stack([transform(image) for image in grey])[:, 0]

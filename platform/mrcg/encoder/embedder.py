@@ -1,4 +1,4 @@
-"""A trained encoder, ready to embed."""
+"""Embed scans with a trained encoder."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from mrcg.imaging.slices import Grey, resize
 from mrcg.storage.store import Artefact
 from mrcg.training.block_cache import Rows
 
-#: Images resized and embedded at a time: bounds the memory whatever the size of a file.
-SLICE = 256
+#: Images resized and embedded at a time; bounds the memory, however many images a file holds.
+CHUNK = 256
 
-Stored = npt.NDArray[np.float16]
+Vectors = npt.NDArray[np.float32]
+StoredVectors = npt.NDArray[np.float16]
 
 
 class Embedder:
-    """Embeds resized grey images. One instance belongs to one thread at a time."""
+    """Embeds grey images. Not thread-safe: use one instance per thread."""
 
     def __init__(self, encoder: Encoder, encoder_fingerprint: str, device: str = "cpu") -> None:
         self.encoder = encoder.to(device).eval()
@@ -35,47 +36,46 @@ class Embedder:
 
     @property
     def input_size(self) -> int:
-        """Side of the images it takes, pixels."""
+        """Side of the square input images, in pixels."""
         return self.encoder.spec.input_size
 
     @classmethod
     def open(cls, artefact: Artefact, device: str = "cpu") -> Embedder:
-        """Load a version of kind ``encoders``; every file is hashed as it is read.
+        """Load a version of kind ``encoders``; the hash of every file is checked as it is read.
 
         Raises:
-            IntegrityError: a file is not the one that was published.
+            IntegrityError: a file differs from the published one, or the weights do not match the fingerprint.
         """
         weights = artefact.read_bytes(WEIGHTS)
-        spec, stated = read_spec(artefact)
-        if fingerprint(spec, weights) != stated:
-            raise IntegrityError(f"encoder {artefact.manifest.version}: fingerprint and weights differ, train it again")
+        spec, expected = read_spec(artefact)
+        if fingerprint(spec, weights) != expected:
+            raise IntegrityError(
+                f"encoder {artefact.manifest.version}: its fingerprint does not match its weights; train it again"
+            )
         encoder = Encoder(spec)
         encoder.load_state_dict(safetensors.torch.load(weights))
-        return cls(encoder, stated, device)
+        return cls(encoder, expected, device)
 
-    def embed_images(self, images: Iterable[tuple[str, Grey]], batch_size: int = 32) -> tuple[list[str], Stored]:
-        """Ids and (n, d) embeddings, as they are stored, of images of any size."""
+    def embed_images(self, images: Iterable[tuple[str, Grey]], batch_size: int = 32) -> tuple[list[str], StoredVectors]:
+        """Return ids and (n, d) float16 embeddings, as stored, of (id, grey levels) pairs of any image size."""
         return embed_images(self.encoder, images, batch_size, self.device)
 
-    def embed(self, pixels_nss: Grey, batch_size: int = 32) -> npt.NDArray[np.float32]:
-        """(n, s, s) grey levels -> (n, d) embeddings, as they are: not normalised."""
+    def embed(self, pixels_nss: Grey, batch_size: int = 32) -> Vectors:
+        """(n, s, s) grey levels -> (n, d) embeddings, not normalised."""
         assert pixels_nss.shape[1:] == (self.input_size, self.input_size), pixels_nss.shape
         return embed_pixels(self.encoder, pixels_nss, batch_size, self.device)
 
 
 def embed_images(
     encoder: Encoder, images: Iterable[tuple[str, Grey]], batch_size: int, device: str
-) -> tuple[list[str], Stored]:
-    """Ids and (n, d) embeddings, as they are stored, of (id, grey levels) of any size."""
-    waiting, ids, parts = iter(images), list[str](), list[Stored]()
-    while some := list(itertools.islice(waiting, SLICE)):
-        pixels = np.stack([resize(grey, encoder.spec.input_size) for _, grey in some])
-        ids += [ident for ident, _ in some]
+) -> tuple[list[str], StoredVectors]:
+    """Return ids and (n, d) float16 embeddings, as stored, of (id, grey levels) pairs of any image size."""
+    remaining, ids, parts = iter(images), list[str](), list[StoredVectors]()
+    while chunk := list(itertools.islice(remaining, CHUNK)):
+        pixels = np.stack([resize(grey, encoder.spec.input_size) for _, grey in chunk])
+        ids += [image_id for image_id, _ in chunk]
         parts.append(embed_pixels(encoder, pixels, batch_size, device).astype(np.float16))
     return ids, np.concatenate(parts)
-
-
-Vectors = npt.NDArray[np.float32]
 
 
 def embed_pixels(encoder: Encoder, pixels_nss: Rows, batch_size: int, device: str) -> Vectors:
@@ -84,20 +84,20 @@ def embed_pixels(encoder: Encoder, pixels_nss: Rows, batch_size: int, device: st
 
 
 def embed_features(encoder: Encoder, features_nf: Rows, batch_size: int, device: str) -> Vectors:
-    """(n, f) features of the trunk -> (n, d) float32 embeddings, without gradients."""
+    """(n, f) trunk features -> (n, d) float32 embeddings, without gradients."""
     return _in_batches(encoder, features_nf, batch_size, device, lambda features: encoder.branches(features)[0])
 
 
 def trunk_features(
     encoder: Encoder, pixels_nss: Rows, batch_size: int, device: str, augment_seed: int | None = None
 ) -> Vectors:
-    """(n, s, s) grey levels -> (n, f) what the branches see, of an augmented view where there is a seed."""
-    done = 0
+    """(n, s, s) grey levels -> (n, f) float32 trunk features; images are augmented if ``augment_seed`` is given."""
+    batch_number = 0
 
     def run(grey: Tensor) -> Tensor:
-        nonlocal done
-        done += 1
-        return encoder.features(to_input(grey if augment_seed is None else augment(grey, augment_seed + done)))
+        nonlocal batch_number
+        batch_number += 1
+        return encoder.features(to_input(grey if augment_seed is None else augment(grey, augment_seed + batch_number)))
 
     return _in_batches(encoder, pixels_nss, batch_size, device, run)
 
@@ -107,7 +107,9 @@ def _in_batches(encoder: Encoder, rows: Rows, batch_size: int, device: str, run:
     out: list[Tensor] = []
     with torch.inference_mode():
         for start in range(0, len(rows), batch_size):
-            batch = torch.tensor(rows[start : start + batch_size], device=device)  # a copy: Ray's arrays are read-only
+            batch = torch.tensor(
+                rows[start : start + batch_size], device=device
+            )  # a copy: arrays from Ray are read-only
             out.append(run(batch).float().cpu())
     if not out:
         return np.empty((0, encoder.spec.embedding_dim), dtype=np.float32)

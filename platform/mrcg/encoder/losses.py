@@ -1,7 +1,7 @@
-"""Losses of the encoder (paper eq. 1-3, DESIGN §3).
+"""Losses of the encoder (paper Eq. 1-3; docs/method.md#encoder).
 
-Each is a sum and the number of its terms: workers that share a batch divide by the number that all of them have,
-so two workers learn from the same gradient as one.
+Each loss returns the sum and the number of its terms. Workers that share a batch divide by the number of terms of all
+workers, so two workers compute the same gradient as one.
 """
 
 from __future__ import annotations
@@ -18,37 +18,38 @@ Mining = Literal["batch_all", "semi_hard", "hard"]
 
 
 def triplet_loss(anchor_bd: Tensor, positive_bd: Tensor, negative_bd: Tensor, margin: float) -> LossSum:
-    """The active triplets of ``[|a-p|² - |a-n|² + m]+`` (paper eq. 1).
+    """Triplet loss ``[|a-p|² - |a-n|² + m]+``, over the active triplets (paper Eq. 1).
 
-    Their mean keeps the gradient's size as training leaves fewer of them; the paper sums over all.
+    Only triplets with a positive loss count, so the mean does not shrink as they become fewer during training; the
+    paper sums over all triplets.
     """
-    near = (anchor_bd - positive_bd).square().sum(dim=1)
-    far = (anchor_bd - negative_bd).square().sum(dim=1)
-    return _active(near - far + margin)
+    positive_distance = (anchor_bd - positive_bd).square().sum(dim=1)
+    negative_distance = (anchor_bd - negative_bd).square().sum(dim=1)
+    return _active(positive_distance - negative_distance + margin)
 
 
 def mined_triplet_loss(
     embeddings_bd: Tensor, labels_b: Tensor, margin: float, mining: Mining, anchors: slice = slice(None)
 ) -> LossSum:
-    """The triplet loss over triplets (a, p, n) of a batch, a ≠ p of one class, n of another.
+    """Triplet loss over triplets (a, p, n) mined from a batch: a ≠ p of the same class, n of another class.
 
     Args:
         embeddings_bd: embeddings of the batch.
         labels_b: their class numbers.
         margin: on squared L2.
-        mining: ``batch_all`` takes every active triplet, ``semi_hard`` those whose negative is farther than the
-            positive, ``hard`` for each anchor the farthest positive and the nearest negative.
-        anchors: rows that are anchors; those of one worker where a batch was gathered from several.
+        mining: ``batch_all`` uses every active triplet; ``semi_hard`` the active ones whose negative is farther away
+            than the positive; ``hard`` the farthest positive and the nearest negative of each anchor.
+        anchors: rows used as anchors; if the batch was gathered from several workers, those of this worker.
     """
     distances = squared_distances(embeddings_bd)[anchors]
     same = labels_b[anchors, None] == labels_b[None, :]
     self_pair = torch.eye(len(labels_b), dtype=torch.bool, device=labels_b.device)[anchors]
     positive, negative = same & ~self_pair, ~same
     if mining == "hard":
-        far = distances.masked_fill(~positive, -torch.inf).amax(dim=1)
-        near = distances.masked_fill(~negative, torch.inf).amin(dim=1)
+        farthest_positive = distances.masked_fill(~positive, -torch.inf).amax(dim=1)
+        nearest_negative = distances.masked_fill(~negative, torch.inf).amin(dim=1)
         usable = positive.any(dim=1) & negative.any(dim=1)
-        return _active((far - near + margin)[usable])
+        return _active((farthest_positive - nearest_negative + margin)[usable])
     valid = positive[:, :, None] & negative[:, None, :]
     violation = distances[:, :, None] - distances[:, None, :] + margin
     if mining == "semi_hard":
@@ -57,37 +58,42 @@ def mined_triplet_loss(
 
 
 def pair_loss(distances: Tensor, same: Tensor, margin: float) -> LossSum:
-    """Contrastive loss of pairs: d² where both are of one class, else ``([√m - d]+)²`` (Hadsell et al. 2006).
+    """Contrastive loss of pairs: d² for a same-class pair, otherwise ``([√m - d]+)²`` (Hadsell et al. 2006).
 
     Args:
-        distances: squared L2 of each pair.
-        same: whether a pair is of one class.
-        margin: on squared L2, as that of the triplet loss.
+        distances: squared L2 distance of each pair.
+        same: True where both images of a pair have the same class.
+        margin: on squared L2, as in the triplet loss.
     """
-    # √ has no gradient at 0: two strangers that coincide are pushed apart by the small constant.
-    apart = (margin**0.5 - (distances + 1e-12).sqrt()).clamp_min(0).square()
-    terms = torch.where(same, distances, apart)
+    # √ has an infinite gradient at 0: the small constant keeps it finite where a different-class pair coincides.
+    different_class_terms = (margin**0.5 - (distances + 1e-12).sqrt()).clamp_min(0).square()
+    terms = torch.where(same, distances, different_class_terms)
     return LossSum(terms.sum(), torch.tensor(terms.numel(), device=terms.device))
 
 
 def contrastive_loss(embeddings_bd: Tensor, labels_b: Tensor, margin: float, anchors: slice = slice(None)) -> LossSum:
-    """``pair_loss`` over all pairs of different images of a batch (``anchors`` as in ``mined_triplet_loss``)."""
+    """``pair_loss`` over all pairs of two images in a batch (``anchors`` as in ``mined_triplet_loss``)."""
     distances = squared_distances(embeddings_bd)[anchors]
-    other = ~torch.eye(len(labels_b), dtype=torch.bool, device=labels_b.device)[anchors]
+    off_diagonal = ~torch.eye(len(labels_b), dtype=torch.bool, device=labels_b.device)[anchors]
     same = labels_b[anchors, None] == labels_b[None, :]
-    return pair_loss(distances[other], same[other], margin)
+    return pair_loss(distances[off_diagonal], same[off_diagonal], margin)
 
 
 def explicit_contrastive_loss(anchor_bd: Tensor, positive_bd: Tensor, negative_bd: Tensor, margin: float) -> LossSum:
-    """``pair_loss`` over the two pairs (a, p) and (a, n) of each triplet: as many of one class as of two."""
-    near = (anchor_bd - positive_bd).square().sum(dim=1)
-    far = (anchor_bd - negative_bd).square().sum(dim=1)
-    same = torch.cat([torch.ones_like(near, dtype=torch.bool), torch.zeros_like(far, dtype=torch.bool)])
-    return pair_loss(torch.cat([near, far]), same, margin)
+    """``pair_loss`` over the pairs (a, p) and (a, n) of each triplet, so both kinds of pairs are equally frequent."""
+    positive_distance = (anchor_bd - positive_bd).square().sum(dim=1)
+    negative_distance = (anchor_bd - negative_bd).square().sum(dim=1)
+    same = torch.cat(
+        [
+            torch.ones_like(positive_distance, dtype=torch.bool),
+            torch.zeros_like(negative_distance, dtype=torch.bool),
+        ]
+    )
+    return pair_loss(torch.cat([positive_distance, negative_distance]), same, margin)
 
 
 def classification_loss(logits_bc: Tensor, labels_b: Tensor) -> LossSum:
-    """Cross-entropy (paper eq. 2)."""
+    """Cross-entropy of the classification branch (paper Eq. 2)."""
     total = functional.cross_entropy(logits_bc, labels_b, reduction="sum")
     return LossSum(total, torch.tensor(len(labels_b), device=logits_bc.device))
 
@@ -99,7 +105,7 @@ def squared_distances(x_nd: Tensor) -> Tensor:
 
 
 def _active(violations: Tensor) -> LossSum:
-    # Not "> 0": what is no number must come out of the sum, and not pass for a triplet that is well apart.
+    # Not "> 0": a NaN must reach the sum and must not count as an inactive triplet.
     active = ~(violations <= 0)
-    # A sum over nothing keeps the graph, so that backward works where no triplet is active.
+    # Sum over `where`, not over a selection: the autograd graph is kept, so backward works without active triplets.
     return LossSum(torch.where(active, violations, torch.zeros_like(violations)).sum(), active.sum())

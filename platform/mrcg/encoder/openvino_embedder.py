@@ -1,4 +1,4 @@
-"""A trained encoder as OpenVINO computes it on CPUs: in fp32, or in int8 where a sample of scans says how to round."""
+"""Embed scans on CPUs with OpenVINO, in fp32 or in int8 calibrated on a sample of scans."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mrcg.encoder.model import Encoder, to_input
 from mrcg.errors import require
 from mrcg.imaging.slices import Grey
 
-#: Scans that calibrate int8. NNCF's own default.
-SAMPLE = 300
+#: Scans that calibrate int8; NNCF's default.
+CALIBRATION_SCANS = 300
 
 
-class _Similarity(nn.Module):
+class _GreyToEmbedding(nn.Module):
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.encoder = encoder
@@ -29,12 +29,12 @@ class _Similarity(nn.Module):
 
 
 class OpenVinoEmbedder:
-    """Embeds as ``Embedder`` does, from the same weights. One instance belongs to one thread at a time.
+    """Embeds grey images like ``Embedder``, with the same weights. Not thread-safe: use one instance per thread.
 
     Args:
-        embedder: whose weights are taken.
-        threads: of one inference.
-        sample_nss: (n, s, s) grey levels that calibrate int8; None stays in fp32.
+        embedder: the embedder whose weights are converted.
+        threads: CPU threads of one inference.
+        sample_nss: (n, s, s) grey levels that calibrate int8; None keeps fp32.
     """
 
     def __init__(self, embedder: Embedder, threads: int, sample_nss: Grey | None = None) -> None:
@@ -42,7 +42,7 @@ class OpenVinoEmbedder:
         self.dim = embedder.encoder.spec.embedding_dim
         openvino, side = require("openvino"), self.input_size
         model = openvino.convert_model(
-            _Similarity(embedder.encoder).eval(),
+            _GreyToEmbedding(embedder.encoder).eval(),
             example_input=torch.zeros(1, side, side, dtype=torch.uint8),
             input=[([-1, side, side], np.uint8)],
         )
@@ -52,12 +52,12 @@ class OpenVinoEmbedder:
         self._compiled = openvino.Core().compile_model(model, "CPU", settings)
 
     def embed(self, pixels_nss: Grey, batch_size: int = 32) -> npt.NDArray[np.float32]:
-        """(n, s, s) grey levels -> (n, d) embeddings, as they are: not normalised."""
+        """(n, s, s) grey levels -> (n, d) embeddings, not normalised."""
         assert pixels_nss.shape[1:] == (self.input_size, self.input_size), pixels_nss.shape
         out = np.empty((len(pixels_nss), self.dim), dtype=np.float32)
         for start in range(0, len(pixels_nss), batch_size):
-            some = np.ascontiguousarray(pixels_nss[start : start + batch_size])
-            out[start : start + batch_size] = self._compiled([some])[0]
+            batch = np.ascontiguousarray(pixels_nss[start : start + batch_size])
+            out[start : start + batch_size] = self._compiled([batch])[0]
         return out
 
 
@@ -67,8 +67,8 @@ def _quantised(model: Any, sample_nss: Grey) -> Any:
         model,
         nncf.Dataset([grey[None] for grey in sample_nss]),
         subset_size=len(sample_nss),
-        # Layer by layer, each on what the rounded ones before it give: it takes longer, once a release.
+        # Correct biases layer by layer, on outputs of the layers already quantised: slower, but only once per release.
         fast_bias_correction=False,
-        # Depthwise convolutions and residual sums cost little and round badly: neighbours would be lost.
+        # Keep depthwise convolutions and residual sums in fp32: they cost little, and in int8 neighbours would be lost.
         ignored_scope=nncf.IgnoredScope(types=["GroupConvolution", "Add"], validate=False),
     )

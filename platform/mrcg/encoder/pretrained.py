@@ -1,4 +1,4 @@
-"""Initial weights: found, fetched and digested before any work starts."""
+"""Resolve initial weights: locate or download them and compute their digest before any work starts."""
 
 from __future__ import annotations
 
@@ -16,13 +16,18 @@ from mrcg.errors import WeightsError, require
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """Where initial weights lie on this machine, and the digest that goes into the encoder's version."""
+    """Local path of the initial weights, and their digest, which is part of the encoder's version.
+
+    Attributes:
+        path: file on this machine; None if training starts from scratch.
+        digest: SHA-256 of the file, or ``none``.
+    """
 
     path: Path | None
     digest: str
 
     def to_safetensors(self) -> bytes | None:
-        """The weights as safetensors bytes, None where training starts from scratch."""
+        """Return the weights as safetensors bytes, or None if training starts from scratch."""
         if self.path is None:
             return None
         if self.path.suffix != ".pth":
@@ -30,16 +35,16 @@ class InitialWeights:
         import safetensors.torch
         import torch
 
-        # torchvision's own files: weights_only refuses everything but tensors.
+        # .pth files come from torchvision; weights_only rejects anything but tensors.
         state = torch.load(self.path, map_location="cpu", weights_only=True)
         return safetensors.torch.save({k: v.contiguous() for k, v in state.items()})
 
 
 def resolve_weights(settings: EncoderSettings) -> InitialWeights:
-    """Find or fetch what ``encoder.weights`` names.
+    """Locate or download the weights that ``encoder.weights`` names.
 
     Raises:
-        WeightsError: no such file, or it cannot be fetched; the message names a way out.
+        WeightsError: the weights do not exist, are not a safetensors file, or cannot be downloaded.
     """
     source = settings.weights
     if source == "none":
@@ -52,26 +57,34 @@ def resolve_weights(settings: EncoderSettings) -> InitialWeights:
     else:
         path = Path(source).expanduser()
         if not path.is_file():
-            raise WeightsError(f"encoder.weights = {source}: no such file; imagenet, none, a file or a URL are allowed")
+            raise WeightsError(
+                f"encoder.weights = {source}: no such file; use imagenet, none, a .safetensors file or a URL of one"
+            )
         _check_safetensors(source, path)
     with path.open("rb") as file:
         return InitialWeights(path, hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def _check_safetensors(source: str, path: Path) -> None:
-    """Whether a file begins as safetensors do: 8 bytes of length, then a header in JSON."""
+    """Check that a file starts like a safetensors file: 8 bytes of header length, then a JSON header.
+
+    Raises:
+        WeightsError: it does not.
+    """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         try:
-            whole = length < path.stat().st_size and isinstance(json.loads(file.read(length)), dict)
+            valid = length < path.stat().st_size and isinstance(json.loads(file.read(length)), dict)
         except ValueError:
-            whole = False
-    if not whole:
-        raise WeightsError(f"encoder.weights = {source}: not a safetensors file (other formats are not read)")
+            valid = False
+    if not valid:
+        raise WeightsError(
+            f"encoder.weights = {source}: not a safetensors file; convert it, no other format is supported"
+        )
 
 
 def cache_folder() -> Path:
-    """Where fetched files are kept: ``$MRCG_CACHE`` or ``~/.cache/mrcg``."""
+    """Return the folder of downloaded files: ``$MRCG_CACHE`` or ``~/.cache/mrcg``."""
     return Path(os.environ.get("MRCG_CACHE", "~/.cache/mrcg")).expanduser()
 
 
@@ -80,7 +93,10 @@ def _fetch_imagenet(backbone: str) -> Path:
     try:
         url = str(models.get_model_weights(backbone).DEFAULT.url)
     except ValueError as error:
-        raise WeightsError(f"encoder.weights = imagenet: torchvision has none for {backbone}") from error
+        raise WeightsError(
+            f"encoder.weights = imagenet: torchvision has no ImageNet weights for {backbone}; "
+            "set encoder.weights to none or to a .safetensors file"
+        ) from error
     return _fetch(url)
 
 
@@ -92,9 +108,9 @@ def _fetch(url: str) -> Path:
     partial = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with httpx.stream("GET", url, follow_redirects=True, timeout=30.0) as answer, partial.open("wb") as file:
-            answer.raise_for_status()
-            for chunk in answer.iter_bytes():
+        with httpx.stream("GET", url, follow_redirects=True, timeout=30.0) as response, partial.open("wb") as file:
+            response.raise_for_status()
+            for chunk in response.iter_bytes():
                 file.write(chunk)
         partial.replace(target)
     except (httpx.HTTPError, OSError) as error:

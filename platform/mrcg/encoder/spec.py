@@ -1,4 +1,4 @@
-"""What an encoder on disk says of itself. Free of torch: the gateway reads it."""
+"""The description of an encoder on disk. Does not import torch, because the gateway reads it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WEIGHTS, SPEC, HISTORY = "model.safetensors", "encoder.json", "history.json"
 
 
 class EncoderSpec(BaseModel):
-    """What it takes to build an encoder again, apart from its weights."""
+    """Everything needed to rebuild an encoder except its weights."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -29,7 +29,7 @@ class EncoderSpec(BaseModel):
 
     @classmethod
     def of(cls, settings: EncoderSettings, classes: tuple[str, ...]) -> EncoderSpec:
-        """The architecture that settings ask for."""
+        """Return the spec of the architecture that the settings describe."""
         return cls(
             backbone=settings.backbone,
             head=settings.head,
@@ -43,20 +43,20 @@ class EncoderSpec(BaseModel):
 
 
 def fingerprint(spec: EncoderSpec, weights: bytes) -> str:
-    """Names an encoder: equal only for equal architecture and weights."""
+    """Return the fingerprint of an encoder: a hash of its architecture and weights."""
     state = hashlib.blake2b(spec.model_dump_json().encode(), digest_size=8)
     state.update(weights)
     return state.hexdigest()
 
 
 def spec_bytes(spec: EncoderSpec, encoder_fingerprint: str) -> bytes:
-    """``encoder.json``: the architecture and the fingerprint of the weights beside it."""
+    """Return the content of ``encoder.json``: the architecture and the encoder's fingerprint."""
     return json.dumps(
         {"fingerprint": encoder_fingerprint, "spec": spec.model_dump()}, indent=1, sort_keys=True
     ).encode()
 
 
 def read_spec(artefact: Artefact) -> tuple[EncoderSpec, str]:
-    """Architecture and fingerprint of a version of kind ``encoders``."""
+    """Return the architecture and the fingerprint of a version of kind ``encoders``."""
     facts = json.loads(artefact.read_bytes(SPEC))
     return EncoderSpec.model_validate(facts["spec"]), str(facts["fingerprint"])

@@ -1,4 +1,4 @@
-"""Training of the encoder, one epoch at a time; a Ray worker or a notebook drives it (DESIGN §3)."""
+"""Encoder training, one epoch at a time; driven by a Ray worker or a notebook (docs/design.md#training)."""
 
 from __future__ import annotations
 
@@ -25,23 +25,24 @@ from mrcg.encoder.spec import EncoderSpec
 from mrcg.errors import TrainingError
 from mrcg.hashing import seed_of
 from mrcg.metrics.ranking import mean_average_precision
-from mrcg.training.batches import Indices, own_share, shuffled_batches
+from mrcg.training.batches import Indices, shuffled_batches, worker_share
 from mrcg.training.block_cache import Rows
 from mrcg.training.state import LossSum, TrainingState, Worker
 
-IDS_NAMED = 8
+#: Image ids that an error message names.
+MAX_IDS_IN_MESSAGE = 8
 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images that training sees.
+    """Labelled images for training or validation.
 
     Attributes:
         ids: (n,) image ids.
         labels: (n,) class numbers.
         groups: (n,) groups.
-        pixels: (n, s, s) grey levels; may lie on disk.
-        features: views of what a frozen trunk made of the pixels, (n, f) each; none where it is run each time.
+        pixels: (n, s, s) grey levels; may be memory-mapped from disk.
+        features: cached features of a frozen trunk, (n, f) for each view; empty if the trunk runs in every epoch.
     """
 
     ids: Sequence[str]
@@ -54,10 +55,10 @@ class LabelledImages:
 def new_encoder(
     settings: EncoderSettings, classes: tuple[str, ...], seed: int, weights: dict[str, Tensor] | None
 ) -> Encoder:
-    """An encoder with seeded branches and, where given, a pretrained trunk; frozen as settings say.
+    """Return an encoder with seeded initial weights, pretrained ``weights`` if given, and frozen as settings say.
 
     Raises:
-        SettingsError: there is no such backbone, or less of it than shall be frozen.
+        SettingsError: the backbone is unknown or unsuitable, or has fewer modules than are to be frozen.
         WeightsError: the weights are of another architecture.
     """
     torch.manual_seed(seed_of(seed, "encoder"))
@@ -73,12 +74,12 @@ class EncoderTrainer:
 
     Args:
         encoder: trained in place, already on the worker's device.
-        settings: of the encoder.
-        seed: of the run; every draw follows from it, the epoch and the rank.
-        train: what is learned from; with ``features`` only the branches are run.
-        validation: what every choice looks at; may be empty, then the last epoch is kept.
-        worker: this process among the workers.
-        wrap: puts a model into its data-parallel form.
+        settings: settings of the encoder.
+        seed: seed of the run; every random draw follows from it, the epoch and the rank.
+        train: training images; with ``features`` only the branches are run.
+        validation: images that the best epoch is chosen on; if empty, the last epoch is kept.
+        worker: this process among the data-parallel workers.
+        wrap: wraps a model for data-parallel training.
     """
 
     def __init__(
@@ -99,27 +100,27 @@ class EncoderTrainer:
         self.worker = worker
         self.model = wrap(encoder.branches if train.features else encoder)
         trainable = [p for p in encoder.parameters() if p.requires_grad]
-        # With no decay this is Adam, as the paper has it.
+        # Without weight decay this is Adam, as in the paper.
         self.optimizer = torch.optim.AdamW(trainable, lr=settings.learning_rate, weight_decay=settings.weight_decay)
         self.state = TrainingState(encoder, self.optimizer)
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs are done, or validation stopped getting better."""
-        done, patience = len(self.state.history), self.settings.patience
-        return done >= self.settings.epochs or (patience > 0 and done - 1 - self.state.best_epoch >= patience)
+        """Whether all epochs are done, or ``encoder.patience`` epochs have passed since the best one (0: never)."""
+        epochs, patience = len(self.state.history), self.settings.patience
+        return epochs >= self.settings.epochs or (patience > 0 and epochs - 1 - self.state.best_epoch >= patience)
 
     def run_epoch(self, on_batch: Callable[[int, int], None]) -> dict[str, float]:
-        """One pass over the training images, then validation.
+        """Train for one pass over the training images, then validate.
 
         Args:
-            on_batch: told (batches done, batches of the epoch) after each.
+            on_batch: called after each batch with (batches done, batches of the epoch).
 
         Returns:
             The epoch's row of the history.
 
         Raises:
-            TrainingError: the loss is not a number.
+            TrainingError: the loss is not finite, no triplet can be formed, or no batch has rows for every worker.
         """
         epoch = len(self.state.history)
         torch.manual_seed(seed_of(self.seed, "dropout", epoch, self.worker.rank))
@@ -139,7 +140,7 @@ class EncoderTrainer:
             "loss": metric + self.settings.classification_weight * cross_entropy,
             self.settings.loss: metric,
             "cross_entropy": cross_entropy,
-            "validation_map": self.worker.agree(self.validate()),
+            "validation_map": self.worker.broadcast(self.validate()),
         }
         self.state.add(row, score=row["validation_map"] if self.settings.keep == "best" else float(epoch))
         return row
@@ -147,28 +148,32 @@ class EncoderTrainer:
     def _batches(self, epoch: int) -> list[Indices]:
         settings, labels = self.settings, self.train.labels
         if settings.mining == "explicit":
-            # Three images a row: one row is enough for BatchNorm.
+            # A row holds three images, so one row is enough for BatchNorm.
             batches = triplet_batches(labels, settings.batch_size, self.seed, epoch)
             if not batches:
-                raise TrainingError("no class has two training images: there is no triplet to learn from")
-            return self._own_share(batches, 1)
+                raise TrainingError(
+                    "no triplet can be formed: training needs a class with two images and an image of another class; "
+                    "add labelled scans"
+                )
+            return self._worker_share(batches, 1)
         if settings.sampler == "class_balanced":
             batches = class_balanced_batches(labels, settings.batch_size, settings.images_per_class, self.seed, epoch)
         else:
             batches = shuffled_batches(len(labels), settings.batch_size, self.seed, epoch)
-        return self._own_share(batches, 2)
+        return self._worker_share(batches, 2)
 
-    def _own_share(self, batches: list[Indices], least: int) -> list[Indices]:
-        own = own_share(batches, self.worker.rank, self.worker.world, least)
-        if not own:
+    def _worker_share(self, batches: list[Indices], min_rows: int) -> list[Indices]:
+        world = self.worker.world
+        share = worker_share(batches, self.worker.rank, world, min_rows)
+        if not share:
             raise TrainingError(
-                f"no batch gives each of {self.worker.world} workers {least} of its {self.settings.batch_size} images: "
-                "raise encoder.batch_size or lower compute.encoder_workers"
+                f"no batch has {min_rows * world} rows ({min_rows} for each of {world} workers): "
+                f"raise encoder.batch_size (now {self.settings.batch_size}) or lower compute.encoder_workers"
             )
-        return own
+        return share
 
     def _step(self, batch: Indices, epoch: int, number: int, rate: float) -> Tensor:
-        flat = batch.T.reshape(-1)  # explicit triplets: all anchors, all positives, all negatives
+        flat = batch.T.reshape(-1)  # explicit triplets: all anchors, then all positives, then all negatives
         embeddings, logits = self.model(self._inputs(flat, epoch, number))
         labels = torch.from_numpy(self.train.labels[flat]).to(self.worker.device)
         metric = self._metric_loss(embeddings, labels)
@@ -177,12 +182,12 @@ class EncoderTrainer:
         if self.settings.divide_by_margin:
             metric_mean = metric_mean / self.settings.margin
         cross_entropy_mean = self.worker.mean(cross_entropy)
-        # λ = 0 is the Siamese network: its second branch learns nothing, and must not turn up as a NaN.
+        # λ = 0 is the Siamese network: its classification branch is not trained, and 0 * NaN or 0 * inf would be NaN.
         loss = metric_mean
         if self.settings.classification_weight:
             loss = loss + self.settings.classification_weight * cross_entropy_mean
         if not torch.isfinite(loss):
-            raise TrainingError(self._not_finite(loss, flat, epoch, number))
+            raise TrainingError(self._not_finite_message(loss, flat, epoch, number))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
@@ -205,24 +210,25 @@ class EncoderTrainer:
             explicit = triplet_loss if settings.loss == "triplet" else explicit_contrastive_loss
             anchor, positive, negative = embeddings.chunk(3)
             return explicit(anchor, positive, negative, settings.margin)
-        own = slice(None)
+        anchors = slice(None)
         if settings.gather:
-            embeddings, own = self.worker.gather(embeddings)
+            embeddings, anchors = self.worker.gather(embeddings)
             labels, _ = self.worker.gather(labels)
         if settings.loss == "contrastive":
-            return contrastive_loss(embeddings, labels, settings.margin, own)
-        return mined_triplet_loss(embeddings, labels, settings.margin, settings.mining, own)
+            return contrastive_loss(embeddings, labels, settings.margin, anchors)
+        return mined_triplet_loss(embeddings, labels, settings.margin, settings.mining, anchors)
 
-    def _not_finite(self, loss: Tensor, rows: Indices, epoch: int, number: int) -> str:
+    def _not_finite_message(self, loss: Tensor, rows: Indices, epoch: int, number: int) -> str:
         ids = [self.train.ids[row] for row in dict.fromkeys(rows.tolist())]
-        named = ", ".join(ids[:IDS_NAMED]) + (f" and {len(ids) - IDS_NAMED} more" if len(ids) > IDS_NAMED else "")
+        hidden = len(ids) - MAX_IDS_IN_MESSAGE
+        images = ", ".join(ids[:MAX_IDS_IN_MESSAGE]) + (f" and {hidden} more" if hidden > 0 else "")
         return (
-            f"the loss is {loss.item()} in epoch {epoch}, batch {number} (images {named}): "
-            "lower encoder.learning_rate, or look at these images"
+            f"the loss is {loss.item()} in epoch {epoch}, batch {number} (images {images}): "
+            "lower encoder.learning_rate, or check these images"
         )
 
     def validate(self) -> float:
-        """MAP among the validation images, each the query of all others but its group; 0 where there are none."""
+        """Return the leave-one-out MAP of the validation images, see ``leave_one_out_map``; 0 if there are none."""
         if not len(self.validation.labels):
             return 0.0
         size, device = self.settings.batch_size, self.worker.device
@@ -236,7 +242,7 @@ class EncoderTrainer:
 def leave_one_out_map(
     vectors_nd: np.ndarray[tuple[int, int], np.dtype[np.float32]], labels: Indices, groups: list[str], depth: int = 50
 ) -> float:
-    """MAP@depth of every image against all others that are not of its group."""
+    """Return the MAP@depth with every image as the query against all images outside its group."""
     x = torch.from_numpy(vectors_nd)
     distances = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").numpy()
     names = np.array(groups)
@@ -247,7 +253,7 @@ def leave_one_out_map(
 
 
 def load_weights(data: bytes | None) -> dict[str, Tensor] | None:
-    """Tensors of safetensors bytes."""
+    """Return the tensors in safetensors bytes; None for None."""
     if data is None:
         return None
     import safetensors.torch

@@ -1,1 +1,1 @@
-"""Erasing a patient or an image: what there is, what is removed, and the signed receipt."""
+"""Erasure of patients and images: finding their data, purging corpora, records and signed receipts."""

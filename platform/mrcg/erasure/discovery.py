@@ -1,4 +1,4 @@
-"""Where somebody is in a store, what was made from them, and whether anything of them is left (DESIGN §5)."""
+"""Find the scans to erase in a store, the versions made from them, and what is left of them after an erasure."""
 
 from __future__ import annotations
 
@@ -26,174 +26,210 @@ from mrcg.storage.catalog import Key, all_manifests, name_of
 from mrcg.storage.manifest import Manifest, kind_of
 from mrcg.storage.store import Artefact, Store
 
-#: Models are not unlearned: they stay, and the receipt names them. Trials are figures alone.
+#: Kinds that an erasure keeps: models cannot unlearn a scan, so the receipt names them; trials only hold figures.
 MODELS = ("encoders", "rerankers", "trials")
-#: Vectors that are hashed at once.
+#: Number of vectors per step of hashing.
 BLOCK = 4096
+#: Image ids and pseudonyms in texts: 32 hex digits, or a DICOM UID made from a UUID.
 _WORD = re.compile(r"[0-9a-f]{32}|2\.25\.[0-9]+")
 
 
 @dataclass(frozen=True)
-class Located:
-    """Scans of somebody in one corpus, and those of everybody else."""
+class MatchedScans:
+    """The scans of one corpus, split into those that match and all others.
+
+    Attributes:
+        corpus: version of the corpus.
+        matching: the scans that match, a table of ``schemas.SCANS``.
+        others: all other scans.
+    """
 
     corpus: str
-    mine: pa.Table
+    matching: pa.Table
     others: pa.Table
 
 
-def locate(store: Store, column: str, values: Sequence[str]) -> list[Located]:
-    """The corpora with scans whose column has one of some values, whatever release they belong to."""
-    return [where for where in each_corpus(store, column, values) if where.mine.num_rows]
+def locate(store: Store, column: str, values: Sequence[str]) -> list[MatchedScans]:
+    """Return the corpora that have scans with one of the values in a column, whether or not a release uses them."""
+    return [match for match in each_corpus(store, column, values) if match.matching.num_rows]
 
 
-def each_corpus(store: Store, column: str, values: Sequence[str]) -> Iterator[Located]:
-    """Every corpus, those too that have nothing of somebody; one in memory."""
+def each_corpus(store: Store, column: str, values: Sequence[str]) -> Iterator[MatchedScans]:
+    """Yield every corpus, also those without matching scans; one at a time is in memory."""
     for version in store.versions("corpus"):
         scans = read_scans(store.artefact("corpus", version))
-        mine = pc.is_in(scans[column], pa.array(values, pa.string()))
-        yield Located(version, scans.filter(mine), scans.filter(pc.invert(mine)))
+        matches = pc.is_in(scans[column], pa.array(values, pa.string()))
+        yield MatchedScans(version, scans.filter(matches), scans.filter(pc.invert(matches)))
 
 
-def tainted(manifests: Mapping[Key, Manifest | None], roots: Iterable[Key]) -> set[Key]:
-    """Roots and every version that may hold something of them: all that was made from them but models.
+def affected_versions(manifests: Mapping[Key, Manifest | None], roots: Iterable[Key]) -> set[Key]:
+    """Return the roots and every version that may hold data from them: all made from them, except models.
 
-    A corpus or embeddings that grew from a root have their own rows alone: they are tainted only as roots. An index
-    that grew from one keeps its parts, unless it was purged.
+    An incremental corpus or embeddings version has only rows of its own, so one that extends a root is only affected if
+    it is a root itself. An index that extends an affected one keeps its parts, so it is affected unless it was purged.
     """
-    found = set(roots)
+    affected = set(roots)
     while True:
-        more = {
+        new = {
             key
-            for key, one in manifests.items()
-            if one is not None and key not in found and key[0] not in MODELS and _takes_from(one, found)
+            for key, manifest in manifests.items()
+            if manifest is not None
+            and key not in affected
+            and key[0] not in MODELS
+            and _takes_data_from(manifest, affected)
         }
-        if not more:
-            return found
-        found |= more
+        if not new:
+            return affected
+        affected |= new
 
 
-def _takes_from(manifest: Manifest, found: set[Key]) -> bool:
-    grown = manifest.kind == "indexes" and not manifest.settings.get("purge")
+def _takes_data_from(manifest: Manifest, affected: set[Key]) -> bool:
+    """Return whether a version holds data from one of its affected inputs."""
+    keeps_parts = manifest.kind == "indexes" and not manifest.settings.get("purge")
     inputs = ((kind_of(name), version) for name, version in manifest.inputs.items())
-    return any(key in found and key[0] not in MODELS and (key[0] != manifest.kind or grown) for key in inputs)
+    return any(key in affected and key[0] not in MODELS and (key[0] != manifest.kind or keeps_parts) for key in inputs)
 
 
-def with_residue(store: Store, manifests: Mapping[Key, Manifest | None]) -> list[Key]:
-    """Corpora and indexes whose files hold more than is listed: scans that went without an erasure, nobody knows whose.
+def with_unlisted_rows(store: Store, manifests: Mapping[Key, Manifest | None]) -> list[Key]:
+    """Return the corpora and indexes whose files have rows that no table lists any more.
 
-    Pixels and vectors of a scan that left its source stay until the file is written anew, but its name does not.
+    If a scan leaves its source without an erasure, its pixels and vectors stay in their files until these are
+    rewritten, but its id does not. So nobody can tell whose rows they are.
     """
-    found = []
+    keys = []
     for key, manifest in manifests.items():
         if manifest is None:
             continue
         artefact = store.artefact(*key)
         if key[0] == "corpus":
             listed = Counter(read_scans(artefact, ["file"])["file"].to_pylist())
-            full = all(rows_in(artefact, name) == listed[name] for name in artefact.names(IMAGES))
+            all_listed = all(rows_in(artefact, name) == listed[name] for name in artefact.names(IMAGES))
         elif key[0] == "indexes":
-            full = all(part.live == part.rows for part in read_facts(artefact).parts)
+            all_listed = all(part.live == part.rows for part in read_facts(artefact).parts)
         else:
             continue
-        if not full:
-            found.append(key)
-    return found
+        if not all_listed:
+            keys.append(key)
+    return keys
 
 
-def learned_from(store: Store, manifests: Mapping[Key, Manifest | None], located: Sequence[Located]) -> list[Key]:
-    """Models whose training part had scans of somebody, and those of which nobody can tell any more."""
-    mine = pa.array([one for where in located for one in where.mine["image_id"].to_pylist()], pa.string())
-    models = [(key, one) for key, one in manifests.items() if key[0] in ("encoders", "rerankers") and one is not None]
-    return [key for key, model in models if _learned(store, manifests, model, mine)]
+def models_trained_on(
+    store: Store, manifests: Mapping[Key, Manifest | None], matches: Sequence[MatchedScans]
+) -> list[Key]:
+    """Return the models that were trained on matching scans, and those for which this cannot be determined."""
+    image_ids = pa.array(
+        [image_id for match in matches for image_id in match.matching["image_id"].to_pylist()], pa.string()
+    )
+    models = {
+        key: manifest
+        for key, manifest in manifests.items()
+        if key[0] in ("encoders", "rerankers") and manifest is not None
+    }
+    return [key for key, model in models.items() if _may_be_trained_on(store, manifests, model, image_ids)]
 
 
-def _learned(store: Store, manifests: Mapping[Key, Manifest | None], model: Manifest, mine: pa.Array) -> bool:
+def _may_be_trained_on(
+    store: Store, manifests: Mapping[Key, Manifest | None], model: Manifest, image_ids: pa.Array
+) -> bool:
     graphs = manifests.get(("graphs", model.inputs.get("graphs", "")))
     splits = model.inputs.get("splits") or (graphs.inputs["splits"] if graphs else "")
     if manifests.get(("splits", splits)) is not None:
-        return _in_train(store, splits, mine)
-    # An earlier erasure took the splits that it learned by: those that were made in their place have the same draws.
-    later = _measured_by(manifests, model.version)
-    return not (later and len(mine)) or any(_in_train(store, one, mine) for one in later)
+        return _in_train(store, splits, image_ids)
+    # An earlier erasure removed the splits that the model was trained by. The splits made in their place have the same
+    # draws, so they show which scans were in the training split.
+    replacements = _splits_of_reports(manifests, model.version)
+    if not replacements or not len(image_ids):
+        return True
+    return any(_in_train(store, version, image_ids) for version in replacements)
 
 
-def _measured_by(manifests: Mapping[Key, Manifest | None], model: str) -> set[str]:
-    """Versions of the splits that reports on a model went by."""
-    found = set()
+def _splits_of_reports(manifests: Mapping[Key, Manifest | None], model: str) -> set[str]:
+    """Return the versions of the splits that reports on a model used and that still exist."""
+    versions = set()
     for key, report in manifests.items():
         if key[0] == "reports" and report is not None:
             embeddings = manifests.get(("embeddings", report.inputs["embeddings"]))
-            used = (report.inputs["rerankers"], None if embeddings is None else embeddings.inputs["encoders"])
-            if model in used and manifests.get(("splits", report.inputs["splits"])) is not None:
-                found.add(report.inputs["splits"])
-    return found
+            models = (report.inputs["rerankers"], None if embeddings is None else embeddings.inputs["encoders"])
+            if model in models and manifests.get(("splits", report.inputs["splits"])) is not None:
+                versions.add(report.inputs["splits"])
+    return versions
 
 
-def _in_train(store: Store, splits: str, mine: pa.Array) -> bool:
+def _in_train(store: Store, splits: str, image_ids: pa.Array) -> bool:
+    """Return whether one of the images is in the training split."""
     table = schemas.from_parquet(store.artefact("splits", splits).read_bytes(SPLITS))
-    there = pc.and_(pc.equal(table["split"], "train"), pc.is_in(table["image_id"], mine))
-    return bool(pc.any(there).as_py())
+    matches = pc.and_(pc.equal(table["split"], "train"), pc.is_in(table["image_id"], image_ids))
+    return bool(pc.any(matches).as_py())
 
 
-def vectors_of(store: Store, manifests: Mapping[Key, Manifest | None], images: set[str]) -> set[str]:
-    """Hashes of all stored embeddings of some images, but of those that other images share."""
-    mine: set[str] = set()
-    for vectors, there in _embedded(store, manifests, images):
-        mine.update(_hashes(vectors[there]))
+def vector_hashes(store: Store, manifests: Mapping[Key, Manifest | None], images: set[str]) -> set[str]:
+    """Return the hashes of all stored embeddings of the images, without those that other images have as well."""
+    hashes: set[str] = set()
+    for vectors, matches in _embeddings(store, manifests, images):
+        hashes.update(_hashes(vectors[matches]))
     shared: set[str] = set()
-    for vectors, there in _embedded(store, manifests, images if mine else set()):
-        shared.update(mine.intersection(_hashes(vectors[~there])))
-    return mine - shared
+    for vectors, matches in _embeddings(store, manifests, images if hashes else set()):
+        shared.update(hashes.intersection(_hashes(vectors[~matches])))
+    return hashes - shared
 
 
-def _embedded(
+def _embeddings(
     store: Store, manifests: Mapping[Key, Manifest | None], images: set[str]
 ) -> Iterator[tuple[Vectors, npt.NDArray[np.bool_]]]:
-    """Vectors of each file of embeddings, and which of them are of some images."""
-    wanted = pa.array(sorted(images), pa.string())
+    """Yield the (n, d) vectors of each embedding file, and a mask of those that belong to the images."""
+    image_ids = pa.array(sorted(images), pa.string())
     for kind, version in manifests:
         if kind == "embeddings" and images:
             artefact = store.artefact(kind, version)
             for name in artefact.names(EMBEDDINGS):
                 table = read_table(artefact, name)
-                yield vectors_in(table), pc.is_in(table["image_id"], wanted).to_numpy()
+                yield vectors_in(table), pc.is_in(table["image_id"], image_ids).to_numpy()
 
 
 def _hashes(vectors_nd: Vectors) -> Iterator[str]:
+    """Yield the 128-bit BLAKE2b hash of each vector."""
     for start in range(0, len(vectors_nd), BLOCK):
         for row in np.ascontiguousarray(vectors_nd[start : start + BLOCK]):
             yield hashlib.blake2b(row.tobytes(), digest_size=16).hexdigest()
 
 
-def traces(store: Store, names: Sequence[str], vectors: Sequence[str]) -> list[str]:
-    """Files of complete versions that still hold an id, a pseudonym or a vector of somebody.
+def find_traces(store: Store, names: Sequence[str], vectors: Sequence[str]) -> list[str]:
+    """Return the files of complete versions that still hold an erased id, pseudonym or vector.
 
-    Every column of every table is decoded; texts are searched for ids. FAISS's own files hold no ids: they are filled
-    with the vectors that lie beside them.
+    Every column of every table is decoded, and texts are searched for ids. FAISS files are not searched: they have no
+    ids, and their vectors are those of the vector files beside them.
+
+    Args:
+        store: to search.
+        names: hashes of ids and pseudonyms (`mrcg.privacy.tombstones.entry_of`).
+        vectors: hashes of vectors (`vector_hashes`).
+
+    Raises:
+        IntegrityError: a version is damaged, so it cannot be searched.
     """
-    wanted, gone = frozenset(names), frozenset(vectors)
-    found: list[str] = []
+    erased_names, erased_vectors = frozenset(names), frozenset(vectors)
+    paths: list[str] = []
     for key, manifest in all_manifests(store).items():
         if manifest is None:
-            raise IntegrityError(f"{store.url}/{name_of(key)} is damaged: `mrcg verify` says how")
+            raise IntegrityError(f"{store.url}/{name_of(key)} is damaged: `mrcg verify` shows the problem")
         artefact = store.artefact(*key)
         dim = read_facts(artefact).shape.dim if key[0] == "indexes" else 0
         for name in artefact.names():
             if name.endswith(VECTORS):
                 rows = np.memmap(artefact.on_disk(name), dtype=np.float16, mode="r").reshape(-1, dim)
-                hit = not gone.isdisjoint(_hashes(rows))
+                has_trace = not erased_vectors.isdisjoint(_hashes(rows))
             else:
-                hit = any(entry_of(word) in wanted for word in _words(artefact, name))
+                has_trace = any(entry_of(word) in erased_names for word in _words(artefact, name))
                 if name.startswith(EMBEDDINGS):
-                    hit = hit or not gone.isdisjoint(_hashes(vectors_in(read_table(artefact, name))))
-            if hit:
-                found.append(artefact.relative(name))
-    return found
+                    stored = _hashes(vectors_in(read_table(artefact, name)))
+                    has_trace = has_trace or not erased_vectors.isdisjoint(stored)
+            if has_trace:
+                paths.append(artefact.relative(name))
+    return paths
 
 
 def _words(artefact: Artefact, name: str) -> Iterator[str]:
-    """What may be an id; files that hold none, large ones among them, are not read."""
+    """Yield the strings in a file that may be ids or pseudonyms; files of other types have none and are not read."""
     if name.endswith((".parquet", ".arrow")):
         data = artefact.read_bytes(name)
         table = schemas.from_parquet(data) if name.endswith(".parquet") else schemas.from_ipc(data)
@@ -202,6 +238,6 @@ def _words(artefact: Artefact, name: str) -> Iterator[str]:
             if pa.types.is_list(values.type):
                 values = values.flatten()
             if pa.types.is_string(values.type):
-                yield from (one for one in pc.unique(values).to_pylist() if one)
+                yield from (value for value in pc.unique(values).to_pylist() if value)
     elif name.endswith((".json", ".html", ".md", ".txt")):
         yield from set(_WORD.findall(artefact.read_bytes(name).decode("utf-8", "replace")))

@@ -1,4 +1,4 @@
-"""A corpus without those who are on the suppression list, made from an earlier one alone (DESIGN §5)."""
+"""Purging: make a corpus without suppressed scans from an existing corpus (`docs/index.md#erasure`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from mrcg.storage.store import Artefact
 
 
 def purge_corpus(base: Artefact, attempt: Attempt, pseudonyms: Pseudonyms | None) -> AssembledCorpus:
-    """A corpus without them: no row, no pixel, no word in the quarantine. The source is not needed."""
+    """Assemble a corpus without the suppressed scans: no rows, pixels or quarantine rows of them.
+
+    Args:
+        base: corpus to purge; its source is not read.
+        attempt: receives the files of the new corpus.
+        pseudonyms: the key that the base was made with, None if it was made without one.
+    """
     settings = IngestSettings.model_validate(base.manifest.settings["ingest"])
     generation = int(base.manifest.counts["generation"]) + 1
     rules = Rules(settings, pseudonyms, suppressed(attempt.store), generation)
@@ -22,7 +28,7 @@ def purge_corpus(base: Artefact, attempt: Attempt, pseudonyms: Pseudonyms | None
     def write(name: str, data: bytes) -> FileEntry:
         return attempt.write(name, data)
 
-    joined = assemble_corpus([], base, known_files(base), rules, write, purge=True)
-    # What says where it came from stays: the next ingestion of that source grows from this.
-    counts = {**base.manifest.counts, **joined.counts}
-    return AssembledCorpus(joined.files, counts, joined.bad_files, joined.first_bad)
+    assembled = assemble_corpus([], base, known_files(base), rules, write, purge=True)
+    # The base's counts identify its source: the next ingestion of that source extends this corpus.
+    counts = {**base.manifest.counts, **assembled.counts}
+    return AssembledCorpus(assembled.files, counts, assembled.bad_files, assembled.first_bad)

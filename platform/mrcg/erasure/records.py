@@ -1,7 +1,7 @@
-"""Who is erased, where they are, and whether anything of them is left (DESIGN §5).
+"""Erasure targets, records and receipts, and the check of a receipt (`docs/index.md#erasure`).
 
-What is written down of an erasure holds hashes alone: of ids, of pseudonyms, of vectors. Who has an id can check that
-it was erased; nobody can read one out.
+Records and receipts only hold hashes of ids, pseudonyms and vectors. Whoever knows an id can check that it was erased,
+but nobody can read an id out of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,15 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
 from mrcg.corpus.reader import read_scans
-from mrcg.erasure.discovery import each_corpus, learned_from, locate, tainted, traces, vectors_of, with_residue
+from mrcg.erasure.discovery import (
+    affected_versions,
+    each_corpus,
+    find_traces,
+    locate,
+    models_trained_on,
+    vector_hashes,
+    with_unlisted_rows,
+)
 from mrcg.errors import IntegrityError, NotFoundError, UsageError
 from mrcg.hashing import digest
 from mrcg.privacy.pseudonyms import ENVIRONMENT, Pseudonyms
@@ -26,14 +34,14 @@ from mrcg.storage.manifest import Manifest
 from mrcg.storage.store import Store
 
 RECORDS, RECEIPTS = "log/erasures", "log/receipts"
-#: Columns of a scan that name it or its patient, as nobody else is named; accession numbers are one hospital's own.
-NAMING = ("image_id", "patient", "study", "series", "instance")
-#: The same where an image goes: its patient may stay, and may come again.
-NAMING_IMAGE = ("image_id", "instance")
+#: Columns of a scan that identify it or its patient. Accession numbers do not: they are unique within a hospital only.
+IDENTIFYING_COLUMNS = ("image_id", "patient", "study", "series", "instance")
+#: The same for the erasure of an image, whose patient is not erased.
+IDENTIFYING_COLUMNS_OF_IMAGE = ("image_id", "instance")
 
 
 class ErasureTarget(BaseModel):
-    """Whom to erase: a pseudonym of a patient, or an image's id."""
+    """What to erase: a patient (by pseudonym) or an image (by id); ``kind`` is ``patient`` or ``image``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -42,10 +50,18 @@ class ErasureTarget(BaseModel):
 
 
 class ErasureRecord(BaseModel):
-    """What an erasure found before it began: an erasure that was killed goes on by it.
+    """What an erasure has to remove, found before it removes anything; a killed erasure resumes from its record.
 
-    ``names``: hashes of ids and pseudonyms, ``vectors``: of stored embeddings, ``images``: entries of the tombstones,
-    ``models``: those that learned from them, ``times``: 2 where they came back after a first erasure, and so on.
+    Attributes:
+        ident: of the record, in the name of its file and of the receipt's.
+        images: tombstone entries of the images.
+        names: hashes of the ids and pseudonyms.
+        vectors: hashes of the stored embeddings.
+        suppressed: entries of the suppression list.
+        copies: number of other scans with the same pixels, which are not erased.
+        doomed: versions to remove.
+        models: models that were or may have been trained on the scans.
+        times: 1 for the first erasure of the target, 2 if the target came back and was erased again, and so on.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -62,7 +78,22 @@ class ErasureRecord(BaseModel):
 
 
 class Receipt(BaseModel):
-    """What was done, for whoever asks: signed."""
+    """What an erasure did; it is signed as evidence.
+
+    Attributes:
+        ident: of the erasure's record.
+        finished: when the erasure finished, ISO 8601 in UTC.
+        code_version: version of MRCG.
+        scans: number of erased scans.
+        identical_copies_left: number of other scans with the same pixels, which were not erased.
+        names: hashes of the erased ids and pseudonyms.
+        vectors: hashes of the erased embeddings.
+        suppressed: entries of the suppression list.
+        removed_versions: versions that were removed.
+        made_versions: versions that were made without the scans.
+        release: number of the current release after the erasure, None if there is none.
+        trained_on_them: models that were or may have been trained on the scans; they are kept.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -80,12 +111,12 @@ class Receipt(BaseModel):
     trained_on_them: tuple[str, ...]
 
     def to_bytes(self) -> bytes:
-        """What is signed."""
+        """Return the bytes that are signed."""
         return self.model_dump_json().encode()
 
 
 class SignedReceipt(BaseModel):
-    """A receipt and the signature under it."""
+    """A receipt and its signature."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -94,88 +125,97 @@ class SignedReceipt(BaseModel):
 
     @property
     def genuine(self) -> bool:
-        """Whether the receipt is what was signed."""
+        """Whether the signature is valid for the receipt."""
         return is_signed(self.receipt.to_bytes(), self.signed)
 
 
 def plan_erasure(store: Store, target: ErasureTarget, pseudonyms: Pseudonyms | None) -> ErasureRecord:
-    """Everything that has to be known before anything goes.
+    """Collect everything that an erasure needs to know before it removes anything.
 
     Raises:
-        NotFoundError: there is no such image. (A patient who has none yet can be kept out all the same.)
-        UsageError: it is in a corpus that was made with another key: it could not be kept out of the next.
+        NotFoundError: there is no such image. (A patient without scans can still be put on the suppression list.)
+        UsageError: a corpus with the target was made with another pseudonym key, so the target could not be kept out of
+            later corpora.
     """
     column, values = "image_id" if target.kind == IMAGE else "patient", [target.value]
-    located = locate(store, column, values)
-    if not located and target.kind == IMAGE:
+    matches = locate(store, column, values)
+    if not matches and target.kind == IMAGE:
         raise NotFoundError(f"no corpus in {store.url} has an image {target.value}: `mrcg query` shows ids")
-    pixels = {one for where in located for one in where.mine["pixel_hash"].to_pylist()}
+    pixels = {value for match in matches for value in match.matching["pixel_hash"].to_pylist()}
     if target.kind == IMAGE:
-        # A copy of the file under another name is another image with the same pixels: it goes, too.
+        # A copy of the file under another name is another image with the same pixels: it is erased as well.
         column, values = "pixel_hash", sorted(pixels)
-        located = locate(store, column, values)
-    images = {one for where in located for one in where.mine["image_id"].to_pylist()}
-    naming = NAMING_IMAGE if target.kind == IMAGE else NAMING
-    # Groups and clusters that others are in bear ids of images: they are renamed, so those ids go, too.
+        matches = locate(store, column, values)
+    images = {image_id for match in matches for image_id in match.matching["image_id"].to_pylist()}
+    columns = IDENTIFYING_COLUMNS_OF_IMAGE if target.kind == IMAGE else IDENTIFYING_COLUMNS
+    # Groups and clusters are named after an image id. If they have other members they are renamed, so no id may remain.
     names = {target.value} | {
-        one for where in located for name in naming for one in where.mine[name].to_pylist() if one
+        name for match in matches for col in columns for name in match.matching[col].to_pylist() if name
     }
     copies: set[str] = set()
-    for where in each_corpus(store, column, values):
-        for name in naming:
-            # A name that others bear, too, stays.
-            names -= set(pc.unique(where.others[name].combine_chunks()).to_pylist())
-        same = pc.is_in(where.others["pixel_hash"], pa.array(sorted(pixels), pa.string()))
-        copies.update(where.others["image_id"].filter(same).to_pylist())
+    for match in each_corpus(store, column, values):
+        for col in columns:
+            # A name that other scans also have is not erased.
+            names -= set(pc.unique(match.others[col].combine_chunks()).to_pylist())
+        is_copy = pc.is_in(match.others["pixel_hash"], pa.array(sorted(pixels), pa.string()))
+        copies.update(match.others["image_id"].filter(is_copy).to_pylist())
     manifests = all_manifests(store)
-    wishes = [(target.kind, target.value), *((PIXELS, one) for one in sorted(pixels) if target.kind == IMAGE)]
-    keys = {pseudonyms, *(_key_of(manifests["corpus", where.corpus], pseudonyms) for where in located)}
-    entries = sorted({token(key, *wish) for key in keys for wish in wishes})
-    doomed = tainted(manifests, [*(("corpus", where.corpus) for where in located), *with_residue(store, manifests)])
+    suppressions = [(target.kind, target.value)]
+    if target.kind == IMAGE:
+        suppressions += [(PIXELS, value) for value in sorted(pixels)]
+    keys = {pseudonyms, *(_key_of(manifests["corpus", match.corpus], pseudonyms) for match in matches)}
+    entries = sorted({token(key, *suppression) for key in keys for suppression in suppressions})
+    roots = [*(("corpus", match.corpus) for match in matches), *with_unlisted_rows(store, manifests)]
+    doomed = affected_versions(manifests, roots)
     return ErasureRecord(
         ident=digest(["erase", entries, sorted(images)], 16),
-        images=tuple(sorted(entry_of(one) for one in images)),
-        names=tuple(sorted(entry_of(one) for one in names)),
-        vectors=tuple(sorted(vectors_of(store, manifests, images))),
+        images=tuple(sorted(map(entry_of, images))),
+        names=tuple(sorted(map(entry_of, names))),
+        vectors=tuple(sorted(vector_hashes(store, manifests, images))),
         suppressed=tuple(entries),
         copies=len(copies),
         doomed=tuple(sorted(map(name_of, doomed))),
-        models=tuple(sorted(map(name_of, learned_from(store, manifests, located)))),
+        models=tuple(sorted(map(name_of, models_trained_on(store, manifests, matches)))),
     )
 
 
 def merge_records(record: ErasureRecord, earlier: ErasureRecord) -> ErasureRecord:
-    """A record of those who came back: also what an earlier one knew, and not the same as that one."""
-    united = {
+    """Return a record for a repeated erasure: with what the earlier record lists as well, and another ident."""
+    merged = {
         name: tuple(sorted({*getattr(record, name), *getattr(earlier, name)}))
         for name in ("images", "names", "vectors", "suppressed", "doomed", "models")
     }
     times = max(record.times, earlier.times + 1)
-    return record.model_copy(update={**united, "times": times, "ident": digest([earlier.ident, times], 16)})
+    return record.model_copy(update={**merged, "times": times, "ident": digest([earlier.ident, times], 16)})
 
 
-def made_with(corpus: Manifest | None) -> str | None:
-    """Fingerprint of the pseudonym key that a corpus was made with, None without one."""
+def key_fingerprint(corpus: Manifest | None) -> str | None:
+    """Return the fingerprint of the pseudonym key that a corpus was made with, None if it has no key."""
     policy = None if corpus is None else corpus.settings.get("policy")
     return None if policy is None else str(policy["key"])
 
 
 def _key_of(corpus: Manifest | None, pseudonyms: Pseudonyms | None) -> Pseudonyms | None:
-    fingerprint = made_with(corpus)
+    """Return the pseudonym key of a corpus, None if it has no key.
+
+    Raises:
+        UsageError: it is not ``pseudonyms``.
+    """
+    fingerprint = key_fingerprint(corpus)
     if fingerprint is None or (pseudonyms is not None and pseudonyms.fingerprint == fingerprint):
         return None if fingerprint is None else pseudonyms
     assert corpus is not None
     raise UsageError(
         f"corpus/{corpus.version} was made with {'a' if pseudonyms is None else 'another'} pseudonym key: "
-        f"set {ENVIRONMENT} to it, or the next ingestion would bring them back"
+        f"set {ENVIRONMENT} to that key, or the next ingestion would bring the erased scans back"
     )
 
 
 def read_receipt(data: bytes) -> SignedReceipt:
-    """A receipt from a file.
+    """Parse the content of a receipt file.
 
     Raises:
-        IntegrityError: it is none.
+        IntegrityError: it is not a receipt.
     """
     try:
         return SignedReceipt.model_validate(json.loads(data))
@@ -183,22 +223,34 @@ def read_receipt(data: bytes) -> SignedReceipt:
         raise IntegrityError("this is not a receipt of `mrcg erase`: give the file that it wrote") from error
 
 
-def versions_back(store: Store, removed: Iterable[str]) -> list[str]:
-    """Versions that were removed and of which there is a file (again) that no other version refers to."""
-    manifests = all_manifests(store)
-    kept = {f"{entry.folder or one.folder}/{entry.name}" for one in manifests.values() if one for entry in one.files}
-    return [one for one in removed if not {f"{one}/{name}" for name in store.files(one)} <= kept]
+def reappeared_versions(store: Store, removed: Iterable[str]) -> list[str]:
+    """Return the removed versions (``kind/version``) that have files again which no manifest lists."""
+    referenced = {
+        f"{entry.folder or manifest.folder}/{entry.name}"
+        for manifest in all_manifests(store).values()
+        if manifest is not None
+        for entry in manifest.files
+    }
+    return [version for version in removed if not {f"{version}/{name}" for name in store.files(version)} <= referenced]
 
 
-def holds(store: Store, corpus: str, record: ErasureRecord) -> bool:
-    """Whether a corpus has a scan of whom an erasure is about."""
+def has_erased_scans(store: Store, corpus: str, record: ErasureRecord) -> bool:
+    """Return whether a corpus has a scan of the images or patients that a record names."""
     scans = read_scans(store.artefact("corpus", corpus), ["image_id", "patient"])
-    there = {entry_of(one) for column in scans.columns for one in column.unique().to_pylist() if one}
-    return not there.isdisjoint({*record.images, *record.names})
+    hashes = {entry_of(name) for column in scans.columns for name in column.unique().to_pylist() if name}
+    return not hashes.isdisjoint({*record.images, *record.names})
 
 
 class Verdict(BaseModel):
-    """What checking a receipt found."""
+    """Result of the check of a receipt.
+
+    Attributes:
+        genuine: the signature is valid for the receipt.
+        known_signer: it was signed with the expected key; None if no key was given.
+        left: files that still hold an erased id, pseudonym or vector.
+        versions_back: removed versions that exist again.
+        not_suppressed: some of the receipt's entries are missing from the suppression list.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -210,7 +262,7 @@ class Verdict(BaseModel):
 
     @property
     def holds(self) -> bool:
-        """Whether the receipt still tells the truth about the store."""
+        """Whether the receipt is valid and the store is still in the state that it states."""
         return (
             self.genuine
             and self.known_signer is not False
@@ -219,19 +271,19 @@ class Verdict(BaseModel):
 
 
 def check_receipt(store: Store, signed: SignedReceipt, own_key: str | None, listed: frozenset[str]) -> Verdict:
-    """Whether a receipt is genuine and nothing of whom it speaks of is in the store.
+    """Check the signature of a receipt, and that the store has nothing left of the erased scans.
 
     Args:
         store: that the erasure was made in.
         signed: the receipt.
-        own_key: public key of whoever should have signed; None does not ask.
-        listed: the suppression list.
+        own_key: public key that should have signed it; None skips this check.
+        listed: entries of the suppression list.
     """
     receipt = signed.receipt
     return Verdict(
         genuine=signed.genuine,
         known_signer=None if own_key is None else signed.signed.public_key == own_key,
-        left=tuple(traces(store, receipt.names, receipt.vectors)),
-        versions_back=tuple(versions_back(store, receipt.removed_versions)),
+        left=tuple(find_traces(store, receipt.names, receipt.vectors)),
+        versions_back=tuple(reappeared_versions(store, receipt.removed_versions)),
         not_suppressed=not set(receipt.suppressed) <= listed,
     )

@@ -1,1 +1,1 @@
-"""Metrics, reports and pictures (DESIGN §3)."""
+"""Evaluate encoders and rerankers: reports, figures and the systems of the paper (docs/design.md#evaluation)."""

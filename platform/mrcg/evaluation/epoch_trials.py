@@ -1,4 +1,4 @@
-"""Measure the weights of each of the last epochs, as the paper's tables do (DESIGN §3)."""
+"""Measure the weights of each of the last epochs, as in the tables of the paper (docs/method.md#the-paper)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mrcg.encoder.embedder import embed_images
 from mrcg.encoder.model import Encoder
 from mrcg.encoder.spec import read_spec as read_encoder_spec
 from mrcg.errors import require
-from mrcg.evaluation.masking import Owners, masks_own, reachable, without_own
+from mrcg.evaluation.masking import ScanAttributes, mask_own_hits, masks_own, reachable
 from mrcg.evaluation.paper_systems import Trial, TrialEpoch
 from mrcg.index.distances import Neighbours, Vectors
 from mrcg.metrics.ranking import Relevance
@@ -30,7 +30,7 @@ BATCH = 64
 
 
 class TestProtocol:
-    """The test part of a protocol and what its queries may be credited for.
+    """The test part of a protocol, and the figures of its queries under that protocol.
 
     Args:
         inputs: artefacts of the kinds corpus and splits.
@@ -39,75 +39,81 @@ class TestProtocol:
     def __init__(self, inputs: Mapping[str, Artefact]) -> None:
         self.corpus, self.split = Corpus(inputs["corpus"]), Split(inputs["splits"])
         self.protocol = str(inputs["splits"].manifest.counts["protocol"])
-        self.owners = Owners(self.corpus.labels, self.corpus.groups, self.corpus.scans["patient"].to_pylist())
+        self.scans = ScanAttributes(self.corpus.labels, self.corpus.groups, self.corpus.scans["patient"].to_pylist())
         self.queries = np.flatnonzero(self.split.test)
 
     def masked(self, graphs: GraphTable) -> GraphTable:
-        """Under the protocol ``dedup`` without hits of the query's own group or patient."""
-        return without_own(graphs, self.owners)[0] if masks_own(self.protocol) else graphs
+        """Return the graphs; under protocol ``dedup`` without hits of the query's own group or patient."""
+        return mask_own_hits(graphs, self.scans)[0] if masks_own(self.protocol) else graphs
 
     def epoch(self, number: int, graphs: GraphTable, relevant_qn: Relevance) -> TrialEpoch:
-        """Figures of ranked relevance of the test queries."""
-        found = reachable(graphs.queries, self.split.train, self.owners, masks_own(self.protocol))
-        figures = query_figures(relevant_qn, found)
+        """Return the figures of the test queries with the weights of one epoch.
+
+        Args:
+            number: the epoch.
+            graphs: neighbour lists of the test queries.
+            relevant_qn: (queries, n) ranked relevance.
+        """
+        reachable_q = reachable(graphs.queries, self.split.train, self.scans, masks_own(self.protocol))
+        figures = query_figures(relevant_qn, reachable_q)
         names = TrialEpoch.model_fields.keys() & figures.keys()
         return TrialEpoch(epoch=number, **{name: float(figures[name].mean()) for name in names})
 
     def trial(self, epochs: list[TrialEpoch]) -> Trial:
-        """All epochs together."""
+        """Combine the figures of all epochs into a trial, sorted by epoch."""
         return Trial(
             protocol=self.protocol,
             queries=len(self.queries),
             gallery=int(self.split.train.sum()),
-            epochs=tuple(sorted(epochs, key=lambda one: one.epoch)),
+            epochs=tuple(sorted(epochs, key=lambda row: row.epoch)),
         )
 
 
 def measure_rerankers(inputs: Mapping[str, Artefact], device: str) -> Trial:
-    """The reranked order with each of a reranker's last epochs; the encoder is what it is.
+    """Measure the reranked order with the weights of each of a reranker's last epochs; the encoder is not varied.
 
     Args:
         inputs: artefacts of the kinds corpus, splits, embeddings, graphs and rerankers.
-        device: that scores.
+        device: device that scores.
     """
-    judge, embeddings = TestProtocol(inputs), inputs["embeddings"]
-    vectors, graphs = embeddings_of(embeddings), judge.masked(read_graphs(inputs["graphs"], "test"))
+    protocol, embeddings = TestProtocol(inputs), inputs["embeddings"]
+    vectors, graphs = embeddings_of(embeddings), protocol.masked(read_graphs(inputs["graphs"], "test"))
     reranker = Reranker(read_reranker_spec(inputs["rerankers"], str(embeddings.manifest.counts["fingerprint"])))
     reranker.to(device)
     epochs = []
     for number, name in snapshots_of(inputs["rerankers"]).items():
         reranker.load_state_dict(safetensors.torch.load(inputs["rerankers"].read_bytes(name)))
         order = rerank_order(score_graphs(reranker, graphs, vectors, BATCH, device))
-        epochs.append(judge.epoch(number, graphs, np.take_along_axis(graphs.relevant_qn, order, 1)))
-    return judge.trial(epochs)
+        epochs.append(protocol.epoch(number, graphs, np.take_along_axis(graphs.relevant_qn, order, 1)))
+    return protocol.trial(epochs)
 
 
 def measure_encoder(inputs: Mapping[str, Artefact], number: int, neighbours: int, device: str) -> TrialEpoch:
-    """The ANN order with the weights of one epoch: the gallery is embedded with them, and searched exactly.
+    """Measure the ANN order with the weights of one epoch: embed the corpus and search the gallery exactly.
 
     Args:
         inputs: artefacts of the kinds corpus, splits and encoders.
         number: the epoch.
-        neighbours: of each query.
-        device: that embeds.
+        neighbours: number of neighbours per query.
+        device: device that embeds.
     """
-    judge, artefact = TestProtocol(inputs), inputs["encoders"]
+    protocol, artefact = TestProtocol(inputs), inputs["encoders"]
     encoder = Encoder(read_encoder_spec(artefact)[0])
     encoder.load_state_dict(safetensors.torch.load(artefact.read_bytes(snapshots_of(artefact)[number])))
     encoder.to(device)
     vectors = np.concatenate(
         [
-            embed_images(encoder, judge.corpus.images_of(name), BATCH, device)[1]
+            embed_images(encoder, protocol.corpus.images_of(name), BATCH, device)[1]
             for name in inputs["corpus"].names(IMAGES)
         ]
     )
-    gallery = np.flatnonzero(judge.split.train)
-    near = _exact(vectors[judge.queries], vectors[gallery], neighbours)
+    gallery = np.flatnonzero(protocol.split.train)
+    near = _exact(vectors[protocol.queries], vectors[gallery], neighbours)
     rows = np.where(near.rows_qk >= 0, gallery[near.rows_qk], -1)
-    labels = np.array([*judge.corpus.labels, None], dtype=object)
-    relevant = (labels[rows] == labels[judge.queries][:, None]) & (rows >= 0)
-    graphs = judge.masked(GraphTable(judge.queries, rows, near.distances_qk, relevant))
-    return judge.epoch(number, graphs, graphs.relevant_qn)
+    labels = np.array([*protocol.corpus.labels, None], dtype=object)
+    relevant = (labels[rows] == labels[protocol.queries][:, None]) & (rows >= 0)
+    graphs = protocol.masked(GraphTable(protocol.queries, rows, near.distances_qk, relevant))
+    return protocol.epoch(number, graphs, graphs.relevant_qn)
 
 
 def _exact(queries_qd: Vectors, gallery_nd: Vectors, k: int) -> Neighbours:

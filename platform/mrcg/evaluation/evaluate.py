@@ -1,4 +1,4 @@
-"""Evaluate a reranker on the test part: ANN order and reranked side by side (DESIGN §3)."""
+"""Evaluate a reranker on the test part: the ANN and the reranked order side by side (docs/design.md#evaluation)."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from mrcg.evaluation.figures import (
 )
 from mrcg.evaluation.html_report import Drawings, report_page
 from mrcg.evaluation.markdown import tables_markdown
-from mrcg.evaluation.masking import Owners, masks_own, reachable, shared_with, without_own
-from mrcg.evaluation.projection import plane
+from mrcg.evaluation.masking import ScanAttributes, count_shared, mask_own_hits, masks_own, reachable
+from mrcg.evaluation.projection import project_to_plane
 from mrcg.evaluation.retrieval_picture import retrieval_panels
 from mrcg.hashing import draw
 from mrcg.metrics.calibration import Calibration, fit_platt, reliability
@@ -66,7 +66,7 @@ Vectors = npt.NDArray[np.float16]
 
 @dataclass(frozen=True)
 class _Part:
-    """Neighbour lists of one part with their scores, and the order that these give."""
+    """Neighbour lists of one part of the split, their scores, and the order of the hits by score."""
 
     graphs: GraphTable
     scores: Scores
@@ -82,19 +82,19 @@ class _Part:
 
     @property
     def nearest(self) -> npt.NDArray[np.float32]:
-        """Squared L2 distance to the nearest hit, of the queries that have one."""
+        """Squared L2 distance to the nearest hit, for the queries that have a hit."""
         nearest = self.graphs.distances_qn[:, 0]
         return nearest[np.isfinite(nearest) & self.nodes_qn[:, 0]]
 
 
 @dataclass(frozen=True)
 class _Scored:
-    """What is measured and drawn from: scans, their parts, scored lists; and how many hits were masked."""
+    """The input of metrics and figures: scans, split, scored neighbour lists, and the number of masked test hits."""
 
     protocol: str
     corpus: Corpus
     split: Split
-    owners: Owners
+    scans: ScanAttributes
     vectors: Vectors
     test: _Part
     validation: _Part
@@ -102,12 +102,12 @@ class _Scored:
 
     @property
     def queries(self) -> Queries:
-        """Of the test part."""
+        """The queries of the test part."""
         rows = self.test.graphs.queries
         return Queries(
             [self.corpus.labels[row] or "" for row in rows.tolist()],
             [self.corpus.groups[row] for row in rows.tolist()],
-            reachable(rows, self.split.train, self.owners, masks_own(self.protocol)),
+            reachable(rows, self.split.train, self.scans, masks_own(self.protocol)),
         )
 
 
@@ -117,44 +117,44 @@ def evaluate(
     facts: Mapping[str, float],
     encoder: Artefact | None = None,
 ) -> dict[str, bytes]:
-    """Measure and draw.
+    """Measure the test part, draw the figures and return the files of the report.
 
-    Under the protocol ``dedup`` hits of the query's own group or patient leave the lists before anything is scored.
+    Under protocol ``dedup``, hits of the query's own group or patient are removed from the lists before scoring.
 
     Args:
         inputs: artefacts of the kinds corpus, splits, embeddings, graphs and rerankers.
-        settings: of the report.
-        facts: ``recall`` of the index and ``epochs`` of the encoder, as their manifests state them.
-        encoder: the artefact of kind encoders, for its training curves; None leaves them out.
+        settings: settings of the report.
+        facts: ``recall`` of the index and ``epochs`` of the encoder, from their manifests.
+        encoder: artefact of kind encoders, for its training curves; None omits them.
 
     Returns:
-        The report's files by name; equal inputs give equal bytes.
+        Content of the report's files by name; equal inputs give equal bytes.
 
     Raises:
         MissingExtraError: a package of the extra ``train`` is not installed.
     """
-    scored = _scored(inputs)
+    scored = _score(inputs)
     trainings = _training(encoder), _training(inputs["rerankers"])
     report = _measure(scored, settings, facts, trainings)
     title = f"protocol {report.protocol}: MAP {100 * report.reranked.map:.1f} (ANN order {100 * report.ann.map:.1f})"
     test = scored.test
     picture = retrieval_panels(scored.corpus, test.graphs, test.order, test.scores, settings.picture_queries, title)
-    drawings = _draw(report, scored, _learned_from(inputs), settings.map_images)
-    made_from = dict(inputs) if encoder is None else {**inputs, "encoders": encoder}
-    versions = sorted((kind, one.manifest.version) for kind, one in made_from.items())
+    drawings = _draw(report, scored, _training_graphs(inputs), settings.map_images)
+    sources = dict(inputs) if encoder is None else {**inputs, "encoders": encoder}
+    versions = sorted((kind, artefact.manifest.version) for kind, artefact in sources.items())
     return {
         REPORT: report.model_dump_json(indent=1).encode(),
-        QUERIES: schemas.to_parquet(_each_query(scored)),
+        QUERIES: schemas.to_parquet(_query_table(scored)),
         TABLES: tables_markdown(report).encode(),
         PICTURE: picture,
         PAGE: report_page(report, drawings, picture, versions),
     }
 
 
-def _scored(inputs: Mapping[str, Artefact]) -> _Scored:
+def _score(inputs: Mapping[str, Artefact]) -> _Scored:
     corpus, split = Corpus(inputs["corpus"]), Split(inputs["splits"])
     protocol = str(inputs["splits"].manifest.counts["protocol"])
-    owners = Owners(corpus.labels, corpus.groups, corpus.scans["patient"].to_pylist())
+    scans = ScanAttributes(corpus.labels, corpus.groups, corpus.scans["patient"].to_pylist())
     embeddings = inputs["embeddings"]
     vectors, fingerprint = embeddings_of(embeddings), str(embeddings.manifest.counts["fingerprint"])
     scorer = Scorer.open(inputs["rerankers"], encoder_fingerprint=fingerprint)
@@ -163,10 +163,10 @@ def _scored(inputs: Mapping[str, Artefact]) -> _Scored:
     for name in masked:
         graphs = read_graphs(inputs["graphs"], name)
         if masks_own(protocol):
-            graphs, masked[name] = without_own(graphs, owners)
+            graphs, masked[name] = mask_own_hits(graphs, scans)
         scores = score_graphs(scorer.reranker, graphs, vectors, BATCH, scorer.device)
         parts[name] = _Part(graphs, scores, rerank_order(scores))
-    return _Scored(protocol, corpus, split, owners, vectors, parts["test"], parts["validation"], masked["test"])
+    return _Scored(protocol, corpus, split, scans, vectors, parts["test"], parts["validation"], masked["test"])
 
 
 def _measure(
@@ -176,9 +176,9 @@ def _measure(
     rows = test.graphs.queries
     before, after, resamples = test.graphs.relevant_qn, test.reranked_qn, settings.bootstrap
     leakage = Leakage(
-        near_duplicates=shared_with(split.test, split.train, corpus.scans["cluster_id"].to_pylist()),
-        same_patient=shared_with(split.test, split.train, scored.owners.patients),
-        patients_known=sum(scored.owners.patients[row] is not None for row in rows.tolist()),
+        near_duplicates=count_shared(split.test, split.train, corpus.scans["cluster_id"].to_pylist()),
+        same_patient=count_shared(split.test, split.train, scored.scans.patients),
+        patients_known=sum(scored.scans.patients[row] is not None for row in rows.tolist()),
     )
     return Report(
         protocol=scored.protocol,
@@ -190,12 +190,14 @@ def _measure(
         gain=gains(before, after, queries, resamples),
         bootstrap=resamples,
         confusion=confusion(
-            queries.labels, _first_hits(corpus, test, np.zeros_like(rows)), _first_hits(corpus, test, test.order[:, 0])
+            queries.labels,
+            _hit_classes(corpus, test, np.zeros_like(rows)),
+            _hit_classes(corpus, test, test.order[:, 0]),
         ),
         calibration=_calibration(scored.validation, test),
         out_of_distribution=_out_of_distribution(scored.validation, test, settings.ood_quantile),
         index_recall_at_50=facts["recall"],
-        leaking_queries=shared_with(split.test, split.train, corpus.groups),
+        leaking_queries=count_shared(split.test, split.train, corpus.groups),
         leakage=leakage,
         masked_hits=scored.masked,
         encoder_epochs=int(facts["epochs"]),
@@ -205,8 +207,8 @@ def _measure(
     )
 
 
-def _each_query(scored: _Scored) -> pa.Table:
-    """Figures of each test query in both orders, to see which ones fail and to compare runs."""
+def _query_table(scored: _Scored) -> pa.Table:
+    """Return the figures of each test query in both orders, to find failing queries and to compare runs."""
     queries, test = scored.queries, scored.test
     columns: dict[str, Any] = {
         "image_id": scored.corpus.scans["image_id"].take(test.graphs.queries),
@@ -219,14 +221,14 @@ def _each_query(scored: _Scored) -> pa.Table:
     return pa.table(columns, schema=schemas.QUERIES)
 
 
-def _first_hits(corpus: Corpus, test: _Part, places: Order) -> list[str | None]:
-    """Class of the hit at one place of each list, None where nothing was found."""
-    rows = np.take_along_axis(test.graphs.neighbours_qn, places[:, None], 1)[:, 0]
+def _hit_classes(corpus: Corpus, test: _Part, ranks_q: Order) -> list[str | None]:
+    """Return the class of the hit at the given ANN rank of each query; None without a hit or a label."""
+    rows = np.take_along_axis(test.graphs.neighbours_qn, ranks_q[:, None], 1)[:, 0]
     return [corpus.labels[row] if row >= 0 else None for row in rows.tolist()]
 
 
 def _calibration(validation: _Part, test: _Part) -> Calibration:
-    """The map comes from the validation part alone; what it is worth is seen on the test part."""
+    """Fit the score map on the validation part and measure the reliability on the test part."""
     scores, relevant = test.scores[test.nodes_qn], test.graphs.relevant_qn[test.nodes_qn]
     fitted = fit_platt(validation.scores[validation.nodes_qn], validation.graphs.relevant_qn[validation.nodes_qn])
     return Calibration(
@@ -237,7 +239,7 @@ def _calibration(validation: _Part, test: _Part) -> Calibration:
 
 
 def _out_of_distribution(validation: _Part, test: _Part, quantile: float) -> OutOfDistribution:
-    """Distance to the nearest other group that few validation queries exceed, and the test queries that do."""
+    """Take the threshold from the nearest-hit distances of the validation queries and flag test queries above it."""
     threshold = float(np.quantile(validation.nearest, quantile)) if len(validation.nearest) else None
     return OutOfDistribution(
         threshold=threshold,
@@ -248,35 +250,38 @@ def _out_of_distribution(validation: _Part, test: _Part, quantile: float) -> Out
 
 
 def _training(artefact: Artefact | None) -> Training:
-    """The history that a training left; an artefact without one (untrained, made by hand) has none."""
+    """Read the training history of an artefact; empty if there is none (untrained or not made by a training)."""
     if artefact is None or HISTORY not in artefact.names():
         return Training()
     history = json.loads(artefact.read_bytes(HISTORY))
     return Training(best_epoch=history.get("best_epoch", -1), epochs=tuple(history.get("epochs", ())))
 
 
-def _learned_from(inputs: Mapping[str, Artefact]) -> list[GraphTable]:
-    """The graphs that the reranker learned from."""
+def _training_graphs(inputs: Mapping[str, Artefact]) -> list[GraphTable]:
+    """Return the graphs that the reranker was trained on, as far as they are in the store."""
     reranker = inputs["rerankers"]
     source = reranker.manifest.settings["reranker"]["graphs"]
     if source != "cross_fit":
-        learned = read_graphs(inputs["graphs"], source)
-        # A gallery that only grew is measured without a look at the training part.
-        return [learned] if len(learned) else []
+        graphs = read_graphs(inputs["graphs"], source)
+        # After an update that only grew the gallery, the graphs have no training part.
+        return [graphs] if len(graphs) else []
     folds = [version for name, version in reranker.manifest.inputs.items() if name.startswith("graphs:")]
     store = reranker.store
-    return [read_graphs(store.artefact("graphs", one), "train") for one in folds if store.has("graphs", one)]
+    return [
+        read_graphs(store.artefact("graphs", version), "train") for version in folds if store.has("graphs", version)
+    ]
 
 
-def _draw(report: Report, scored: _Scored, learned: Sequence[GraphTable], map_images: int) -> Drawings:
+def _draw(report: Report, scored: _Scored, training_graphs: Sequence[GraphTable], map_images: int) -> Drawings:
     trainings = {
-        name: one
-        for name, one in (("encoder", report.encoder_training), ("reranker", report.reranker_training))
-        if one.epochs
+        name: training
+        for name, training in (("encoder", report.encoder_training), ("reranker", report.reranker_training))
+        if training.epochs
     }
     nodes = {"test": scored.test.graphs.relevant_qn.sum(axis=1)}
-    if learned:
-        nodes = {"training": np.concatenate([graphs.relevant_qn.sum(axis=1) for graphs in learned]), **nodes}
+    if training_graphs:
+        counts = [graphs.relevant_qn.sum(axis=1) for graphs in training_graphs]
+        nodes = {"training": np.concatenate(counts), **nodes}
     points = _map_points(scored, map_images)
     return Drawings(
         confusion=confusion_figure(report.confusion),
@@ -288,12 +293,12 @@ def _draw(report: Report, scored: _Scored, learned: Sequence[GraphTable], map_im
     )
 
 
-def _map_points(scored: _Scored, most: int) -> MapPoints | None:
-    """Scans of gallery and test part on a plane, drawn by id so that neither order nor class decides."""
+def _map_points(scored: _Scored, limit: int) -> MapPoints | None:
+    """Project up to ``limit`` gallery and test scans; the draw depends on ids, not on row order or class."""
     ids = scored.corpus.scans["image_id"].to_pylist()
     rows = np.flatnonzero(scored.split.train | scored.split.test).tolist()
-    chosen = sorted(sorted(rows, key=lambda row: draw(0, "map", ids[row]))[:most])
-    points = plane(scored.vectors[chosen])
+    chosen = sorted(sorted(rows, key=lambda row: draw(0, "map", ids[row]))[:limit])
+    points = project_to_plane(scored.vectors[chosen])
     if points is None:
         return None
     return MapPoints(points, [scored.corpus.labels[row] or "" for row in chosen], scored.split.test[chosen])

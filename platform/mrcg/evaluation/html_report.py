@@ -1,4 +1,4 @@
-"""``report.html``: one self-contained page, for a clinician first and an engineer after."""
+"""Render ``report.html``, one self-contained page: first for clinicians, then for engineers."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from mrcg.metrics.bootstrap import Gain, Interval
 from mrcg.metrics.report import ClassFigures, Confusion, Report
 
 PROTOCOLS = {
-    "paper": "The scans were shared out at random, one by one: {gallery} of them became the gallery that is searched, "
-    "the others were the queries. This is the split of the published method. Scans of one patient can stand "
-    "on both sides, which makes the task easier than it is in practice.",
-    "dedup": "The scans were shared out at random, {gallery} of them for the gallery that is searched, the others as "
-    "queries. Near-duplicates, and scans of one patient where patients are known, were kept on one side. A hit of the "
-    "query's own patient or group was left out: it is neither right nor wrong.",
-    "given": "The source came with a training and a test part; the training part is the gallery that is searched, "
-    "the test part the queries.",
-    "folds": "The source came in folds; one fold gave the queries, the others the gallery that is searched.",
+    "paper": "Each scan was assigned at random: {gallery} of the scans form the gallery that is searched, the others "
+    "are the queries. This is the split of the published method. Scans of one patient can be in both the gallery and "
+    "the queries, which makes the task easier than it is in practice.",
+    "dedup": "The scans were assigned at random: {gallery} of them form the gallery that is searched, the others are "
+    "the queries. Near-duplicates, and scans of the same patient if the patient is known, were kept together. Hits of "
+    "the query's own patient or group were left out: they count neither as right nor as wrong.",
+    "given": "The source comes with a training and a test part. The training part is the gallery that is searched; "
+    "the test part provides the queries.",
+    "folds": "The source comes in folds. One fold provides the queries; the others are the gallery that is searched.",
 }
-#: Most frequent mix-ups that are put into words.
-MIX_UPS = 3
+#: Number of frequent errors listed in words.
+ERRORS_SHOWN = 3
 STYLE = """
 :root{color-scheme:light dark;--ink:#1b2733;--faint:#5b6b78;--line:#dde4ea;--paper:#fff;--tile:#f3f6f9;--mark:#0072b2;
 --warn:#8a5a00;--warnpaper:#fff6e0}
@@ -52,7 +52,7 @@ code{font-size:.92em}
 
 @dataclass(frozen=True)
 class Drawings:
-    """The figures of a page; None where there was nothing to draw."""
+    """The figures of a page; None if there was nothing to draw."""
 
     confusion: Drawing
     reliability: Drawing
@@ -63,24 +63,24 @@ class Drawings:
 
 
 def report_page(report: Report, drawings: Drawings, picture: bytes, versions: Sequence[tuple[str, str]]) -> bytes:
-    """One HTML page without scripts and without anything to fetch.
+    """Return the report as one HTML page without scripts or external resources.
 
     Args:
-        report: what was measured.
+        report: the report.
         drawings: its figures.
         picture: PNG of queries and their hits.
-        versions: kind and version of each artefact that was measured.
+        versions: kind and version of each artefact that was evaluated.
     """
     parts = [
-        "<h1>Does the search find scans like the one asked with?</h1>",
+        "<h1>Does the search find similar scans?</h1>",
         f'<p class="faint">Retrieval report, protocol <code>{_text(report.protocol)}</code>: '
-        f"{report.queries:,} test scans, asked against a gallery of {report.gallery:,}.</p>",
-        _in_short(report),
-        _tested(report),
+        f"{report.queries:,} test scans searched in a gallery of {report.gallery:,}.</p>",
+        _summary(report),
+        _test_setup(report),
         _caveats(report),
         _errors(report, drawings),
         _hits(report, picture),
-        _trust(report, drawings),
+        _score_reliability(report, drawings),
         _details(report, drawings, versions),
     ]
     return (
@@ -91,7 +91,7 @@ def report_page(report: Report, drawings: Drawings, picture: bytes, versions: Se
     ).encode()
 
 
-def _in_short(report: Report) -> str:
+def _summary(report: Report) -> str:
     after, bounds = report.reranked, report.reranked.intervals
     tiles = (
         (
@@ -99,44 +99,40 @@ def _in_short(report: Report) -> str:
             "of the first ten hits show the same class as the query, on average "
             f"(95 % interval {10 * bounds.precision_at_10.low:.1f} to {10 * bounds.precision_at_10.high:.1f})",
         ),
-        (f"{100 * after.precision_at_1:.1f} %", "of the queries have a first hit of their own class"),
+        (f"{100 * after.precision_at_1:.1f} %", "of the queries have a first hit of the same class"),
         (
             f"{100 * after.map:.1f} %",
-            "mean average precision (MAP): 100 % means that every right hit stands before every wrong one "
+            "mean average precision (MAP): 100 % means that every right hit comes before every wrong one "
             f"(95 % interval {_bounds(bounds.map)})",
         ),
     )
-    shown = "".join(f'<div class="tile"><b>{_text(big)}</b>{_text(small)}</div>' for big, small in tiles)
+    shown = "".join(f'<div class="tile"><b>{_text(value)}</b>{_text(meaning)}</div>' for value, meaning in tiles)
     return f'<div class="tiles">{shown}</div><p>{_text(_gain_in_words(report.gain.map))}</p>'
 
 
 def _gain_in_words(gain: Gain) -> str:
     change = f"{100 * gain.mean:+.1f} points of MAP (95 % interval {100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
     if gain.low > 0:
-        said = "The second step, which reorders the hits by how they relate to each other, helped"
+        effect = "improved the order"
     elif gain.high < 0:
-        said = "The second step, which reorders the hits by how they relate to each other, made the order worse"
+        effect = "made the order worse"
     else:
-        said = (
-            "Whether the second step, which reorders the hits by how they relate to each other, helps "
-            "cannot be told from this test"
-        )
-    return f"{said}: {change}."
+        effect = "had no clear effect in this test"
+    return f"The second step, which reorders the hits by their similarity to each other, {effect}: {change}."
 
 
-def _tested(report: Report) -> str:
+def _test_setup(report: Report) -> str:
     share = 100 * report.gallery / max(1, report.gallery + report.queries)
     protocol = PROTOCOLS.get(report.protocol, "").format(gallery=f"{share:.0f} %")
     classes = ", ".join(f"{label} ({figures.queries:,})" for label, figures in report.ann.per_class.items())
     return (
         "<h2>What was tested</h2>"
         f"<p>{_text(protocol)} Every query was compared with the whole gallery, and its {report.depth} most similar "
-        "scans were listed, best first. A hit counts as right when it carries the same class label as the query.</p>"
+        "scans were listed, best first. A hit counts as right if it has the same class label as the query.</p>"
         f"<p>Classes of the queries: {_text(classes)}.</p>"
-        "<p>A 95 % interval says how far a number may move by the luck of which scans were in the test: "
-        "the test was repeated in the computer with patients, or groups of near-identical scans, drawn anew "
-        f"{report.bootstrap:,} times, and 95 % of the repetitions lie in it. It does not say how other hospitals, "
-        "scanners or patients would differ.</p>"
+        "<p>A 95 % interval shows how much a number depends on which scans happened to be in the test. Patients, or "
+        f"groups of near-identical scans, were redrawn at random {report.bootstrap:,} times; 95 % of the results lie "
+        "in the interval. It does not show how results would differ for other hospitals, scanners or patients.</p>"
     )
 
 
@@ -147,102 +143,107 @@ def _caveats(report: Report) -> str:
         if not leak.patients_known
         else ("a scan of their own patient or a near-duplicate of themselves")
     )
-    said = [
-        "This is a research system and not a medical device. It finds similar pictures; it makes no diagnosis.",
-        "Right means the same class label. Whether the scans are alike in what matters to a patient was not judged.",
+    notes = [
+        "This is a research system and not a medical device. It finds similar images; it makes no diagnosis.",
+        "Right means the same class label. Whether scans are similar in a clinically relevant way was not assessed.",
         f"{report.leaking_queries:,} of {report.queries:,} queries ({100 * share:.1f} %) have {own} in the gallery."
-        + (" Such queries are easy, so the figures above are flattering." if report.leaking_queries else ""),
+        + (" Such queries are easy, so the figures above are too optimistic." if report.leaking_queries else ""),
     ]
     if leak.near_duplicates and leak.patients_known:
-        said.append(f"{leak.near_duplicates:,} queries have a near-duplicate in the gallery, whoever the patient is.")
+        notes.append(f"{leak.near_duplicates:,} queries have a near-duplicate in the gallery, from any patient.")
     if leak.patients_known:
-        said.append(
-            f"The patient is known for {leak.patients_known:,} queries; of those {leak.same_patient:,} have "
-            "another scan in the gallery."
+        notes.append(
+            f"The patient is known for {leak.patients_known:,} queries; for {leak.same_patient:,} of them, the gallery "
+            "has another scan of the same patient."
         )
     if leak.patients_known < report.queries:
-        said.append(report.caveat)
-    items = "".join(f"<li>{_text(one)}</li>" for one in said)
+        notes.append(report.caveat)
+    items = "".join(f"<li>{_text(note)}</li>" for note in notes)
     return f'<h2>What to keep in mind</h2><ul class="warn">{items}</ul>'
 
 
 def _errors(report: Report, drawings: Drawings) -> str:
     rows = "".join(
         f"<tr><td>{_text(label)}</td><td>{after.queries:,}</td><td>{100 * after.precision_at_1:.1f} %</td>"
-        f"<td>{10 * after.precision_at_10:.1f}</td><td>{_tens(after.intervals.precision_at_10)}</td>"
+        f"<td>{10 * after.precision_at_10:.1f}</td><td>{_out_of_ten(after.intervals.precision_at_10)}</td>"
         f"<td>{100 * after.map:.1f} %</td><td>{_bounds(after.intervals.map)}</td></tr>"
         for label, after in report.reranked.per_class.items()
     )
-    mixed = mix_ups(report.confusion)
-    said = "".join(
-        f"<li>{_text(f'{count:,} of {total:,} queries of class {query}: the first hit was {hit}')}</li>"
+    errors = "".join(
+        f"<li>{_text(f'{count:,} of {total:,} queries of class {query}: the first hit is {hit}')}</li>"
         if hit is not None
-        else f"<li>{_text(f'{count:,} of {total:,} queries of class {query}: nothing was found')}</li>"
-        for query, hit, count, total in mixed
+        else f"<li>{_text(f'{count:,} of {total:,} queries of class {query}: no hit, or a hit without a label')}</li>"
+        for query, hit, count, total in frequent_errors(report.confusion)
     )
     return (
-        "<h2>Where it errs</h2>"
-        + (f"<p>The most frequent mix-ups:</p><ul>{said}</ul>" if said else "<p>Every first hit was right.</p>")
-        + '<div class="scroll"><table><caption>By class of the query, hits as they are shown</caption>'
+        "<h2>Errors</h2>"
+        + (f"<p>The most frequent errors:</p><ul>{errors}</ul>" if errors else "<p>Every first hit is right.</p>")
+        + '<div class="scroll"><table><caption>By class of the query, reranked hits</caption>'
         "<tr><th>class</th><th>queries</th><th>first hit right</th><th>right of 10</th><th>95 % interval</th>"
         f"<th>MAP</th><th>95 % interval</th></tr>{rows}</table></div>"
-        + _figure(drawings.confusion, "Rows are classes of queries, columns classes of their first hits; right hits "
-                  "lie where both are the same. Numbers are queries, colour is the share of the row.")
+        + _figure(drawings.confusion, "Rows are the classes of the queries, columns the classes of their first hits; "
+                  "right hits are where both are the same. Numbers are queries; the colour is the share of the row.")
     )  # fmt: skip
 
 
-def mix_ups(confusion: Confusion) -> list[tuple[str, str | None, int, int]]:
-    """The most frequent wrong first hits after reranking: class of the query, of the hit, how many, of how many."""
+def frequent_errors(confusion: Confusion) -> list[tuple[str, str | None, int, int]]:
+    """Return the most frequent wrong first hits after reranking, at most ``ERRORS_SHOWN``.
+
+    Returns:
+        Class of the query, class of the hit (None without a hit or a label), number of such queries, and number of
+        queries of the class.
+    """
     wrong = [
-        (label, found, count, sum(row))
+        (label, hit, count, sum(row))
         for label, row in zip(confusion.classes, confusion.reranked, strict=True)
-        for found, count in zip(confusion.found, row, strict=True)
-        if count and found != label
+        for hit, count in zip(confusion.found, row, strict=True)
+        if count and hit != label
     ]
-    return sorted(wrong, key=lambda one: (-one[2], one[0], one[1] or ""))[:MIX_UPS]
+    return sorted(wrong, key=lambda error: (-error[2], error[0], error[1] or ""))[:ERRORS_SHOWN]
 
 
 def _hits(report: Report, picture: bytes) -> str:
     source = _uri("image/png", picture)
     return (
-        "<h2>What the hits look like</h2>"
-        f'<figure><img alt="Test queries and their first hits" src="{source}"><figcaption>Left the query, then its '
-        "first ten hits, best first: green frames are of the query's class, orange-red ones are not. The queries were "
-        "drawn by lot, class by class, not by how well they did.</figcaption></figure>"
+        "<h2>Examples</h2>"
+        f'<figure><img alt="Test queries and their first hits" src="{source}"><figcaption>The query is on the '
+        "left, followed by its first ten hits, best first. Hits of the query's class have a green frame, others an "
+        "orange-red one. The queries were chosen at random from each class, regardless of their results."
+        "</figcaption></figure>"
     )
 
 
-def _trust(report: Report, drawings: Drawings) -> str:
+def _score_reliability(report: Report, drawings: Drawings) -> str:
     calibration, far = report.calibration, report.out_of_distribution
     raw = 100 * calibration.raw.expected_error
-    said = (
-        f"Every hit has a score between 0 and 1. As it is, the score is off by {raw:.1f} points on average from the "
-        "share of such hits that are right (the expected calibration error)."
+    scores = (
+        f"Every hit has a score between 0 and 1. On average, the raw score differs by {raw:.1f} points from the share "
+        "of such hits that are right (the expected calibration error)."
     )
     if calibration.calibrated is not None:
-        said += (
-            f" With a correction learned on other scans than these it is off by "
-            f"{100 * calibration.calibrated.expected_error:.1f}."
+        scores += (
+            f" With a correction fitted on the validation scans it differs by "
+            f"{100 * calibration.calibrated.expected_error:.1f} points."
         )
     else:
-        said += " There were no validation scans to learn a correction from."
+        scores += " There were no validation scans to fit a correction on."
     if far.threshold is None:
-        flag = "There were no validation scans to learn from how far is too far: no query is flagged as unfamiliar."
+        flag = "There were no validation scans to derive a threshold from, so no query is flagged as unfamiliar."
     else:
         flag = (
-            "A query that lies farther from the gallery than nearly all validation scans is flagged as unfamiliar: its "
-            f"hits deserve less trust. {far.flagged:,} of {report.queries:,} test queries "
-            f"({100 * far.flagged / max(1, report.queries):.1f} %) were flagged; by design it is about "
-            f"{100 * (1 - far.quantile):.0f} % of ordinary scans."
+            "A query that is farther from the gallery than nearly all validation scans is flagged as unfamiliar: its "
+            f"hits are less reliable. {far.flagged:,} of {report.queries:,} test queries "
+            f"({100 * far.flagged / max(1, report.queries):.1f} %) were flagged; by design, about "
+            f"{100 * (1 - far.quantile):.0f} % of ordinary scans are."
         )
     return (
-        "<h2>How far the scores can be trusted</h2>"
-        f"<p>{_text(said)}</p>"
-        + _figure(drawings.reliability, "A perfect score lies on the dotted line; above it a score is too modest, "
-                  "below it too bold. Bars: how many hits have such a score.")
+        "<h2>Reliability of the scores</h2>"
+        f"<p>{_text(scores)}</p>"
+        + _figure(drawings.reliability, "A perfectly calibrated score lies on the dotted line. Above the line scores "
+                  "are too low, below it too high. The bars count the hits with such a score.")
         + f"<h3>Unfamiliar queries</h3><p>{_text(flag)}</p>"
         + _figure(drawings.distance, "Squared L2 distance between the embeddings of a query and its nearest hit. "
-                  "Validation queries never find their own group, test queries may where the protocol lets them.")
+                  "Validation queries never find their own group; test queries may, if the protocol allows it.")
     )  # fmt: skip
 
 
@@ -262,32 +263,34 @@ def _details(report: Report, drawings: Drawings, versions: Sequence[tuple[str, s
     facts = [
         ("recall@50 of the index against exact search", f"{100 * report.index_recall_at_50:.1f} %"),
         ("epochs of the encoder", f"{report.encoder_epochs}"),
-        ("hits masked as the query's own", f"{report.masked_hits:,}"),
+        ("hits removed because of the query's own group or patient", f"{report.masked_hits:,}"),
         ("out-of-distribution threshold, squared L2", _number(report.out_of_distribution.threshold)),
         ("median distance of test queries, squared L2", _number(report.out_of_distribution.median_distance)),
         ("calibration: temperature, bias", "none" if platt is None else f"{platt.temperature:.3f}, {platt.bias:+.3f}"),
         *((f"{kind}", version) for kind, version in versions),
     ]
-    pinned = "".join(f"<tr><td>{_text(name)}</td><td>{_text(value)}</td></tr>" for name, value in facts)
-    nodes = "Nodes of a query graph that have the query's class (the paper's Fig. 8 and 9). Where training graphs are "
-    nodes += "easier than test graphs, the reranker learns on lists that it will not see."
+    fact_rows = "".join(f"<tr><td>{_text(name)}</td><td>{_text(value)}</td></tr>" for name, value in facts)
+    nodes = (
+        "Nodes of a query graph that have the query's class (paper Fig. 8 and 9). If training graphs are easier than "
+        "test graphs, the reranker is trained on lists unlike those it will score."
+    )
     return (
         "<h2>For engineers</h2>"
-        f'<div class="scroll"><table><caption>All queries, %; 95 % intervals below MAP and P@10</caption><tr><th>order'
-        "</th><th>MAP</th><th>MAP (full)</th><th>P@1</th><th>P@5</th><th>P@10</th><th>recall@10</th><th>recall@50</th>"
-        f"</tr>{orders}</table></div>"
-        "<p>MAP divides by the relevant hits among the listed ones, MAP (full) by those that the gallery could have "
-        "given, at most the depth of the list. Recall divides by all relevant scans of the gallery. P@1 is also hit@1."
-        "</p>"
-        f"<table><caption>Reranked less ANN order, points; paired bootstrap over groups, {report.bootstrap:,} resamples"
-        f"</caption><tr><th>metric</th><th>change</th><th>95 % interval</th></tr>{gains}</table>"
-        + (_figure(drawings.map, "t-SNE of embeddings, started from their principal components. Distances between far "
-                   "clusters mean nothing.") if drawings.map else "")
+        '<div class="scroll"><table><caption>All queries, %; 95 % intervals below MAP, MAP (full) and P@10</caption>'
+        "<tr><th>order</th><th>MAP</th><th>MAP (full)</th><th>P@1</th><th>P@5</th><th>P@10</th><th>recall@10</th>"
+        f"<th>recall@50</th></tr>{orders}</table></div>"
+        "<p>MAP divides by the number of relevant hits in the list, MAP (full) by the number of relevant scans that "
+        "the query can find in the gallery, at most the length of the list. Recall divides by all relevant scans that "
+        "the query can find. P@1 equals hit@1.</p>"
+        f"<table><caption>Reranked minus ANN order, points; paired bootstrap over groups, {report.bootstrap:,} "
+        f"resamples</caption><tr><th>metric</th><th>change</th><th>95 % interval</th></tr>{gains}</table>"
+        + (_figure(drawings.map, "t-SNE of the embeddings, initialised with their principal components. Distances "
+                   "between distant clusters have no meaning.") if drawings.map else "")
         + _figure(drawings.nodes, nodes)
         + (_figure(drawings.curves, "Loss on the training part, MAP on the validation part. "
-                   "The dotted line is the epoch that was kept.")
+                   "The dotted line marks the epoch whose weights are kept.")
            if drawings.curves else "")
-        + f'<div class="scroll"><table><caption>Facts and versions</caption>{pinned}</table></div>'
+        + f'<div class="scroll"><table><caption>Facts and versions</caption>{fact_rows}</table></div>'
     )  # fmt: skip
 
 
@@ -299,8 +302,8 @@ def _cells(figures: ClassFigures) -> str:
         (figures.recall_at_10, None), (figures.recall_at_50, None),
     )  # fmt: skip
     return "".join(
-        f"<td>{100 * mean:.1f}" + (f'<br><span class="faint">{_bounds(one)}</span>' if one else "") + "</td>"
-        for mean, one in values
+        f"<td>{100 * mean:.1f}" + (f'<br><span class="faint">{_bounds(interval)}</span>' if interval else "") + "</td>"
+        for mean, interval in values
     )
 
 
@@ -308,7 +311,8 @@ def _figure(drawing: Drawing, caption: str) -> str:
     light, dark = (_uri("image/svg+xml", data) for data in (drawing.light, drawing.dark))
     return (
         f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img alt="{_text(drawing.says)}" src="{light}"></picture><figcaption>{_text(caption)}</figcaption></figure>'
+        f'<img alt="{_text(drawing.description)}" src="{light}"></picture>'
+        f"<figcaption>{_text(caption)}</figcaption></figure>"
     )
 
 
@@ -320,7 +324,7 @@ def _bounds(bounds: Interval) -> str:
     return f"{100 * bounds.low:.1f} to {100 * bounds.high:.1f}"
 
 
-def _tens(bounds: Interval) -> str:
+def _out_of_ten(bounds: Interval) -> str:
     return f"{10 * bounds.low:.1f} to {10 * bounds.high:.1f}"
 
 

@@ -1,4 +1,4 @@
-"""The tables of a report as Markdown."""
+"""Render the tables of a report as Markdown."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from mrcg.metrics.report import ClassFigures, Report
 
 
 def tables_markdown(report: Report) -> str:
-    """The report as Markdown tables, percentages with one decimal, 95 % intervals in brackets."""
+    """Return the report as Markdown tables: percentages with one decimal, 95 % intervals in brackets."""
     lines = [
         f"Protocol `{report.protocol}`: {report.queries} queries, gallery of {report.gallery}; "
         f"{report.leaking_queries} queries have a near-duplicate in the gallery. {report.caveat}",
@@ -26,29 +26,29 @@ def tables_markdown(report: Report) -> str:
     for label, ann in report.ann.per_class.items():
         after = report.reranked.per_class[label]
         cells = (
-            _with(ann.map, ann.intervals.map),
-            _with(after.map, after.intervals.map),
-            _with(ann.precision_at_10, ann.intervals.precision_at_10),
-            _with(after.precision_at_10, after.intervals.precision_at_10),
+            _with_interval(ann.map, ann.intervals.map),
+            _with_interval(after.map, after.intervals.map),
+            _with_interval(ann.precision_at_10, ann.intervals.precision_at_10),
+            _with_interval(after.precision_at_10, after.intervals.precision_at_10),
         )
-        lines.append(f"| {_plain(label)} | {ann.queries} | {' | '.join(cells)} |")
+        lines.append(f"| {_cell_text(label)} | {ann.queries} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def _row(name: str, figures: ClassFigures) -> str:
     cells = (
-        _with(figures.map, figures.intervals.map),
-        _with(figures.map_full, figures.intervals.map_full),
+        _with_interval(figures.map, figures.intervals.map),
+        _with_interval(figures.map_full, figures.intervals.map_full),
         f"{100 * figures.precision_at_1:.1f}",
         f"{100 * figures.precision_at_5:.1f}",
-        _with(figures.precision_at_10, figures.intervals.precision_at_10),
+        _with_interval(figures.precision_at_10, figures.intervals.precision_at_10),
         f"{100 * figures.recall_at_10:.1f}",
         f"{100 * figures.recall_at_50:.1f}",
     )
     return f"| {name} | {' | '.join(cells)} |"
 
 
-def _with(mean: float, bounds: Interval) -> str:
+def _with_interval(mean: float, bounds: Interval) -> str:
     return f"{100 * mean:.1f} [{100 * bounds.low:.1f}, {100 * bounds.high:.1f}]"
 
 
@@ -56,6 +56,6 @@ def _gain(gain: Gain) -> str:
     return f"{100 * gain.mean:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
 
 
-def _plain(label: str) -> str:
-    """A class name in a cell: a bar or a line break would end it."""
+def _cell_text(label: str) -> str:
+    """Return a class name for a table cell, where a pipe or a line break would end the cell."""
     return " ".join(label.replace("|", "\\|").split())

@@ -1,4 +1,7 @@
-"""Who a query must not be credited for finding: itself in another shape (DESIGN §3, protocol ``dedup``)."""
+"""Masking of hits that do not count under protocol ``dedup``: those of the query's own group or patient.
+
+The protocols are described in docs/method.md#protocols.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,8 @@ Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Owners:
-    """Class, group and patient of each scan of a corpus; class and patient None where they are not known."""
+class ScanAttributes:
+    """Label, group and patient of each scan of a corpus; an unknown label or patient is None."""
 
     labels: Sequence[str | None]
     groups: Sequence[str]
@@ -25,17 +28,17 @@ class Owners:
 
 
 def masks_own(protocol: str) -> bool:
-    """Whether hits of the query's own group or patient leave the lists."""
+    """Return whether a protocol removes hits of the query's own group or patient from the lists."""
     return protocol == "dedup"
 
 
-def without_own(graphs: GraphTable, owners: Owners) -> tuple[GraphTable, int]:
-    """Neighbour lists without hits of the query's own group or patient, and how many those were.
+def mask_own_hits(graphs: GraphTable, scans: ScanAttributes) -> tuple[GraphTable, int]:
+    """Remove hits of the query's own group or patient; return the lists and the number of removed hits.
 
-    They leave the list and what is behind them moves up: such a hit is neither right nor wrong. Freed
-    places become pads (row -1, distance infinite). An unknown patient is nobody's own.
+    Such a hit is neither right nor wrong: it is removed, and the hits behind it move up. The list is padded at the end
+    (row -1, infinite distance). Two scans with unknown patients do not count as the same patient.
     """
-    group, patient = _codes(owners.groups), _codes(owners.patients)
+    group, patient = _codes(scans.groups), _codes(scans.patients)
     rows_qn, queries_q1 = graphs.neighbours_qn, graphs.queries[:, None]
     own = (group[rows_qn] == group[queries_q1]) | (
         (patient[rows_qn] == patient[queries_q1]) & (patient[queries_q1] >= 0)
@@ -51,15 +54,22 @@ def without_own(graphs: GraphTable, owners: Owners) -> tuple[GraphTable, int]:
     return table, int(own.sum())
 
 
-def reachable(queries: Codes, gallery: Flags, owners: Owners, mask_own: bool) -> Codes:
-    """(q,) scans of each query's class in the gallery; with ``mask_own`` without its own group and patient."""
+def reachable(queries: Codes, gallery: Flags, scans: ScanAttributes, mask_own: bool) -> Codes:
+    """Return how many gallery scans of its own class each query may find, (q,); 0 for a query without a label.
+
+    Args:
+        queries: (q,) rows of the corpus.
+        gallery: (n,) whether each row of the corpus is in the gallery.
+        scans: attributes of each row of the corpus.
+        mask_own: leave out scans of the query's own group or patient.
+    """
     rows = np.flatnonzero(gallery).tolist()
-    labels, groups, patients = owners.labels, owners.groups, owners.patients
+    labels, groups, patients = scans.labels, scans.groups, scans.patients
     of_class = Counter(labels[r] for r in rows)
     by_group = Counter((labels[r], groups[r]) for r in rows)
     by_patient = Counter((labels[r], patients[r]) for r in rows if patients[r] is not None)
     by_both = Counter((labels[r], groups[r], patients[r]) for r in rows if patients[r] is not None)
-    found = []
+    counts = []
     for q in queries.tolist():
         count = of_class[labels[q]] if labels[q] is not None else 0
         if mask_own and count:
@@ -67,18 +77,18 @@ def reachable(queries: Codes, gallery: Flags, owners: Owners, mask_own: bool) ->
             if patients[q] is not None:
                 own += by_patient[labels[q], patients[q]] - by_both[labels[q], groups[q], patients[q]]
             count -= own
-        found.append(count)
-    return np.array(found, dtype=np.int64)
+        counts.append(count)
+    return np.array(counts, dtype=np.int64)
 
 
-def shared_with(queries: Flags, gallery: Flags, names: Sequence[str | None]) -> int:
-    """How many query scans have a name (group, cluster, patient) that a gallery scan has too; None is no name."""
+def count_shared(queries: Flags, gallery: Flags, names: Sequence[str | None]) -> int:
+    """Count the query scans that share a name (group, cluster, patient) with a gallery scan; None is no name."""
     codes = _codes(names)
     known = codes >= 0
     return int(np.isin(codes[queries & known], codes[gallery & known]).sum())
 
 
 def _codes(names: Sequence[str | None]) -> Codes:
-    """Integers that are equal where names are; -1 for None."""
+    """Return integers that are equal where the names are equal; -1 for None."""
     known = {name: code for code, name in enumerate(dict.fromkeys(name for name in names if name is not None))}
     return np.array([-1 if name is None else known[name] for name in names], dtype=np.int64)

@@ -1,4 +1,4 @@
-"""The six systems of the paper's comparison: what each sets, and the tables of what they reached (DESIGN §3)."""
+"""The six systems that the paper compares: their settings and result tables (docs/method.md#baselines)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pydantic import BaseModel, ConfigDict
 
 from mrcg.config.settings import Config
 
-#: Epochs that a figure of the tables is the mean of, counted from the end (DESIGN §3).
+#: Number of last epochs that each figure of the tables is averaged over (docs/method.md#the-paper).
 LAST_EPOCHS = 10
-#: Margins on squared L2 that the Siamese network is tried with on the validation part; the paper names none.
+#: Margins on squared L2 tried for the Siamese network on the validation part; the paper does not state one.
 MARGINS = (2.0, 10.0, 50.0)
 
-#: MAP in percent as the paper's abstract states it. The figures of its other systems are in tables that we do not have.
+#: MAP in percent from the abstract of the paper. Its figures for the other systems are not available to us.
 PUBLISHED: Mapping[str, Mapping[str, float]] = {"mrcg": {"CE-MRI": 88.64, "Kaggle": 86.59}}
 DATASETS = ("CE-MRI", "Kaggle")
-#: The file of a version of kind ``trials``.
+#: File name in a version of kind ``trials``.
 TRIAL = "trial.json"
 
 
@@ -26,7 +26,7 @@ TRIAL = "trial.json"
 class System:
     """One row of the paper's tables.
 
-    ``reranker`` is a value of ``reranker.model``, None where the ANN order itself is measured.
+    ``reranker`` is a value of ``reranker.model``; None measures the ANN order.
     """
 
     name: str
@@ -38,38 +38,45 @@ class System:
     hidden: int | None = None
 
     def configure(self, config: Config, margin: float) -> Config:
-        """A recipe's settings with those of this system in their place.
+        """Apply the settings of this system to a recipe.
 
         Args:
-            config: of the recipe: backbone, epochs, batches and sampling are the same for all systems.
-            margin: of the Siamese network; that of a triplet network is the recipe's.
+            config: settings of the recipe; backbone, epochs, batches and sampling are the same for all systems.
+            margin: margin of the Siamese network; a triplet network uses the margin of the recipe.
         """
         config = as_published(config)
         encoder, reranker = config.encoder, config.reranker
         if self.siamese:
             encoder = siamese(config, margin).encoder
-            # Its own row embeds the gallery anew with each of the last epochs; the others share the training.
+            # Snapshots: the row of the Siamese network alone embeds the gallery again with each of the last epochs.
+            # All rows with a Siamese network set them, so that they share one training.
             encoder = encoder.model_copy(update={"snapshots": min(LAST_EPOCHS, encoder.epochs), "patience": 0})
         if self.reranker is not None:
-            mine = {
+            update = {
                 "model": self.reranker,
                 "learning_rate": self.learning_rate,
                 "weight_decay_first": self.weight_decay_first,
                 "hidden": self.hidden or reranker.hidden,
                 "snapshots": min(LAST_EPOCHS, reranker.epochs),
             }
-            reranker = reranker.model_copy(update=mine)
+            reranker = reranker.model_copy(update=update)
         return config.model_copy(update={"encoder": encoder, "reranker": reranker})
 
 
 def as_published(config: Config) -> Config:
-    """A recipe's settings with what goes beyond the paper off, as in all rows of its tables."""
+    """Turn off the reranker settings that go beyond the paper, as in all rows of its tables."""
     update = {"graphs": "train", "features": ("difference",), "scale": False, "loss": "focal"}
     return config.model_copy(update={"reranker": config.reranker.model_copy(update=update)})
 
 
 def siamese(config: Config, margin: float, epochs: int | None = None) -> Config:
-    """A recipe with the Siamese network as its encoder: contrastive loss, λ = 0, learning rate 5e-4 (paper §IV)."""
+    """Use the Siamese network as the encoder: contrastive loss, λ = 0, learning rate 5e-4 (paper §IV).
+
+    Args:
+        config: settings of the recipe.
+        margin: margin of the contrastive loss, on squared L2.
+        epochs: training epochs; None uses those of the recipe.
+    """
     update = {
         "loss": "contrastive",
         "classification_weight": 0.0,
@@ -80,7 +87,7 @@ def siamese(config: Config, margin: float, epochs: int | None = None) -> Config:
     return config.model_copy(update={"encoder": config.encoder.model_copy(update=update)})
 
 
-#: In the order of the tables. A head of GAT is 64 wide, else its three layers would be ten times the others.
+#: In the order of the tables. GAT heads are 64 wide: 256 would give it ten times the weights of the other systems.
 SYSTEMS: Mapping[str, System] = {
     system.name: system
     for system in (
@@ -110,7 +117,7 @@ class TrialEpoch(_Frozen):
 
 
 class Trial(_Frozen):
-    """Content of ``trial.json``: one system over its last epochs."""
+    """Content of ``trial.json``: the figures of one system over its last epochs."""
 
     protocol: str
     queries: int
@@ -119,7 +126,7 @@ class Trial(_Frozen):
 
 
 class Row(_Frozen):
-    """One line of the tables."""
+    """One row of the tables."""
 
     system: str
     margin: float | None
@@ -129,7 +136,7 @@ class Row(_Frozen):
 
 
 class Reproduction(_Frozen):
-    """What ``mrcg reproduce`` found; ``recipe`` and ``settings`` say with what."""
+    """Results of ``mrcg reproduce`` with a ``recipe`` and overrides (``settings``)."""
 
     recipe: str
     settings: tuple[str, ...]
@@ -145,24 +152,25 @@ _COLUMNS: Mapping[str, str] = {
 }
 
 
-def reproduction_markdown(found: Reproduction) -> str:
-    """The tables, percentages with one decimal, mean ± standard deviation over the last epochs."""
-    first = found.rows[0].trial
+def reproduction_markdown(reproduction: Reproduction) -> str:
+    """Return the tables: percentages with one decimal, mean ± standard deviation over the last epochs."""
+    first = reproduction.rows[0].trial
     lines = [
-        f"Protocol `{first.protocol}`, recipe `{found.recipe}`: {first.queries} queries, gallery of {first.gallery}. "
-        f"Mean ± standard deviation over the last epochs of one training; the paper's figures are for its own split.",
+        f"Protocol `{first.protocol}`, recipe `{reproduction.recipe}`: {first.queries} queries, "
+        f"gallery of {first.gallery}. Mean ± standard deviation over the last epochs of one training; "
+        "the paper's figures are for its own split.",
         "",
         f"| system | epochs, CNN | epochs, GNN | {' | '.join(_COLUMNS.values())} "
         f"| {' | '.join(f'paper, {name}: MAP' for name in DATASETS)} |",
         f"| --- | ---: | ---: | {' | '.join('---:' for _ in (*_COLUMNS, *DATASETS))} |",
     ]
-    for row in found.rows:
+    for row in reproduction.rows:
         gnn = "–" if row.reranker_epochs is None else str(row.reranker_epochs)
         figures = [_mean([getattr(epoch, name) for epoch in row.trial.epochs]) for name in _COLUMNS]
         published = [_published(row.system, name) for name in DATASETS]
         title = SYSTEMS[row.system].title
         lines.append(f"| {title} | {row.encoder_epochs} | {gnn} | {' | '.join([*figures, *published])} |")
-    margins = {row.margin for row in found.rows if row.margin is not None}
+    margins = {row.margin for row in reproduction.rows if row.margin is not None}
     if margins:
         tried = ", ".join(f"{margin:g}" for margin in MARGINS)
         chosen = ", ".join(f"{margin:g}" for margin in sorted(margins))

@@ -1,4 +1,4 @@
-"""Which queries the retrieval picture shows, and their hits (the paper's Fig. 6 and 7)."""
+"""The retrieval picture: some test queries and their first hits, like paper Fig. 6 and 7."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def retrieval_panels(
     count: int,
     figures: str,
 ) -> bytes:
-    """PNG of some test queries with their first ten hits.
+    """Return a PNG of some test queries with their first ten hits.
 
     Args:
-        corpus: where the pixels are.
+        corpus: corpus with the pixels and labels.
         test: neighbour lists of the test queries.
-        order: (q, n) ranks of the lists, best first.
-        scores: (q, n) of the nodes, in ANN order.
-        count: queries shown at most.
-        figures: what the title says after the number of queries.
+        order: (q, n) ANN ranks in reranked order, best first.
+        scores: (q, n) scores of the nodes, in ANN order.
+        count: maximum number of queries.
+        figures: text that the title shows after the number of queries.
     """
     chosen = chosen_queries(corpus, test, count)
     ranks = {q: [r for r in order[q].tolist() if test.neighbours_qn[q, r] >= 0][:HITS_SHOWN] for q in chosen}
@@ -55,7 +55,7 @@ def retrieval_panels(
 
 
 def chosen_queries(corpus: Corpus, test: GraphTable, count: int) -> list[int]:
-    """Queries for the picture: classes in turn, drawn by id and not by how well they did."""
+    """Choose queries for the picture, taking classes in turn; the draw depends on ids, not on the results."""
     ids = corpus.scans["image_id"]
     by_class: dict[str, list[int]] = {}
     for q in sorted(range(len(test)), key=lambda q: draw(0, "picture", ids[int(test.queries[q])].as_py())):

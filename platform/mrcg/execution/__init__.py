@@ -1,1 +1,1 @@
-"""Where work runs: in this process or on a cluster (`executor`), or in a limited child process (`sandbox`)."""
+"""Where work runs: in this process or on a cluster (`executor`), or in a memory-limited child process (`sandbox`)."""

@@ -1,7 +1,7 @@
-"""Many hands: work in equal pieces, done here one after the other, or on a cluster at once.
+"""Executors: map a function over items, in this process or in parallel on a cluster.
 
-The library says what the pieces are and what each needs; the shell says who does them. So the same build runs in a
-notebook, in a test and on Ray.
+The library defines the items and the resources that each needs; the caller chooses the executor. So the same build
+runs in a notebook, in a test and on Ray.
 """
 
 from __future__ import annotations
@@ -19,41 +19,42 @@ Result = TypeVar("Result")
 
 
 class Progress(Protocol):
-    """Told how far a stage is."""
+    """A callback that receives the progress of a stage."""
 
     def __call__(self, done: float, total: float, note: str = "") -> None:
-        """``done`` of ``total`` units; a short note beside it."""
+        """Report that ``done`` of ``total`` units are finished, with an optional short note."""
         ...
 
 
 def silent(done: float, total: float, note: str = "") -> None:
-    """Shows nothing."""
+    """Ignore progress: the callback that shows nothing."""
 
 
 class Executor(Protocol):
-    """Does pieces of work."""
+    """Maps a function over items."""
 
     def map(
         self, work: Callable[[Item], Result], items: Sequence[Item], bytes_each: int = 0, gpus_each: int = 0
     ) -> Iterator[Result]:
-        """The results in the order of the items, each as soon as it and those before it are there.
+        """Yield the results in the order of the items, each as soon as it and all earlier ones are ready.
 
         Args:
-            work: a function of a module, or a frozen dataclass that can be called: it may go to another machine.
-            items: of the pieces.
-            bytes_each: memory that one piece needs; what does not fit at once waits.
-            gpus_each: GPUs that one piece needs.
+            work: a module-level function or a callable frozen dataclass. It must be picklable, because it may run on
+                another machine.
+            items: inputs, one per call of ``work``.
+            bytes_each: memory in bytes that one item needs; items that do not fit at the same time wait.
+            gpus_each: GPUs that one item needs.
         """
         ...
 
 
 class LocalExecutor:
-    """Does the pieces in this process, one after the other."""
+    """Runs the items one after the other in this process."""
 
     def map(
         self, work: Callable[[Item], Result], items: Sequence[Item], bytes_each: int = 0, gpus_each: int = 0
     ) -> Iterator[Result]:
-        """The results in order."""
+        """Yield the results in order; each item is computed when its result is requested."""
         for item in items:
             result = work(item)
             release_memory()
@@ -61,9 +62,10 @@ class LocalExecutor:
 
 
 def release_memory() -> None:
-    """Return memory that a piece no longer needs to the system: the next piece may be another process'.
+    """Return the memory that a finished item has freed to the operating system, so that other processes can use it.
 
-    The allocators keep it otherwise: after a part with its thousands of inverted lists, as much as the part was large.
+    Otherwise the allocators keep it: after one index part with its thousands of inverted lists, they hold as much
+    memory as the part was large.
     """
     pa.default_memory_pool().release_unused()
     if trim := _trim():
@@ -72,5 +74,5 @@ def release_memory() -> None:
 
 @functools.cache
 def _trim() -> Callable[[int], object] | None:
-    """``malloc_trim``; None where the C library has none (only glibc does)."""
+    """Return ``malloc_trim`` of the C library; None if it has none (only glibc has it)."""
     return getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None

@@ -1,4 +1,4 @@
-"""Child processes with a memory limit, for work that a damaged file may crash."""
+"""Child processes with a memory limit, for work that a damaged file can crash."""
 
 from __future__ import annotations
 
@@ -13,39 +13,51 @@ from typing import Any
 
 from mrcg.errors import MrcgError
 
-#: How long a new child may take to import what it needs, on a busy machine.
+#: Seconds within which a new child must have imported its modules; generous, for a busy machine.
 START_SECONDS = 60.0
 
 
-def start_child(module: str, *first: Any) -> tuple[subprocess.Popen[bytes], Connection]:
-    """A child that runs a module's ``serve`` on a pipe; what it is sent first, and waited for to be ready."""
-    ours, theirs = Pipe()
-    # One thread a decoder: the machine's cores are shared out among readers already.
+def start_child(module: str, *setup: Any) -> tuple[subprocess.Popen[bytes], Connection]:
+    """Start a child process that runs ``module`` as a script on one end of a pipe, and wait until it is ready.
+
+    Args:
+        module: run by ``python -m`` with the file descriptor of its end of the pipe as argument.
+        setup: objects that are sent to the child first; it answers with one message when it is ready.
+
+    Returns:
+        The child and the parent's end of the pipe.
+
+    Raises:
+        RuntimeError: the child ended or was not ready within ``START_SECONDS``.
+    """
+    parent_end, child_end = Pipe()
+    # One thread per decoder: the readers already share out the cores of the machine.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     child = subprocess.Popen(
-        [sys.executable, "-m", module, str(theirs.fileno())],
-        pass_fds=[theirs.fileno()],
+        [sys.executable, "-m", module, str(child_end.fileno())],
+        pass_fds=[child_end.fileno()],
         env=environment,
         stdin=subprocess.DEVNULL,
-        # Decoders write what they find in headers to stderr: names of people would get into logs.
+        # Decoders write header contents to stderr, which would put patient names into logs.
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    theirs.close()
+    child_end.close()
     try:
-        for one in first:
-            ours.send(one)
-        if not ours.poll(START_SECONDS):
-            raise TimeoutError(f"it took longer than {START_SECONDS:g} s")
-        ours.recv()
+        for message in setup:
+            parent_end.send(message)
+        if not parent_end.poll(START_SECONDS):
+            raise TimeoutError(f"not ready after {START_SECONDS:g} s")
+        parent_end.recv()
     except (EOFError, OSError) as error:
-        end_child(child, ours)
-        raise RuntimeError(f"the process that reads files did not start: {error}") from error
-    return child, ours
+        end_child(child, parent_end)
+        problem = str(error) or "it exited before it was ready"
+        raise RuntimeError(f"the file reader process ({module}) did not start: {problem}") from error
+    return child, parent_end
 
 
 def end_child(child: subprocess.Popen[bytes] | None, pipe: Connection | None) -> None:
-    """Kill a child and close its pipe."""
+    """Kill a child process, wait for its end and close its pipe; None is ignored."""
     if pipe is not None:
         pipe.close()
     if child is not None:
@@ -54,24 +66,28 @@ def end_child(child: subprocess.Popen[bytes] | None, pipe: Connection | None) ->
 
 
 def without_cause(error: MrcgError) -> MrcgError:
-    """An error without what led to it: that may quote a header, and cannot always cross a pipe."""
+    """Strip cause, context and traceback from an error: they can quote a header, and do not always pickle."""
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)
 
 
 def limit_process(memory: int) -> None:
-    """Limit this process' memory and bind its life to the parent's, where the system can."""
+    """Limit the memory of this process (where the system can), and end the process when its parent is gone.
+
+    Args:
+        memory: bytes of data segment (``RLIMIT_DATA``); core dumps are switched off.
+    """
     with contextlib.suppress(ImportError):
         import resource
 
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # Between files the pipe tells that the parent is gone; this is for a decoder that hangs. Not PR_SET_PDEATHSIG:
-    # that follows the thread which started the child, and threads of a pool come and go.
-    threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
+    # Between files a closed pipe shows that the parent is gone; this thread covers a decoder that hangs. Not
+    # PR_SET_PDEATHSIG: it fires when the thread that started the child ends, and threads of a pool come and go.
+    threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
 
 
-def _die_with(parent: int) -> None:
+def _exit_with_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1.0)
     os._exit(1)

@@ -1,1 +1,1 @@
-"""Reading scans: bytes in, checked grey pixels out; near-duplicates; phantoms. No Ray, no torch."""
+"""Readers that turn file bytes into checked grey slices, near-duplicate search, and phantoms. No Ray, no torch."""

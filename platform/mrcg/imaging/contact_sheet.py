@@ -1,4 +1,4 @@
-"""Pictures of retrieval like the paper's Fig. 6: the query on the left, its hits, wrong ones framed red."""
+"""Retrieval pictures like paper Fig. 6: the query on the left, then its hits; irrelevant hits have a red frame."""
 
 from __future__ import annotations
 
@@ -12,13 +12,20 @@ from mrcg.imaging.slices import Grey
 
 TILE, GAP, CAPTION, FRAME = 112, 8, 34, 3
 EMPTY = "#eef2f5"
-INK, PAPER, FAINT = "#1b2733", "#ffffff", "#66757f"
-RIGHT, WRONG, NEUTRAL = "#009e73", "#d55e00", "#8aa0b2"  # Okabe and Ito: the colour-blind tell them apart
+TEXT, BACKGROUND, MUTED = "#1b2733", "#ffffff", "#66757f"
+RIGHT, WRONG, NEUTRAL = "#009e73", "#d55e00", "#8aa0b2"  # Okabe-Ito palette: safe for colour-blind readers
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture with its caption; ``relevant`` None draws a neutral frame."""
+    """One image with its caption.
+
+    Attributes:
+        pixels: grey pixels, scaled down to fit the tile; None draws an empty tile.
+        caption: first line below the tile.
+        note: second, smaller line.
+        relevant: colour of the frame, ``RIGHT`` or ``WRONG``; None draws a neutral frame.
+    """
 
     pixels: Grey | None
     caption: str
@@ -35,21 +42,21 @@ class PanelRow:
 
 
 def retrieval_picture(rows: Sequence[PanelRow], title: str) -> bytes:
-    """PNG bytes of the rows below a title."""
+    """Draw the rows below a title and return the picture as PNG bytes. There must be at least one row."""
     columns = max(len(row.hits) for row in rows)
     step = TILE + GAP
     width = 2 * GAP + step + 2 * GAP + columns * step
     header = 40
-    canvas = Image.new("RGB", (width, header + len(rows) * (TILE + CAPTION + GAP) + GAP), PAPER)
+    canvas = Image.new("RGB", (width, header + len(rows) * (TILE + CAPTION + GAP) + GAP), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
-    draw.text((2 * GAP, 10), title, INK, font=ImageFont.load_default(16))
+    draw.text((2 * GAP, 10), title, TEXT, font=ImageFont.load_default(16))
     line_x = 2 * GAP + step + GAP // 2
-    draw.line((line_x, header, line_x, canvas.height - GAP), FAINT)
+    draw.line((line_x, header, line_x, canvas.height - GAP), MUTED)
     for number, row in enumerate(rows):
         top = header + number * (TILE + CAPTION + GAP)
         _draw_panel(canvas, draw, 2 * GAP, top, row.query)
-        for place, hit in enumerate(row.hits):
-            _draw_panel(canvas, draw, 4 * GAP + step + place * step, top, hit)
+        for rank, hit in enumerate(row.hits):
+            _draw_panel(canvas, draw, 4 * GAP + step + rank * step, top, hit)
     out = io.BytesIO()
     canvas.save(out, "PNG", optimize=True)
     return out.getvalue()
@@ -58,7 +65,7 @@ def retrieval_picture(rows: Sequence[PanelRow], title: str) -> bytes:
 def _draw_panel(canvas: Image.Image, draw: ImageDraw.ImageDraw, left: int, top: int, panel: Panel) -> None:
     if panel.pixels is None:
         draw.rectangle((left, top, left + TILE - 1, top + TILE - 1), EMPTY)
-        _draw_words(draw, left, top, panel)
+        _draw_caption(draw, left, top, panel)
         return
     colour = NEUTRAL if panel.relevant is None else RIGHT if panel.relevant else WRONG
     draw.rectangle((left - FRAME, top - FRAME, left + TILE + FRAME - 1, top + TILE + FRAME - 1), colour)
@@ -66,15 +73,16 @@ def _draw_panel(canvas: Image.Image, draw: ImageDraw.ImageDraw, left: int, top: 
     image = Image.fromarray(panel.pixels)
     image.thumbnail((TILE, TILE), Image.Resampling.LANCZOS)
     canvas.paste(image, (left + (TILE - image.width) // 2, top + (TILE - image.height) // 2))
-    _draw_words(draw, left, top, panel)
+    _draw_caption(draw, left, top, panel)
 
 
-def _draw_words(draw: ImageDraw.ImageDraw, left: int, top: int, panel: Panel) -> None:
-    draw.text((left, top + TILE + FRAME + 1), _fit(draw, panel.caption, 12), INK, font=ImageFont.load_default(12))
-    draw.text((left, top + TILE + FRAME + 16), _fit(draw, panel.note, 10), FAINT, font=ImageFont.load_default(10))
+def _draw_caption(draw: ImageDraw.ImageDraw, left: int, top: int, panel: Panel) -> None:
+    draw.text((left, top + TILE + FRAME + 1), _fit(draw, panel.caption, 12), TEXT, font=ImageFont.load_default(12))
+    draw.text((left, top + TILE + FRAME + 16), _fit(draw, panel.note, 10), MUTED, font=ImageFont.load_default(10))
 
 
 def _fit(draw: ImageDraw.ImageDraw, text: str, size: int) -> str:
+    """Shorten a text with an ellipsis until it fits the width of a tile."""
     font = ImageFont.load_default(size)
     if draw.textlength(text, font) <= TILE:
         return text

@@ -1,9 +1,9 @@
-"""Reads files in a process of its own: what a damaged file breaks there is that file's quarantine row.
+"""Read files in a child process, so that a damaged file costs only its own quarantine row.
 
-Decoders in C can crash, hang or take all memory on files that were damaged or made to do so. The child
-has a memory limit, the parent a clock; a child that dies or is late is replaced, and the file is refused.
+Decoders written in C can crash, hang or use all memory on damaged or malicious files. The child has a memory limit and
+the parent a timeout. A child that dies or takes too long is replaced, and the file is refused.
 
-This holds against damage, not against an attacker who takes the child over: what comes back is unpickled.
+This protects against damaged files, not against an attacker who takes over the child: the parent unpickles its answers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,13 @@ from mrcg.imaging.slices import Reading
 
 
 class IsolatedReader:
-    """A reader in a child process. A context manager; not for use by two threads at once."""
+    """Reads files in a child process. Use it as a context manager; it is not thread-safe.
+
+    Args:
+        settings: of the readers.
+        seconds: timeout for one file.
+        memory_bytes: memory limit of the child.
+    """
 
     def __init__(self, settings: ReadSettings, seconds: float, memory_bytes: int) -> None:
         self._settings = settings
@@ -43,30 +49,32 @@ class IsolatedReader:
         self.close()
 
     def read(self, data: bytes) -> Reading:
-        """The slices of a file, as ``readers.read``.
+        """Return the slices of a file, like ``readers.read``.
 
         Raises:
             ImageError: crashed, timeout, too_much_memory, or a reason of a reader.
+            MissingExtraError: the library for the format is not installed.
+            RuntimeError: the child process did not start.
         """
         if self._child is not None and self._child.poll() is not None:
-            self.close()  # something else ended it: no fault of this file
+            self.close()  # the child ended between two files, so this file is not the cause
         pipe = self._pipe or self._start()
         try:
             pipe.send_bytes(data)
             if not pipe.poll(self._seconds):
                 self.close()
-                raise ImageError("timeout", f"not decoded in {self._seconds:g} s")
+                raise ImageError("timeout", f"decoding took longer than the limit of {self._seconds:g} s")
             answer = pipe.recv()
         except (EOFError, OSError) as error:
             self.close()
-            raise ImageError("crashed", "the decoder crashed on it") from error
+            raise ImageError("crashed", "the decoder process crashed on this file") from error
         if isinstance(answer, Exception):
             raise answer
         assert isinstance(answer, Reading)
         return answer
 
     def close(self) -> None:
-        """End the child; a later read starts another."""
+        """End the child process; a later read starts a new one."""
         end_child(self._child, self._pipe)
         self._child = self._pipe = None
 
@@ -75,23 +83,27 @@ class IsolatedReader:
         return self._pipe
 
 
-def decoding(settings: ReadSettings) -> Callable[[bytes], Reading]:
-    """``readers.read`` for a process with a memory limit: reaching it refuses the file."""
+def make_decoder(settings: ReadSettings) -> Callable[[bytes], Reading]:
+    """Return ``readers.read`` for a process with a memory limit: a file that exceeds the limit is refused.
+
+    The returned function raises ImageError with the reason too_much_memory, unreadable (nested too deeply), or a reason
+    of a reader.
+    """
 
     def decode(data: bytes) -> Reading:
         try:
             return read(data, settings)
         except MemoryError as error:
-            raise ImageError("too_much_memory", "decoding takes more memory than ingest.reader_bytes") from error
+            raise ImageError("too_much_memory", "decoding needs more memory than ingest.reader_bytes allows") from error
         except RecursionError as error:
-            raise ImageError("unreadable", "nested too deeply") from error
+            raise ImageError("unreadable", "its structure is nested too deeply") from error
 
     return decode
 
 
 def serve(pipe: Connection) -> None:
-    """The child: read what comes until the parent is gone."""
-    decode = decoding(pipe.recv())
+    """Run the child's loop: read each file that arrives on the pipe until the parent closes it."""
+    decode = make_decoder(pipe.recv())
     limit_process(pipe.recv())
     pipe.send("ready")
     while True:

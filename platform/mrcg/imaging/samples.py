@@ -1,4 +1,4 @@
-"""Phantoms as files of every format: sources of scans that anybody may see."""
+"""Sample sources: phantoms written as files of every supported format, free of patient data."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Patient = Sequence[Phantom]
 
 
 class SampleFormat(enum.StrEnum):
-    """Formats that phantoms are written in."""
+    """Formats in which phantoms can be written."""
 
     png = "png"
     dicom = "dicom"
@@ -39,17 +39,17 @@ class SampleFormat(enum.StrEnum):
 
 
 def write_samples(folder: Path, images: int, seed: int, kind: SampleFormat = SampleFormat.png) -> tuple[int, int]:
-    """Write phantoms, the same files for the same arguments.
+    """Write phantoms to a folder; the same arguments give the same files.
 
-    ``png``: ``<class>/patient-<p>-slice-<s>.png``. ``dicom``: a series of MR images a patient below
-    ``<class>/<patient>/<series>/``. ``nifti``: a volume a patient below ``<class>/``. ``mat``: ``1.mat``, … as CE-MRI
-    has them, three classes, with ``cvind.mat``.
+    ``png``: ``<class>/patient-<p>-slice-<s>.png``. ``dicom``: one series of MR images per patient, in
+    ``<class>/<patient>/<series>/``. ``nifti``: one volume per patient, in ``<class>/``. ``mat``: ``1.mat``, … with
+    ``cvind.mat``, laid out like CE-MRI, with its three classes.
 
-    A file that is there already with the same bytes is left alone: so its time, and with it the
-    version of a corpus made from it, does not change.
+    A file that already exists with the same bytes is not written again. So its modification time does not change, nor
+    does the version of a corpus made from it.
 
     Returns:
-        How many files there are, and how many of them were written.
+        The number of files of the sample, and how many of them were written.
 
     Raises:
         UsageError: the folder cannot be written.
@@ -65,97 +65,97 @@ def write_samples(folder: Path, images: int, seed: int, kind: SampleFormat = Sam
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
         except OSError as error:
-            raise UsageError(f"{folder} cannot be written: {error.strerror}") from error
+            raise UsageError(f"{folder} cannot be written: {error.strerror}; choose another folder") from error
         written += 1
     return files, written
 
 
 def _patients(images: int, seed: int, classes: Sequence[str] = CLASSES) -> Iterator[Patient]:
-    for _, slices in itertools.groupby(phantoms(images, seed, classes), key=lambda one: (one.label, one.patient)):
+    for _, slices in itertools.groupby(phantoms(images, seed, classes), key=lambda p: (p.label, p.patient)):
         yield list(slices)
 
 
 def _png(images: int, seed: int) -> Iterator[tuple[str, bytes]]:
-    for one in phantoms(images, seed):
+    for phantom in phantoms(images, seed):
         buffer = io.BytesIO()
-        Image.fromarray(one.pixels).save(buffer, "PNG")
-        yield f"{one.label}/patient-{one.patient:04d}-slice-{one.slice_number}.png", buffer.getvalue()
+        Image.fromarray(phantom.pixels).save(buffer, "PNG")
+        yield f"{phantom.label}/patient-{phantom.patient:04d}-slice-{phantom.slice_number}.png", buffer.getvalue()
 
 
 def _dicom(images: int, seed: int) -> Iterator[tuple[str, bytes]]:
     rle = require("pydicom.uid").RLELossless
     for patient in _patients(images, seed):
-        for one in patient:
-            dataset = _mr_image(one, seed)
-            if one.patient % 2:
+        for phantom in patient:
+            dataset = _mr_image(phantom, seed)
+            if phantom.patient % 2:
                 dataset.compress(rle, generate_instance_uid=False)
             buffer = io.BytesIO()
             dataset.save_as(buffer, enforce_file_format=True)
-            yield f"{one.label}/P{one.patient:04d}/S1/IM{one.slice_number:04d}", buffer.getvalue()
+            yield f"{phantom.label}/P{phantom.patient:04d}/S1/IM{phantom.slice_number:04d}", buffer.getvalue()
 
 
-def _mr_image(one: Phantom, seed: int) -> FileDataset:
-    """One MR image with the headers that a scanner writes; names and dates are made up."""
+def _mr_image(phantom: Phantom, seed: int) -> FileDataset:
+    """Return one MR image with the headers that a scanner writes; names and dates are invented."""
     pydicom = require("pydicom")
-    rng = np.random.default_rng(seed_of(seed, "header", one.label, one.patient))
-    who = f"{one.label}-{one.patient}-{seed}"
+    rng = np.random.default_rng(seed_of(seed, "header", phantom.label, phantom.patient))
+    patient_key = f"{phantom.label}-{phantom.patient}-{seed}"
 
     def uid(*parts: object) -> str:
-        return str(pydicom.uid.generate_uid(entropy_srcs=[who, *map(str, parts)]))
+        return str(pydicom.uid.generate_uid(entropy_srcs=[patient_key, *map(str, parts)]))
 
     meta = pydicom.dataset.FileMetaDataset()
     meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
-    meta.MediaStorageSOPInstanceUID = uid("instance", one.slice_number)
+    meta.MediaStorageSOPInstanceUID = uid("instance", phantom.slice_number)
     meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
     dataset: FileDataset = pydicom.dataset.FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     day = datetime.date(2018, 1, 1) + datetime.timedelta(days=int(rng.integers(0, 2500)))
     sequence = SEQUENCES[int(rng.integers(0, len(SEQUENCES)))]
     dataset.SOPClassUID, dataset.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
     dataset.StudyInstanceUID, dataset.SeriesInstanceUID = uid("study"), uid("series")
-    dataset.PatientName, dataset.PatientID = f"Phantom^{one.label}^{one.patient:04d}", f"PH-{who}"
+    dataset.PatientName, dataset.PatientID = f"Phantom^{phantom.label}^{phantom.patient:04d}", f"PH-{patient_key}"
     dataset.PatientBirthDate, dataset.PatientSex = "19600101", "O"
     dataset.StudyDate = dataset.SeriesDate = dataset.AcquisitionDate = day.strftime("%Y%m%d")
     dataset.AccessionNumber, dataset.InstitutionName = f"A{rng.integers(10**8)}", "Phantom Hospital"
     dataset.Modality, dataset.SeriesDescription, dataset.SeriesNumber = "MR", sequence, 1
     dataset.ImageType = ["ORIGINAL", "PRIMARY", "M"]
-    dataset.InstanceNumber = one.slice_number + 1
+    dataset.InstanceNumber = phantom.slice_number + 1
     dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-    dataset.ImagePositionPatient = [-115.0, -115.0, one.slice_number * GAP_MM]
+    dataset.ImagePositionPatient = [-115.0, -115.0, phantom.slice_number * GAP_MM]
     dataset.PixelSpacing, dataset.SliceThickness = [SPACING_MM, SPACING_MM], GAP_MM
     dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-    dataset.Rows, dataset.Columns = one.pixels.shape
+    dataset.Rows, dataset.Columns = phantom.pixels.shape
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 12, 11, 0
     dataset.WindowCenter, dataset.WindowWidth = 2040, 4080
-    dataset.PixelData = (one.pixels.astype("<u2") * 16).tobytes()
+    dataset.PixelData = (phantom.pixels.astype("<u2") * 16).tobytes()
     return dataset
 
 
 def _nifti(images: int, seed: int) -> Iterator[tuple[str, bytes]]:
     nibabel = require("nibabel")
     for patient in _patients(images, seed):
-        # Axes to the right, to the front and up, so that a reader turns the slices back as they were drawn.
-        volume = np.stack([one.pixels.T[::-1, ::-1] for one in patient], axis=2).astype(np.int16)
+        # The axes point right, to the front and up, so that the reader gets the slices as they were drawn.
+        volume = np.stack([phantom.pixels.T[::-1, ::-1] for phantom in patient], axis=2).astype(np.int16)
         affine = np.diag([SPACING_MM, SPACING_MM, GAP_MM, 1.0])
-        one = patient[0]
+        first = patient[0]
         data = nibabel.Nifti1Image(volume, affine).to_bytes()
-        yield f"{one.label}/sub-{one.patient:04d}_T1w.nii.gz", gzip.compress(data, mtime=0)
+        yield f"{first.label}/sub-{first.patient:04d}_T1w.nii.gz", gzip.compress(data, mtime=0)
 
 
 def _mat(images: int, seed: int) -> Iterator[tuple[str, bytes]]:
     numbers = {f"{name}_tumor": number for number, name in LABELS.items()}
     folds: list[int] = []
-    for place, patient in enumerate(_patients(images, seed, tuple(numbers))):
-        for one in patient:
-            folds.append(place % FOLDS + 1)
-            yield f"{len(folds)}.mat", _cjdata(one, numbers[one.label], f"PH{place:05d}")
+    for index, patient in enumerate(_patients(images, seed, tuple(numbers))):
+        for phantom in patient:
+            folds.append(index % FOLDS + 1)
+            yield f"{len(folds)}.mat", _cjdata(phantom, numbers[phantom.label], f"PH{index:05d}")
     yield "cvind.mat", _matlab73({"cvind": np.array([folds], dtype=np.float64)})
 
 
-def _cjdata(one: Phantom, label: int, patient: str) -> bytes:
+def _cjdata(phantom: Phantom, label: int, patient: str) -> bytes:
     return _matlab73(
         {
-            # MATLAB keeps columns first.
-            "cjdata/image": one.pixels.T.astype(np.int16) * 16,
+            # MATLAB stores arrays in column-major order.
+            "cjdata/image": phantom.pixels.T.astype(np.int16) * 16,
             "cjdata/label": np.array([[label]], dtype=np.float64),
             "cjdata/PID": np.array([[ord(letter)] for letter in patient], dtype=np.uint16),
         }
@@ -163,7 +163,7 @@ def _cjdata(one: Phantom, label: int, patient: str) -> bytes:
 
 
 def _matlab73(content: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]) -> bytes:
-    """A MATLAB 7.3 file: HDF5 behind 512 bytes that begin with a line of text."""
+    """Return a MATLAB 7.3 file: HDF5 after a 512-byte header that starts with a line of text."""
     buffer = io.BytesIO()
     with require("h5py").File(buffer, "w", userblock_size=512) as file:
         for name, values in content.items():

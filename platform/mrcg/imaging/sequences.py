@@ -1,4 +1,4 @@
-"""MR sequence and plane, read off what a header says of them."""
+"""MR sequence and plane of a slice, derived from header values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-PLANES = ("sagittal", "coronal", "axial")  # the axis (x, y, z) that the slices are stacked along
+PLANES = ("sagittal", "coronal", "axial")  # slices are stacked along x, y and z respectively
 SEQUENCES = ("T1", "T1c", "T2", "FLAIR")
 
 _BEFORE = r"(?:^|[^a-z0-9]|[23]d|(?<![a-z])s)"
@@ -18,24 +18,24 @@ _CONTRAST = re.compile(
     r"(?:^|[^a-z])(?:post)?(?:gd|gad\w*|dotarem|ce|post|contrast|km)(?:[^a-z]|$)|postcontrast"
     r"|\+ ?c(?![a-z])|t1\w?[ _+-]?c(?![a-z])"
 )
-_WITHOUT = re.compile(r"(?:^|[^a-z])(?:pre|without|w/?o|non?|ohne)[ _-]*(?:gd|gad|contrast|ce|km)")
+_NO_CONTRAST = re.compile(r"(?:^|[^a-z])(?:pre|without|w/?o|non?|ohne)[ _-]*(?:gd|gad|contrast|ce|km)")
 
 
 def sequence_of_text(text: str) -> str | None:
-    """T1, T1c, T2 or FLAIR as a series description or file name states it; None where it does not."""
+    """Return T1, T1c, T2 or FLAIR from a series description or file name; None if it names none of them."""
     words = text.lower()
     if _FLAIR.search(words) and not _T1.search(words):
         return "FLAIR"
     if _T1.search(words):
-        # T1 FLAIR is T1-weighted.
-        return "T1c" if _CONTRAST.search(words) and not _WITHOUT.search(words) else "T1"
+        # A T1 FLAIR is T1-weighted.
+        return "T1c" if _CONTRAST.search(words) and not _NO_CONTRAST.search(words) else "T1"
     if _T2.search(words):
         return "T2"
     return None
 
 
 def sequence_of_times(repetition: float | None, echo: float | None, inversion: float | None) -> str | None:
-    """T1, T2 or FLAIR from repetition, echo and inversion time in ms, as spin echoes at 1.5 to 3 T have them."""
+    """Return T1, T2 or FLAIR from repetition, echo and inversion time in ms of a spin echo at 1.5 to 3 T, else None."""
     if repetition is None or echo is None:
         return None
     if inversion is not None and inversion >= 1500 and echo >= 70 and repetition >= 4000:
@@ -48,17 +48,17 @@ def sequence_of_times(repetition: float | None, echo: float | None, inversion: f
 
 
 def plane_of(orientation: Sequence[float]) -> str | None:
-    """Plane nearest to a slice, from the direction cosines of its rows and columns (DICOM PS3.3 C.7.6.2.1.1).
+    """Return the plane nearest to a slice from its direction cosines (DICOM PS3.3 C.7.6.2.1.1); None if invalid.
 
     Args:
-        orientation: six numbers, row direction and column direction.
+        orientation: six numbers, the row direction and the column direction.
     """
     normal = normal_of(orientation)
     return None if normal is None else PLANES[int(np.argmax(np.abs(normal)))]
 
 
 def normal_of(orientation: Sequence[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]] | None:
-    """Unit vector across a slice, (3,); None where the orientation is not one."""
+    """Return the unit normal of a slice, (3,); None if the orientation is not six finite numbers of two directions."""
     if len(orientation) != 6 or not np.isfinite(orientation).all():
         return None
     normal = np.cross(orientation[:3], orientation[3:])

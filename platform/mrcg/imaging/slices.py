@@ -1,7 +1,7 @@
-"""What every reader gives: grey slices with the few facts that are kept of a header (DESIGN §5).
+"""The output of every reader: grey slices with the few header facts that are kept (`docs/corpus.md#de-identification`).
 
-Identifiers in ``Facts`` are still raw. They live in memory only: `mrcg.privacy.pseudonyms` turns them into
-pseudonyms before anything is written.
+Identifiers in ``Facts`` are still raw. They exist only in memory: `mrcg.privacy.pseudonyms` turns them into pseudonyms
+before anything is written.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from mrcg.errors import ImageError
 Grey = npt.NDArray[np.uint8]
 Levels = npt.NDArray[np.float32]
 
-#: A slice whose most frequent level covers this much of it shows nothing.
+#: A slice is blank if its most frequent grey level covers at least this fraction of its pixels.
 BLANK = 0.999
-#: Pixel spacing in mm beyond which a header is wrong and not the scan.
+#: Range of plausible pixel spacings in mm; a value outside it means that the header is wrong.
 SPACING_MM = (0.01, 50.0)
-_WINDOW = (0.5, 99.5)
+_PERCENTILES = (0.5, 99.5)
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a file says of a slice, from an allow-list of its header fields; None where it says nothing.
+    """Facts about a slice from an allow-list of header fields; None where the file does not state the fact.
 
     Attributes:
-        label: class, where the format has one.
+        label: class, if the format has one.
         patient, study, series, instance, accession: raw identifiers.
         plane: axial, coronal or sagittal.
         sequence: T1, T1c, T2 or FLAIR.
-        acquired: day.
+        acquired: day of acquisition.
         position: mm along the normal of the slice, for sorting.
         spacing: mm between pixel rows.
     """
@@ -57,7 +57,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Slice:
-    """One slice: (height, width) grey levels, its number within the file and its facts."""
+    """One slice: its (height, width) grey levels, its frame number within the file and its facts."""
 
     pixels: Grey
     frame: int
@@ -66,7 +66,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A slice of many that cannot be used."""
+    """A slice of a multi-slice file that cannot be used: its frame, the reason code and a message."""
 
     frame: int
     reason: str
@@ -75,77 +75,85 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a reader found in one file."""
+    """The slices of one file, and the slices of it that were refused."""
 
     slices: Sequence[Slice]
     refused: Sequence[Refusal] = ()
 
 
-def stretch(levels: Levels, counted: npt.NDArray[np.bool_] | None = None) -> Grey:
-    """Grey levels between the 0.5th and 99.5th percentile of (any shape) levels.
+def stretch(levels: Levels, mask: npt.NDArray[np.bool_] | None = None) -> Grey:
+    """Stretch intensities of any shape linearly to 0..255, from their 0.5th to their 99.5th percentile.
+
+    If both percentiles are equal, the minimum and the maximum are used instead.
 
     Args:
         levels: intensities of one slice or of a whole volume.
-        counted: pixels that count; the others (padding) become black.
+        mask: True where pixels count; all others (padding) are ignored and become black.
 
     Raises:
-        ImageError: not_finite, or blank where all levels are equal.
+        ImageError: not_finite, or blank if all pixels are equal or padding.
     """
-    inside = levels if counted is None else levels[counted]
+    inside = levels if mask is None else levels[mask]
     if inside.size == 0:
         raise ImageError("blank", "all pixels are padding")
     if not np.isfinite(inside).all():
-        raise ImageError("not_finite", "pixels are NaN or infinite")
-    low, high = np.percentile(inside, _WINDOW)
+        raise ImageError("not_finite", "some pixels are NaN or infinite")
+    low, high = np.percentile(inside, _PERCENTILES)
     if high <= low:
         low, high = inside.min(), inside.max()
     if high <= low:
         raise ImageError("blank", "all pixels are equal")
     grey = to_grey((np.nan_to_num(levels) - low) * (255.0 / (float(high) - float(low))))
-    if counted is not None:
-        grey[~counted] = 0
+    if mask is not None:
+        grey[~mask] = 0
     return grey
 
 
 def to_grey(levels: npt.NDArray[np.floating]) -> Grey:
-    """Levels that are meant for 0..255, rounded and cut to it."""
+    """Clip levels to 0..255 and round them to whole grey levels."""
     grey: Grey = np.round(np.clip(levels, 0.0, 255.0)).astype(np.uint8)
     return grey
 
 
 def check_size(height: int, width: int, settings: ReadSettings) -> None:
-    """Whether a slice of this size is taken; asked before its pixels are decoded.
+    """Check the size of a slice against the limits; call it before the pixels are decoded.
 
     Raises:
         ImageError: too_many_pixels or too_small.
     """
     if height * width > settings.max_pixels:
-        raise ImageError("too_many_pixels", f"{width}x{height} pixels, the limit is {settings.max_pixels:,} pixels")
+        raise ImageError(
+            "too_many_pixels", f"the image has {width}x{height} pixels, the limit is {settings.max_pixels:,} pixels"
+        )
     if min(height, width) < settings.min_side:
-        raise ImageError("too_small", f"{width}x{height} pixels, the shorter side must have {settings.min_side}")
+        raise ImageError(
+            "too_small", f"the image has {width}x{height} pixels, the shorter side must have {settings.min_side}"
+        )
 
 
 def check_spacing(spacing: Sequence[float]) -> None:
-    """Whether these spacings in mm can be true.
+    """Check that spacings in mm are plausible.
 
     Raises:
         ImageError: absurd_spacing.
     """
     if any(not SPACING_MM[0] <= value <= SPACING_MM[1] for value in spacing):
         stated = " x ".join(f"{value:g}" for value in spacing)
-        raise ImageError("absurd_spacing", f"a spacing of {stated} mm; {SPACING_MM[0]:g} to {SPACING_MM[1]:g} can be")
+        raise ImageError(
+            "absurd_spacing", f"a spacing of {stated} mm is outside {SPACING_MM[0]:g} to {SPACING_MM[1]:g} mm"
+        )
 
 
 def finish(grey: Grey, settings: ReadSettings) -> Grey:
-    """The last step of every reader: refuse what shows nothing, shrink what is larger than ``max_side``.
+    """Refuse a blank slice and shrink one whose longer side exceeds ``max_side``: the last step of every reader.
 
     Raises:
         ImageError: blank.
     """
     image = as_image(grey)
-    most = max(image.histogram())
-    if most >= BLANK * grey.size:
-        raise ImageError("blank", f"{100 * most / grey.size:.1f} % of the pixels are equal")
+    commonest = max(image.histogram())
+    if commonest >= BLANK * grey.size:
+        raise ImageError("blank", f"{100 * commonest / grey.size:.1f} % of the pixels are equal")
     height, width = grey.shape
     scale = settings.max_side / max(height, width)
     if scale >= 1:
@@ -155,32 +163,32 @@ def finish(grey: Grey, settings: ReadSettings) -> Grey:
 
 
 def as_image(grey: Grey) -> Image.Image:
-    """Grey levels as a Pillow image that shares their memory where it can."""
+    """Return a Pillow image of grey levels; it shares their memory if they are contiguous."""
     height, width = grey.shape
     return Image.frombuffer("L", (width, height), np.ascontiguousarray(grey), "raw", "L", 0, 1)
 
 
 def resize(grey: Grey, side: int) -> Grey:
-    """Grey pixels resized to a square with antialiasing: (height, width) -> (side, side).
+    """Resize grey pixels to a square with antialiasing: (height, width) -> (side, side).
 
-    One function for training, indexing and serving, so that no query is resized in another way.
+    Training, indexing and serving all use this function, so that queries are resized exactly like the gallery.
     """
     return np.asarray(as_image(grey).resize((side, side), Image.Resampling.BILINEAR))
 
 
 def pixel_hash(grey: Grey) -> str:
-    """BLAKE2b-128 of shape and pixels, hex: equal for exact copies alone."""
+    """Return the BLAKE2b-128 hash of shape and pixels in hex; only exact copies have equal hashes."""
     state = hashlib.blake2b(f"{grey.shape[0]}x{grey.shape[1]}".encode(), digest_size=16)
     state.update(np.ascontiguousarray(grey).data)
     return state.hexdigest()
 
 
-def image_id(source_key: str, frame: int, pixels: str) -> str:
-    """128-bit id of an image, hex (DESIGN §2): stable when a source is ingested again.
+def image_id(source_key: str, frame: int, pixels_hash: str) -> str:
+    """Return the 128-bit id of an image in hex; it stays the same when a source is ingested again.
 
     Args:
-        source_key: what names the file within its source, as it is stored.
-        frame: frame or slice within the file.
-        pixels: its ``pixel_hash``.
+        source_key: the stored key of the file within its source.
+        frame: number of the frame or slice within the file.
+        pixels_hash: ``pixel_hash`` of the image.
     """
-    return hashlib.blake2b(f"{source_key}\x1f{frame}\x1f{pixels}".encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(f"{source_key}\x1f{frame}\x1f{pixels_hash}".encode(), digest_size=16).hexdigest()

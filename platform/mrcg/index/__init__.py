@@ -1,1 +1,1 @@
-"""The sharded FAISS index: build, search, merge (DESIGN §2, §4)."""
+"""The sharded FAISS index: file layout, search, filters and merging (see docs/index.md and docs/design.md#search)."""

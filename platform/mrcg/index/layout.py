@@ -1,15 +1,16 @@
-"""How an index lies on disk: which shard a scan belongs to, and the files of each part (DESIGN §2).
+"""The layout of an index on disk: the shard of each scan, and the files of each part.
 
 ::
 
     index.json                    facts: kind, effort, sites, parts
-    trained.faiss                 the empty trained index that all parts are filled from (kinds that are trained)
-    parts/<name>.faiss            candidates of one part (kind flat has none: its vectors are the index)
+    trained.faiss                 the empty trained index that every part starts from (only kinds that are trained)
+    parts/<name>.faiss            the FAISS index of a part (kind flat has none: its vectors are the index)
     parts/<name>.vectors.f16      exact embeddings, row-major, memory-mapped
-    rows/<name>.arrow             schemas.ROWS: which scan each row is; all null where it is gone
+    rows/<name>.arrow             schemas.ROWS: the scan of each row; all null where the row is deleted
 
-A shard is several parts: what the first build filled, and what later ones added. A version that grows refers to
-the parts it did not change; only its tables of rows are its own.
+A shard consists of one or several parts: those of the first build, and those that later versions added. A later version
+refers to the parts that it did not change; only tables of rows that changed are written again
+(docs/index.md#building-and-updating).
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
 FACTS, TRAINED, VECTORS = "index.json", "trained.faiss", ".vectors.f16"
-#: Of an image id, a hash in hexadecimal: what fits into 64 bits with a sign.
+#: Leading hexadecimal digits of an image id, a hash, that decide its shard: they fit into a signed 64-bit number.
 _DIGITS = 15
-#: Ids whose digits are in memory as numbers at once.
+#: Ids converted to numbers at a time.
 _BLOCK = 16_384
 KindName = Literal["flat", "hnsw", "ivf_flat", "ivf_sq", "opq_ivf_pq"]
 
@@ -37,15 +38,15 @@ class _Frozen(BaseModel):
 
 
 class Shape(_Frozen):
-    """What kind of index it is: all that FAISS has to be told.
+    """The kind of an index and its parameters: all that FAISS needs to create it.
 
     Attributes:
         kind: flat; HNSW; IVF-flat; IVF with 8-bit scalars; OPQ + IVF-PQ, refined from the exact vectors.
-        dim: of an embedding.
-        lists: coarse cells of the IVF kinds, shared by all parts.
-        links: of an HNSW node.
-        pq_bytes: of a PQ code.
-        refine: candidates per wanted neighbour whose exact distance is computed.
+        dim: dimensions of an embedding.
+        lists: coarse cells of the IVF kinds, shared by all parts; 0 for the others.
+        links: links of an HNSW node (M).
+        pq_bytes: bytes of a PQ code.
+        refine: candidates per requested neighbour that are ordered again by exact distance.
     """
 
     kind: KindName
@@ -57,17 +58,17 @@ class Shape(_Frozen):
 
     @property
     def trained(self) -> bool:
-        """Whether it learns from vectors before it takes any."""
+        """Whether the index has to be trained before vectors can be added (IVF kinds)."""
         return self.lists > 0
 
     @property
     def inner_dim(self) -> int:
-        """Of the vectors that cells and codes are made of: OPQ turns wide ones into narrower ones."""
+        """Dimensions of cells and codes: OPQ rotates wide vectors into narrower ones."""
         return min(self.dim // self.pq_bytes, 4) * self.pq_bytes if self.kind == "opq_ivf_pq" else self.dim
 
 
 class PartFacts(_Frozen):
-    """One part: its shard, its name, rows on disk and how many of them are still there."""
+    """One part: its shard, its name, its rows on disk, and how many of them are not deleted."""
 
     shard: int
     name: str
@@ -80,12 +81,14 @@ class IndexFacts(_Frozen):
 
     Attributes:
         nprobe_or_ef: nprobe (IVF) or ef_search (HNSW) that reached the recall; 0 for flat. ``effort`` in the file.
-        recall: recall@50 against exact search, and ``measured`` the number of vectors when it was measured.
-        trained_on: vectors that there were when it was trained.
-        sites: first shard and number of shards of each site; others go by their hash over all shards.
+        recall: recall@50 against exact search.
+        measured: number of vectors when the recall was measured; 0 before that.
+        trained_on: number of vectors when the index was trained.
+        generation: 0 for a new or retrained index, one more with each version that grows from it.
+        sites: first shard and number of shards of each site; scans of other sites are spread over all shards.
     """
 
-    # Serialised under the name that old files have.
+    # Serialised under the field name of existing files.
     model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, serialize_by_alias=True)
 
     shape: Shape
@@ -101,7 +104,7 @@ class IndexFacts(_Frozen):
 
 @dataclass(frozen=True)
 class PartFiles:
-    """Names of the files of a part."""
+    """File names of a part."""
 
     index: str
     vectors: str
@@ -109,35 +112,35 @@ class PartFiles:
 
 
 def part_files(name: str) -> PartFiles:
-    """The files of a part."""
+    """Return the file names of a part."""
     return PartFiles(f"parts/{name}.faiss", f"parts/{name}{VECTORS}", f"rows/{name}.arrow")
 
 
-def part_name(shard: int, generation: int, piece: int) -> str:
-    """Name of a part: its shard, the generation that filled it, and which piece of that."""
-    return f"{shard:05d}-{generation:03d}-{piece:02d}"
+def part_name(shard: int, generation: int, number: int) -> str:
+    """Return the name of a part: its shard, the generation that built it, and its number within both."""
+    return f"{shard:05d}-{generation:03d}-{number:02d}"
 
 
-def allot(counts: Mapping[str, int], shards: int) -> dict[str, tuple[int, int]]:
-    """First shard and number of shards of each site.
+def allocate_shards(counts: Mapping[str, int], shards: int) -> dict[str, tuple[int, int]]:
+    """Return the first shard and the number of shards of each site.
 
-    A site has shards of its own in proportion to its scans where there are enough of them; small sites share one.
+    A site gets shards in proportion to its scans, at least one; small sites share a shard.
 
     Args:
-        counts: scans of each site; "" stands for none.
-        shards: of the whole index.
+        counts: scans of each site; "" stands for scans without a site.
+        shards: number of shards of the index.
     """
-    total, start, found = sum(counts.values()), 0, {}
+    total, start, ranges = sum(counts.values()), 0, {}
     for site in sorted(counts):
         first = min(start * shards // max(total, 1), shards - 1)
         start += counts[site]
         last = max(first + 1, start * shards // max(total, 1))
-        found[site] = (first, last - first)
-    return found
+        ranges[site] = (first, last - first)
+    return ranges
 
 
 def shard_of(site: str | None, image_id: str, sites: Mapping[str, tuple[int, int]], shards: int) -> int:
-    """Shard of an image: by site, then by its id, which is a hash (DESIGN §2)."""
+    """Return the shard of an image: one of its site's shards, chosen by the image id, which is a hash."""
     first, count = sites.get(site or "", (0, shards))
     return first + int(image_id[:_DIGITS], 16) % count
 
@@ -145,22 +148,22 @@ def shard_of(site: str | None, image_id: str, sites: Mapping[str, tuple[int, int
 def shards_of(
     image_ids: pa.ChunkedArray, scan_sites: pa.ChunkedArray, sites: Mapping[str, tuple[int, int]], shards: int
 ) -> npt.NDArray[np.int64]:
-    """Shards of many images: ``shard_of`` of each."""
+    """Return the (n,) shards of many images, as ``shard_of`` does for one."""
     heads = pc.utf8_slice_codeunits(image_ids, 0, _DIGITS).cast(pa.binary()).cast(pa.binary(_DIGITS)).combine_chunks()
     digits = np.frombuffer(heads.buffers()[1], np.uint8, len(heads) * _DIGITS, heads.offset * _DIGITS)
     numbers = np.empty(len(heads), dtype=np.int64)
     for start in range(0, len(heads), _BLOCK):
-        some = digits[start * _DIGITS : (start + _BLOCK) * _DIGITS]
-        # The low bits of an ASCII digit are its value, those of a letter its value less 9.
-        values = ((some & 15) + 9 * (some >> 6)).reshape(-1, _DIGITS).astype(np.int64)
+        block = digits[start * _DIGITS : (start + _BLOCK) * _DIGITS]
+        # The low 4 bits of an ASCII digit are its value; those of a letter a to f are its value minus 9.
+        values = ((block & 15) + 9 * (block >> 6)).reshape(-1, _DIGITS).astype(np.int64)
         numbers[start : start + _BLOCK] = values @ (16 ** np.arange(_DIGITS - 1, -1, -1, dtype=np.int64))
     coded = pc.fill_null(scan_sites, "").combine_chunks().dictionary_encode()
-    places = [sites.get(site, (0, shards)) for site in coded.dictionary.to_pylist()]
-    first, count = np.array(places, dtype=np.int64).reshape(-1, 2)[coded.indices.to_numpy()].T
-    found: npt.NDArray[np.int64] = first + numbers % count
-    return found
+    ranges = [sites.get(site, (0, shards)) for site in coded.dictionary.to_pylist()]
+    first, count = np.array(ranges, dtype=np.int64).reshape(-1, 2)[coded.indices.to_numpy()].T
+    image_shards: npt.NDArray[np.int64] = first + numbers % count
+    return image_shards
 
 
-def scans_of_sites(scan_sites: pa.ChunkedArray) -> dict[str, int]:
-    """Scans of each site; "" stands for none."""
-    return {one["values"]: one["counts"] for one in pc.value_counts(pc.fill_null(scan_sites, "")).to_pylist()}
+def count_scans_by_site(scan_sites: pa.ChunkedArray) -> dict[str, int]:
+    """Return the number of scans of each site; "" stands for scans without a site."""
+    return {entry["values"]: entry["counts"] for entry in pc.value_counts(pc.fill_null(scan_sites, "")).to_pylist()}

@@ -1,4 +1,4 @@
-"""What is known of the scans of an index, by gallery row, and which of them a filter lets through."""
+"""Metadata of gallery rows, and the filters over it (docs/index.md#filters-and-tombstones)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from mrcg.storage import schemas
 
 @dataclass(frozen=True)
 class Where:
-    """A filter: a scan passes where each column that is named has one of its values. Unknown never passes.
+    """A filter: a scan passes if each column with values given has one of them. An unknown value never passes.
 
-    ``years`` is the first and the last year of acquisition, both included.
+    Attributes:
+        years: first and last year of acquisition, both included.
     """
 
     tenant: tuple[str, ...] = ()
@@ -31,54 +32,63 @@ class Where:
     years: tuple[int, int] | None = None
 
 
-#: Columns of ``schemas.ROWS`` that a filter may name values of.
+#: Columns of ``schemas.ROWS`` that can be filtered by value.
 COLUMNS = tuple(field.name for field in fields(Where) if field.name != "years")
 
 
 class Gallery:
-    """Facts about gallery rows. ``size`` rows in all; those of shards that are not open here are unknown."""
+    """Metadata of gallery rows.
+
+    Args:
+        tables: tables of ``schemas.ROWS``, one for each open part.
+
+    Attributes:
+        table: one row for each open row that is not deleted, by ascending gallery row.
+        rows: (n,) their gallery rows.
+        size: highest open gallery row plus 1; nothing is known of rows below it that are deleted or in other shards.
+    """
 
     def __init__(self, tables: Sequence[pa.Table]) -> None:
         table = pa.concat_tables(tables) if tables else schemas.ROWS.empty_table()
         self.table = table.filter(pc.is_valid(table["row"])).sort_by("row").combine_chunks()
         self.rows: Rows = self.table["row"].to_numpy()
         self.size = int(self.rows[-1]) + 1 if len(self.rows) else 0
-        self._whole = self.size == len(self.rows)
+        self._complete = self.size == len(self.rows)
 
     def __len__(self) -> int:
         return self.size
 
     def ids(self, rows: Rows) -> list[str]:
-        """Image ids of rows."""
+        """Return the image ids of rows."""
         return self.values("image_id", rows)
 
     def values(self, column: str, rows: Rows) -> list[Any]:
-        """What a column of ``schemas.ROWS`` has for rows."""
-        taken: list[Any] = self.table[column].take(pa.array(self._places(rows))).to_pylist()
-        return taken
+        """Return the values of a column of ``schemas.ROWS`` for rows, None where unknown."""
+        column_values: list[Any] = self.table[column].take(pa.array(self._positions(rows))).to_pylist()
+        return column_values
 
-    def _places(self, rows: Rows) -> npt.NDArray[np.int64]:
-        if self._whole:
+    def _positions(self, rows: Rows) -> npt.NDArray[np.int64]:
+        if self._complete:
             return rows
-        places = np.searchsorted(self.rows, rows)
-        assert (self.rows[places] == rows).all(), "a row of a shard that is not open"
-        return places
+        positions = np.searchsorted(self.rows, rows)
+        assert (self.rows[positions] == rows).all(), "a row is deleted or its shard is not open"
+        return positions
 
     def rows_of(self, image_ids: Sequence[str]) -> Rows:
-        """Rows of the images that are here, in their order; others are left out."""
-        found = pc.index_in(pa.array(image_ids, pa.string()), value_set=self.table["image_id"].combine_chunks())
-        rows: Rows = self.rows[found.drop_null().to_numpy()]
+        """Return the rows of images, in the order given; images that are not open here are left out."""
+        positions = pc.index_in(pa.array(image_ids, pa.string()), value_set=self.table["image_id"].combine_chunks())
+        rows: Rows = self.rows[positions.drop_null().to_numpy()]
         return rows
 
     def codes(self, column: str) -> npt.NDArray[np.int64]:
-        """(size,) a number for each distinct value of a column, -1 where it is unknown."""
+        """Return (size,) codes, one number per distinct value of a column; -1 where the value is unknown."""
         encoded = pc.dictionary_encode(self.table[column].combine_chunks())
         out = np.full(self.size, -1, dtype=np.int64)
         out[self.rows] = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)
         return out
 
     def mask(self, where: Where) -> Mask:
-        """(size,) which rows pass a filter."""
+        """Return a (size,) mask of the rows that pass a filter."""
         passing = np.ones(len(self.rows), dtype=bool)
         for name in COLUMNS:
             if values := getattr(where, name):

@@ -1,4 +1,4 @@
-"""One part of a shard as it lies on disk: which scan each row is, and the exact fp16 vectors (DESIGN §2)."""
+"""One part of a shard on disk: its FAISS index, the scan of each row, and the exact fp16 vectors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mrcg.index.faiss_backend import Faiss
 from mrcg.index.layout import PartFacts, Shape, part_files
 
 OnDisk = Callable[[str], Path]
-#: Gives a part's FAISS index, memory-mapped or not.
+#: Reads a part's FAISS index; the argument says whether it is memory-mapped.
 Load = Callable[[bool], Faiss]
 
 
@@ -24,9 +24,13 @@ class Part:
     """One part of a shard.
 
     Args:
-        load: gives its FAISS index over all rows, those that are gone too; kind flat has none.
-        vectors_nd: (n, d) fp16.
-        rows: table of ``schemas.ROWS`` in this order; all null where a row is gone.
+        load: reads its FAISS index, which has all rows, deleted ones too; None for kind flat.
+        vectors_nd: (n, d) fp16 vectors.
+        rows: table of ``schemas.ROWS`` in the same order; all null where a row is deleted.
+
+    Attributes:
+        rows: (n,) gallery rows, -1 where deleted.
+        live: (n,) mask of the rows that are not deleted.
     """
 
     def __init__(self, load: Load | None, vectors_nd: npt.NDArray[np.float16], rows: pa.Table) -> None:
@@ -45,12 +49,12 @@ class Part:
         """Open a part.
 
         Args:
-            on_disk: gives the path of a file of the index, its bytes checked: ``Artefact.on_disk``.
+            on_disk: returns the local path of a file of the index after checking its hash: ``Artefact.on_disk``.
             shape: of the index.
             facts: of the part.
 
         Raises:
-            IntegrityError: a file is not the one that was published.
+            IntegrityError: a file does not match its manifest.
         """
         files = part_files(facts.name)
         rows = pa.ipc.open_file(pa.memory_map(str(on_disk(files.rows)))).read_all()
@@ -60,8 +64,8 @@ class Part:
 
 
 def map_vectors(path: Path, count: int, dim: int) -> npt.NDArray[np.float16]:
-    """(n, d) exact vectors of a part, memory-mapped."""
+    """Return the (n, d) exact vectors of a part, memory-mapped."""
     if not count:
         return np.empty((0, dim), dtype=np.float16)
-    # A plain array over the map: indexing a memmap itself costs more than what is read.
+    # A plain array over the map: indexing a memmap object costs more than the reads.
     return np.asarray(np.memmap(path, dtype=np.float16, mode="r", shape=(count, dim)))

@@ -1,4 +1,4 @@
-"""The exact fp16 vectors of all parts that are open, and exact distances to them (DESIGN §4)."""
+"""The exact fp16 vectors of all open parts, and exact distances to them (docs/design.md#search)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from mrcg.errors import require
 from mrcg.index.distances import Distances, Rows
 from mrcg.index.part import Part
 
-#: Vectors that are decoded at once: so many of usual width stay in the cache of a core.
+#: Vectors decoded at a time: at usual widths they fit into the cache of a core.
 BLOCK = 1024
 
 Queries = npt.NDArray[np.float32]
 
 
 class _Buffers(threading.local):
-    """Memory that a thread uses again: what is allocated anew for each search costs more than what is done in it."""
+    """Memory that each thread reuses: allocating it for every search takes longer than the search itself."""
 
     def __init__(self) -> None:
         self.fp16 = np.empty((0, 0), dtype=np.float16)
@@ -27,11 +27,17 @@ class _Buffers(threading.local):
 
 
 class StoredVectors:
-    """The exact vectors of all parts, by place: the order of the rows that are there.
+    """The exact vectors of all open parts, addressed by position.
+
+    Positions number the open rows that are not deleted, in ascending order of their gallery rows.
 
     Args:
         parts: of the index.
         dim: of a vector.
+
+    Attributes:
+        rows: (positions,) gallery rows, ascending.
+        in_order: whether positions equal gallery rows: no row is deleted, and all shards are open.
     """
 
     def __init__(self, parts: Sequence[Part], dim: int) -> None:
@@ -40,69 +46,74 @@ class StoredVectors:
         rows = np.concatenate([np.empty(0, np.int64), *(part.rows for part in parts)])
         order = np.argsort(rows, kind="stable")
         order = order[np.searchsorted(rows[order], 0) :]
-        #: (places,) gallery rows, rising.
         self.rows: Rows = rows[order]
-        #: Whether places and rows are the same: nothing is gone, and all shards are open.
         self.in_order = not len(order) or int(self.rows[-1]) == len(order) - 1
         starts = np.cumsum([0, *(len(part) for part in parts)])
         self._owner = (np.searchsorted(starts, order, side="right") - 1).astype(np.int32)
         self._local = order - starts[self._owner]
         self._buffers = _Buffers()
         faiss = require("faiss")
-        #: Takes one vector at a time, but all threads that FAISS has.
+        #: Decodes one vector at a time, but on all FAISS threads.
         self._decoder = faiss.ScalarQuantizer(dim, faiss.ScalarQuantizer.QT_fp16)
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def places_of(self, number: int) -> Rows:
-        """(n,) place of each row of a part, -1 where it is gone."""
-        places = np.full(len(self._parts[number]), -1, dtype=np.int64)
-        here = np.flatnonzero(self._owner == number)
-        places[self._local[here]] = here
-        return places
+    def positions_of(self, number: int) -> Rows:
+        """Return the (n,) position of each row of a part, -1 where the row is deleted."""
+        positions = np.full(len(self._parts[number]), -1, dtype=np.int64)
+        owned = np.flatnonzero(self._owner == number)
+        positions[self._local[owned]] = owned
+        return positions
 
-    def fp16(self, places: Rows) -> npt.NDArray[np.float16]:
-        """(n, d) vectors of places."""
-        out = np.empty((len(places), self.dim), dtype=np.float16)
-        order = self._gather(places, out)
+    def fp16(self, positions: Rows) -> npt.NDArray[np.float16]:
+        """Return the (n, d) vectors at positions."""
+        gathered = np.empty((len(positions), self.dim), dtype=np.float16)
+        order = self._gather(positions, gathered)
         if order is None:
-            return out
-        back = np.empty_like(out)
-        back[order] = out
-        return back
+            return gathered
+        out = np.empty_like(gathered)
+        out[order] = gathered
+        return out
 
-    def distances(self, queries_qd: Queries, places_qc: Rows) -> Distances:
-        """(q, c) exact squared L2 of each query to its own places, as by ``metric.exact_distances``; -1 is inf."""
-        faiss, (count, width) = require("faiss"), places_qc.shape
+    def distances(self, queries_qd: Queries, positions_qc: Rows) -> Distances:
+        """Return the (q, c) exact squared L2 of each query to its own positions; inf for -1.
+
+        The result equals that of ``exact_distances`` to the last bit.
+        """
+        faiss, (count, width) = require("faiss"), positions_qc.shape
         out, step, pointer = np.empty((count, width), dtype=np.float32), max(1, BLOCK // max(1, width)), faiss.swig_ptr
-        most = min(step, count) * width
-        if len(self._buffers.fp16) < most:
-            self._buffers.fp16 = np.empty((most, self.dim), dtype=np.float16)
-            self._buffers.floats = np.empty((most, self.dim), dtype=np.float32)
+        size = min(step, count) * width
+        if len(self._buffers.fp16) < size:
+            self._buffers.fp16 = np.empty((size, self.dim), dtype=np.float16)
+            self._buffers.floats = np.empty((size, self.dim), dtype=np.float32)
         queries_qd = np.ascontiguousarray(queries_qd)
         for start in range(0, count if width else 0, step):
-            places = places_qc[start : start + step].reshape(-1)
-            fp16, floats = self._buffers.fp16[: len(places)], self._buffers.floats[: len(places)]
-            order = self._gather(np.maximum(places, 0), fp16)
-            self._decoder.decode_c(pointer(fp16.view(np.uint8)), pointer(floats), len(places))
-            ids = np.arange(len(places))
+            positions = positions_qc[start : start + step].reshape(-1)
+            fp16, floats = self._buffers.fp16[: len(positions)], self._buffers.floats[: len(positions)]
+            order = self._gather(np.maximum(positions, 0), fp16)
+            self._decoder.decode_c(pointer(fp16.view(np.uint8)), pointer(floats), len(positions))
+            ids = np.arange(len(positions))
             if order is not None:
-                ids[order] = np.arange(len(places))
-            ids[places < 0] = -1
-            some, queries = out[start : start + step], queries_qd[start : start + step]
+                ids[order] = np.arange(len(positions))
+            ids[positions < 0] = -1
+            batch, queries = out[start : start + step], queries_qd[start : start + step]
             faiss.fvec_L2sqr_by_idx(
-                pointer(some), pointer(queries), pointer(floats), pointer(ids), self.dim, len(some), width
+                pointer(batch), pointer(queries), pointer(floats), pointer(ids), self.dim, len(batch), width
             )
         return out
 
-    def _gather(self, places: Rows, out_nd: npt.NDArray[np.float16]) -> Rows | None:
-        """Copy vectors of places, part by part; which of the places each copied one is, None where all are in order."""
-        local = self._local[places]
+    def _gather(self, positions: Rows, out_nd: npt.NDArray[np.float16]) -> Rows | None:
+        """Copy the vectors at positions into ``out_nd``, part by part.
+
+        Returns:
+            For each copied vector, the index of its position in ``positions``; None where they are in the same order.
+        """
+        local = self._local[positions]
         if len(self._parts) == 1:
             np.take(self._parts[0].vectors_nd, local, axis=0, out=out_nd, mode="clip")
             return None
-        owner = self._owner[places]
+        owner = self._owner[positions]
         order = np.argsort(owner, kind="stable")
         ends = np.searchsorted(owner, np.arange(len(self._parts)), side="right", sorter=order)
         local, start = local[order], 0

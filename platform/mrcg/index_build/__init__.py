@@ -1,1 +1,1 @@
-"""Planning, filling, measuring and compacting an index."""
+"""Planning, building, measuring and compacting an index (docs/index.md#building-and-updating)."""

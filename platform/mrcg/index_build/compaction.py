@@ -1,4 +1,4 @@
-"""How an index grows and shrinks: what stays as it is, what is filled anew, what is added (DESIGN §2). Pure."""
+"""Decides which parts of an index stay, which are rebuilt, and which are added. Pure functions."""
 
 from __future__ import annotations
 
@@ -10,78 +10,78 @@ import numpy as np
 from mrcg.index.distances import Rows
 from mrcg.index.layout import PartFacts
 
-#: An index that has grown to so many times what it was trained on is trained again.
-RETRAIN = 2.0
-#: Recall is measured again where the number of vectors moved by more than this part since it last was.
-REMEASURE = 0.1
-#: New rows take those of an earlier part along that is at most so many times as large: so parts stay few.
-ABSORB = 2
+#: An index is trained again when it has more than this many times the vectors it was trained on.
+RETRAIN_FACTOR = 2.0
+#: Recall is measured again when the number of vectors has changed by more than this share.
+REMEASURE_SHARE = 0.1
+#: New rows absorb an earlier part of at most this many times their number, which keeps parts few.
+ABSORB_FACTOR = 2
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A part that stays, with the present gallery rows of its rows; -1 where one is gone."""
+class KeptPart:
+    """An existing part, with the current gallery rows of its rows; -1 where one is deleted."""
 
     facts: PartFacts
     rows: Rows
 
 
 @dataclass(frozen=True)
-class Fill:
-    """Gallery rows, rising, that a new part of a shard is filled with."""
+class NewPart:
+    """The gallery rows, ascending, of a part of a shard that is to be built."""
 
     shard: int
     rows: Rows
 
 
-def grow(
-    parts: Sequence[Kept], fresh: Mapping[int, Rows], compact_above: float, purge: bool
-) -> tuple[list[Kept], list[Fill]]:
-    """What becomes of the parts of an index.
+def plan_parts(
+    parts: Sequence[KeptPart], new_rows: Mapping[int, Rows], compact_above: float, purge: bool
+) -> tuple[list[KeptPart], list[NewPart]]:
+    """Decide which parts of an index are kept and which are built.
 
     Args:
-        parts: of the earlier version, with the present rows of what they hold.
-        fresh: rows that no part holds, by shard.
-        compact_above: share of a part's rows that may be gone before it is filled anew.
-        purge: fill every part anew that holds anything that is gone: nothing of it may remain on disk.
+        parts: of the earlier version, with their current rows.
+        new_rows: rows that no part holds, by shard.
+        compact_above: rebuild a part when more than this share of its rows is deleted.
+        purge: rebuild every part that has a deleted row, so that nothing of it remains on disk.
 
     Returns:
-        Parts that stay, and new ones; every live row is in one of them, once.
+        Parts that are kept, and parts to build. Every live row is in exactly one of them.
     """
-    kept: list[Kept] = []
-    fills: list[Fill] = []
-    for shard in sorted({part.facts.shard for part in parts} | set(fresh)):
-        stay: list[Kept] = []
-        for part in (one for one in parts if one.facts.shard == shard):
+    kept: list[KeptPart] = []
+    built: list[NewPart] = []
+    for shard in sorted({part.facts.shard for part in parts} | set(new_rows)):
+        shard_kept: list[KeptPart] = []
+        for part in (part for part in parts if part.facts.shard == shard):
             live = part.rows[part.rows >= 0]
-            gone = len(part.rows) - len(live)
+            deleted = len(part.rows) - len(live)
             if not len(live):
                 continue
-            if gone > compact_above * len(part.rows) or (purge and gone):
-                fills.append(Fill(shard, np.sort(live)))
+            if deleted > compact_above * len(part.rows) or (purge and deleted):
+                built.append(NewPart(shard, np.sort(live)))
             else:
-                stay.append(part)
-        new = fresh.get(shard, np.empty(0, dtype=np.int64))
-        while len(new) and stay and len(stay[-1].rows) <= ABSORB * len(new):
-            last = stay.pop().rows
-            new = np.concatenate([new, last[last >= 0]])
-        if len(new):
-            fills.append(Fill(shard, np.sort(new)))
-        kept += stay
-    return kept, fills
+                shard_kept.append(part)
+        rows = new_rows.get(shard, np.empty(0, dtype=np.int64))
+        while len(rows) and shard_kept and len(shard_kept[-1].rows) <= ABSORB_FACTOR * len(rows):
+            absorbed = shard_kept.pop().rows
+            rows = np.concatenate([rows, absorbed[absorbed >= 0]])
+        if len(rows):
+            built.append(NewPart(shard, np.sort(rows)))
+        kept += shard_kept
+    return kept, built
 
 
-def in_pieces(fill: Fill, most: int) -> list[Fill]:
-    """A fill cut into equal pieces of at most so many rows."""
-    count = max(1, -(-len(fill.rows) // max(1, most)))
-    return [Fill(fill.shard, rows) for rows in np.array_split(fill.rows, count)]
+def split_part(part: NewPart, max_rows: int) -> list[NewPart]:
+    """Split a part into parts of equal size, give or take one row, of at most ``max_rows`` rows each."""
+    count = max(1, -(-len(part.rows) // max(1, max_rows)))
+    return [NewPart(part.shard, rows) for rows in np.array_split(part.rows, count)]
 
 
-def train_again(trained_on: int, live: int) -> bool:
-    """Whether cells that were learned from so many vectors are too few or too coarse by now."""
-    return live > RETRAIN * max(1, trained_on)
+def retraining_due(trained_on: int, live: int) -> bool:
+    """Return whether ``live`` vectors are too many for cells that were trained on ``trained_on`` vectors."""
+    return live > RETRAIN_FACTOR * max(1, trained_on)
 
 
-def measure_again(measured: int, live: int) -> bool:
-    """Whether a recall that was measured with so many vectors says nothing of the present ones."""
-    return abs(live - measured) > REMEASURE * max(1, measured)
+def recall_outdated(measured: int, live: int) -> bool:
+    """Return whether a recall measured with ``measured`` vectors no longer holds for ``live`` vectors."""
+    return abs(live - measured) > REMEASURE_SHARE * max(1, measured)

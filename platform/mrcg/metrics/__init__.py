@@ -1,1 +1,1 @@
-"""Measures without models: ranking, bootstrap, calibration, drift, and the schema of a report."""
+"""Metrics that need no model: ranking, bootstrap intervals, calibration, drift, and the schema of a report."""

@@ -1,9 +1,9 @@
-"""Percentile bootstrap of means over queries, with whole groups resampled.
+"""Percentile bootstrap of means over queries that resamples whole groups.
 
-Queries of one group (a patient, or near-duplicates of one scan) succeed and fail together, so an
-interval that resamples single queries is too narrow. Here a resample draws as many groups as there
-are, with replacement, and takes all queries of each (the cluster bootstrap: Davison and Hinkley,
-Bootstrap Methods and their Application, §3.8).
+Queries of one group (a patient, or near-duplicates of one scan) tend to succeed or fail together, so resampling
+single queries gives intervals that are too narrow. Each resample draws as many groups as exist, with replacement,
+and uses all queries of each (the cluster bootstrap: Davison and Hinkley, Bootstrap Methods and their Application,
+§3.8).
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-#: Share of the resamples that lie inside an interval.
+#: Confidence level: the share of resampled means inside an interval.
 LEVEL = 0.95
-#: Numbers held at once while resampling: 32 MB.
+#: Maximum number of values in memory at once while resampling (32 MB).
 BLOCK = 2**22
 
 Values = npt.NDArray[np.float64]
 
 
 class Interval(BaseModel):
-    """A 95 % interval of a mean, in the unit of the values."""
+    """The 95 % interval of a mean, in the unit of the values."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -32,25 +32,26 @@ class Interval(BaseModel):
 
 
 class Gain(Interval):
-    """A mean difference, after less before, with its 95 % interval: one that holds 0 may be chance."""
+    """The mean of after minus before, with its 95 % interval. If the interval contains 0, the gain may be chance."""
 
     mean: float
 
 
 def interval(values_q: Values, groups: Sequence[str], resamples: int, seed: int) -> Interval:
-    """95 % interval of the mean of one value per query.
+    """Return the 95 % interval of the mean of one value per query.
 
     Args:
-        values_q: (queries,).
-        groups: of each query; those of one group are drawn together. One group alone has no spread to show.
-        resamples: how often to draw.
+        values_q: (queries,) values.
+        groups: group of each query; queries of one group are drawn together. With a single group the interval has
+            width 0.
+        resamples: number of bootstrap resamples.
         seed: equal seeds give equal intervals.
     """
     return intervals(values_q[:, None], groups, resamples, seed)[0]
 
 
 def intervals(values_qm: Values, groups: Sequence[str], resamples: int, seed: int) -> tuple[Interval, ...]:
-    """The interval of each column of (queries, m) values, all from the same resamples; 0 to 0 without queries."""
+    """Return one interval per column of (queries, m) values, all from the same resamples; [0, 0] without queries."""
     if not len(values_qm):
         return tuple(Interval(low=0.0, high=0.0) for _ in values_qm.T)
     means_rm = resampled_means(values_qm, groups, resamples, seed)
@@ -60,9 +61,9 @@ def intervals(values_qm: Values, groups: Sequence[str], resamples: int, seed: in
 
 
 def paired(before_q: Values, after_q: Values, groups: Sequence[str], resamples: int, seed: int) -> Gain:
-    """Mean of ``after - before`` of the same queries, with its interval.
+    """Return the mean of ``after - before`` over the same queries, with its interval.
 
-    The difference is resampled and not each side: what makes a query easy or hard for both drops out.
+    The differences are resampled, not each side: what makes a query easy or hard for both sides cancels out.
     """
     assert before_q.shape == after_q.shape
     gain_q = after_q - before_q
@@ -71,11 +72,11 @@ def paired(before_q: Values, after_q: Values, groups: Sequence[str], resamples: 
 
 
 def resampled_means(values_qm: Values, groups: Sequence[str], resamples: int, seed: int) -> Values:
-    """(resamples, m) means of the columns of (queries, m) values, groups drawn with replacement."""
+    """Return the (resamples, m) means of the columns of (queries, m) values, with groups drawn with replacement."""
     assert len(values_qm) == len(groups) > 0
     _, group_q = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     count = int(group_q.max()) + 1
-    # A resampled mean needs no more of a group than its sums and its size.
+    # The sums and the size of each group are enough for a resampled mean.
     columns = [np.bincount(group_q, weights=column, minlength=count) for column in values_qm.T]
     sums_gm = np.stack([*columns, np.bincount(group_q, minlength=count).astype(np.float64)], axis=1)
     generator = np.random.default_rng(seed)

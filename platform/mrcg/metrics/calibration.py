@@ -1,8 +1,8 @@
-"""Calibration: does a score of 0.8 mean that 8 of 10 such hits are relevant?
+"""Calibration: whether 8 of 10 hits with a score of 0.8 are relevant.
 
-Reliability bins and expected calibration error as in Guo et al., "On Calibration of Modern Neural
-Networks" (2017). The map from scores to probabilities is Platt's (1999), with his smoothed targets:
-a temperature and a bias on the score's logit, so it never changes an order.
+Reliability bins and expected calibration error follow Guo et al., "On Calibration of Modern Neural Networks"
+(2017). The map from scores to probabilities is Platt scaling (1999) with smoothed targets: a temperature and a bias
+on the logit of the score. It never changes the order of hits.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 BINS = 10
-#: Scores are kept this far from 0 and 1, whose logits are infinite.
+#: Scores are clipped to this distance from 0 and 1, whose logits are infinite.
 EPSILON = 1e-6
-#: The least slope: a flat or falling map would lose or turn the reranker's order.
+#: Minimum slope: a flat map would lose the reranker's order, and a falling one would reverse it.
 MIN_SLOPE = 1e-3
-STEPS = 100
+#: Maximum number of Newton steps.
+MAX_STEPS = 100
 
 Floats = npt.NDArray[np.floating]
 Flags = npt.NDArray[np.bool_]
@@ -27,7 +28,7 @@ class _Frozen(BaseModel):
 
 
 class Bin(_Frozen):
-    """Hits whose scores lie in [low, high) (the last bin has 1 in it)."""
+    """Hits whose scores lie in [low, high); the last bin includes 1. ``relevant`` is the share of relevant hits."""
 
     low: float
     high: float
@@ -37,7 +38,7 @@ class Bin(_Frozen):
 
 
 class Reliability(_Frozen):
-    """Bins that have hits, and the expected calibration error: their mean |score - relevant|, weighted by count."""
+    """The non-empty bins and the expected calibration error: the mean of |score - relevant| weighted by count."""
 
     bins: tuple[Bin, ...]
     expected_error: float
@@ -50,12 +51,12 @@ class Platt(_Frozen):
     bias: float
 
     def apply(self, scores: Floats) -> npt.NDArray[np.float64]:
-        """Probabilities of relevance of scores in [0, 1], any shape; equal order."""
+        """Return probabilities of relevance for scores in [0, 1] of any shape; the order stays the same."""
         return _sigmoid(_logit(scores) / self.temperature + self.bias)
 
 
 class Calibration(_Frozen):
-    """Of the test part's scores, as they are and after the map that the validation part gave (if there is one)."""
+    """Reliability of the test scores: raw, and after the map fitted on the validation part (None without one)."""
 
     raw: Reliability
     map: Platt | None
@@ -63,70 +64,75 @@ class Calibration(_Frozen):
 
 
 def reliability(scores: Floats, relevant: Flags) -> Reliability:
-    """Reliability of (n,) scores in [0, 1] of (n,) hits in bins of equal width."""
-    place = np.minimum((scores * BINS).astype(np.int64), BINS - 1)
-    count = np.bincount(place, minlength=BINS)
-    score = np.bincount(place, weights=scores, minlength=BINS)
-    hits = np.bincount(place, weights=relevant.astype(np.float64), minlength=BINS)
+    """Return the reliability of hits in bins of equal width.
+
+    Args:
+        scores: (n,) in [0, 1].
+        relevant: (n,) whether each hit is relevant.
+    """
+    bin_of_hit = np.minimum((scores * BINS).astype(np.int64), BINS - 1)
+    counts = np.bincount(bin_of_hit, minlength=BINS)
+    score_sums = np.bincount(bin_of_hit, weights=scores, minlength=BINS)
+    relevant_counts = np.bincount(bin_of_hit, weights=relevant.astype(np.float64), minlength=BINS)
     bins = tuple(
         Bin(
             low=b / BINS,
             high=(b + 1) / BINS,
-            count=int(count[b]),
-            mean_score=float(score[b] / count[b]),
-            relevant=float(hits[b] / count[b]),
+            count=int(counts[b]),
+            mean_score=float(score_sums[b] / counts[b]),
+            relevant=float(relevant_counts[b] / counts[b]),
         )
         for b in range(BINS)
-        if count[b]
+        if counts[b]
     )
     error = sum(b.count * abs(b.mean_score - b.relevant) for b in bins) / max(1, len(scores))
     return Reliability(bins=bins, expected_error=error)
 
 
 def fit_platt(scores: Floats, relevant: Flags) -> Platt | None:
-    """Temperature and bias of the greatest likelihood; None without scores.
+    """Fit temperature and bias by maximum likelihood; None without scores.
+
+    Uses Newton's method with step halving. All sums are numpy's, whose order does not depend on the number of threads.
 
     Args:
-        scores: (n,) in [0, 1], of queries that were not tested on.
-        relevant: (n,) what the scores should have told.
-
-    Newton's method with halved steps; sums are numpy's own, whose order does not depend on threads.
+        scores: (n,) in [0, 1], of queries that are not in the test part.
+        relevant: (n,) whether each hit is relevant.
     """
     if not len(scores):
         return None
-    right, wrong = int(relevant.sum()), int((~relevant).sum())
-    # Platt's targets: without them one class alone would ask for an infinite bias.
-    target = np.where(relevant, (right + 1) / (right + 2), 1 / (wrong + 2))
+    positives, negatives = int(relevant.sum()), int((~relevant).sum())
+    # Platt's smoothed targets: if all hits are of one kind, targets of 0 and 1 would need an infinite bias.
+    target = np.where(relevant, (positives + 1) / (positives + 2), 1 / (negatives + 2))
     x = _logit(scores)
     slope, bias = _descend(x, target, 1.0, fixed=False)
-    if slope < MIN_SLOPE:  # the loss is convex: where the free optimum lies beyond the bound, the best is on it
+    if slope < MIN_SLOPE:  # the loss is convex: if the free optimum is below the bound, the best slope is the bound
         slope, bias = _descend(x, target, MIN_SLOPE, fixed=True)
     return Platt(temperature=1 / slope, bias=bias)
 
 
 def _descend(x: Floats, target: Floats, slope: float, fixed: bool) -> tuple[float, float]:
-    """Slope and bias of the least loss, from a slope; ``fixed`` moves the bias alone."""
+    """Minimise the loss from a start slope and return slope and bias; ``fixed`` changes the bias only."""
     bias = 0.0
     loss = _loss(slope * x + bias, target)
-    for _ in range(STEPS):
+    for _ in range(MAX_STEPS):
         d_slope, d_bias = _newton_step(x, _sigmoid(slope * x + bias), target, fixed)
-        size, better = 1.0, np.inf
-        while size > 1e-8 and (better := _loss((slope + size * d_slope) * x + bias + size * d_bias, target)) >= loss:
+        size, new_loss = 1.0, np.inf
+        while size > 1e-8 and (new_loss := _loss((slope + size * d_slope) * x + bias + size * d_bias, target)) >= loss:
             size /= 2
-        if better >= loss:
+        if new_loss >= loss:
             break
         slope, bias = slope + size * d_slope, bias + size * d_bias
-        gained, loss = loss - better, better
-        if gained < 1e-12:
+        decrease, loss = loss - new_loss, new_loss
+        if decrease < 1e-12:
             break
     return slope, bias
 
 
 def _newton_step(x: Floats, p: Floats, target: Floats, fixed: bool) -> tuple[float, float]:
-    """Change of slope and bias; the ridge keeps it finite where all scores are equal."""
+    """Return the change of slope and bias; the ridge keeps it finite when all scores are equal."""
     ridge = 1e-9
-    wrong, weight = p - target, p * (1 - p)
-    g_slope, g_bias = float((wrong * x).mean()), float(wrong.mean())
+    residual, weight = p - target, p * (1 - p)
+    g_slope, g_bias = float((residual * x).mean()), float(residual.mean())
     h_ss, h_sb, h_bb = float((weight * x * x).mean()) + ridge, float((weight * x).mean()), float(weight.mean()) + ridge
     if fixed:
         return 0.0, -g_bias / h_bb
@@ -135,7 +141,7 @@ def _newton_step(x: Floats, p: Floats, target: Floats, fixed: bool) -> tuple[flo
 
 
 def _loss(logits: Floats, target: Floats) -> float:
-    """Mean cross-entropy: log(1 + e^z) - t z."""
+    """Return the mean cross-entropy, log(1 + e^z) - t z."""
     return float((np.logaddexp(0.0, logits) - target * logits).mean())
 
 

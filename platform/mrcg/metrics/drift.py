@@ -1,7 +1,7 @@
-"""Whether the scores that are served still look like those that a release was judged by.
+"""Drift between the scores a service returns and the scores its release was evaluated on.
 
-The population stability index of two histograms, Σ (p - q) ln(p / q) over their bins (Siddiqi, Credit Risk Scorecards,
-2006): as a rule, nothing has changed below 0.1, and much above 0.25.
+It is the population stability index of two histograms, Σ (p - q) ln(p / q) over their bins (Siddiqi, Credit Risk
+Scorecards, 2006). As a rule of thumb, below 0.1 nothing has changed, and above 0.25 much has.
 """
 
 from __future__ import annotations
@@ -11,48 +11,49 @@ import numpy.typing as npt
 
 from mrcg.metrics.calibration import BINS, Reliability
 
-#: Searches after which one counts half as much.
+#: Number of searches after which the weight of a search has halved.
 HALF_LIFE = 500
-#: Searches before which nothing is said.
-LEAST = 50
-#: What a bin has at least: an empty one would make the index infinite.
-_FLOOR = 1e-3
+#: Minimum number of searches before an index is reported.
+MIN_SEARCHES = 50
+#: Minimum share of a bin: an empty bin would make the index infinite.
+_MIN_SHARE = 1e-3
 
 Histogram = npt.NDArray[np.float64]
 
 
 class ScoreDrift:
-    """Scores of late beside those of the report's test part. Each search counts alike, however many nodes it has.
+    """Compares recent scores with those of the report's test part; each search has the same weight.
 
     Args:
-        reference: the report's reliability of the scores as they are.
+        reference: reliability of the raw scores in the report.
     """
 
     def __init__(self, reference: Reliability) -> None:
         expected = np.zeros(BINS)
-        for one in reference.bins:
-            expected[round(one.low * BINS)] = one.count
+        for score_bin in reference.bins:
+            expected[round(score_bin.low * BINS)] = score_bin.count
         self._expected = _shares(expected)
-        self._seen = np.zeros(BINS)
+        self._observed = np.zeros(BINS)
         self._searches = 0
 
-    def see(self, scores_n: npt.NDArray[np.float32]) -> None:
-        """Count the (n,) scores of one search's nodes, each in [0, 1]."""
+    def observe(self, scores_n: npt.NDArray[np.float32]) -> None:
+        """Add the (n,) node scores of one search, each in [0, 1]."""
         if len(scores_n):
-            places = np.clip((scores_n * BINS).astype(np.int64), 0, BINS - 1)
-            self._seen = self._seen * 0.5 ** (1 / HALF_LIFE) + np.bincount(places, minlength=BINS) / len(scores_n)
+            bins_n = np.clip((scores_n * BINS).astype(np.int64), 0, BINS - 1)
+            shares = np.bincount(bins_n, minlength=BINS) / len(scores_n)
+            self._observed = self._observed * 0.5 ** (1 / HALF_LIFE) + shares
             self._searches += 1
 
     @property
     def index(self) -> float | None:
-        """The population stability index; None while too few searches were seen."""
-        if self._searches < LEAST:
+        """The population stability index; None before ``MIN_SEARCHES`` searches."""
+        if self._searches < MIN_SEARCHES:
             return None
-        seen = _shares(self._seen)
-        return float(((seen - self._expected) * np.log(seen / self._expected)).sum())
+        observed = _shares(self._observed)
+        return float(((observed - self._expected) * np.log(observed / self._expected)).sum())
 
 
 def _shares(counts: Histogram) -> Histogram:
-    floored = np.maximum(counts / max(counts.sum(), 1e-12), _FLOOR)
+    floored = np.maximum(counts / max(counts.sum(), 1e-12), _MIN_SHARE)
     shares: Histogram = floored / floored.sum()
     return shares

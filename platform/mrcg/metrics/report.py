@@ -1,4 +1,4 @@
-"""The report of a pair of encoder and reranker: what was measured, under which protocol, as data."""
+"""The schema of a report: the figures of an encoder and a reranker under one protocol."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mrcg.metrics.ranking import DEPTH, Relevance, average_precision, precision_
 #: Files of a report.
 REPORT, TABLES, PICTURE, PAGE = "report.json", "tables.md", "retrieval.png", "report.html"
 QUERIES = "queries.parquet"
-CAVEAT = "Without patient ids no split is known to be free of patients seen twice."
+CAVEAT = "Not every query has a patient id, so scans of one patient may be in both the gallery and the queries."
 CAVEAT_KNOWN = "The patient of every query is known."
 SEED = seed_of(0, "bootstrap")
 
@@ -27,7 +27,7 @@ class _Frozen(BaseModel):
 
 
 class Intervals(_Frozen):
-    """95 % bootstrap intervals of three means."""
+    """The 95 % bootstrap intervals of three means."""
 
     map: Interval
     map_full: Interval
@@ -35,7 +35,7 @@ class Intervals(_Frozen):
 
 
 class ClassFigures(_Frozen):
-    """Mean figures over some queries (definitions: ``mrcg.metrics.ranking``). P@1 is also hit@1."""
+    """Mean figures over a set of queries, as defined in ``mrcg.metrics.ranking``. P@1 equals hit@1."""
 
     queries: int
     map: float
@@ -49,13 +49,13 @@ class ClassFigures(_Frozen):
 
 
 class OrderFigures(ClassFigures):
-    """Figures of one order of the hits, over all queries and per class of the query."""
+    """Figures of one order of the hits (ANN or reranked), over all queries and per class of the query."""
 
     per_class: dict[str, ClassFigures]
 
 
 class Gains(_Frozen):
-    """Reranked less ANN order, query by query."""
+    """Gains of the reranked over the ANN order, paired by query."""
 
     map: Gain
     map_full: Gain
@@ -63,10 +63,10 @@ class Gains(_Frozen):
 
 
 class Confusion(_Frozen):
-    """Class of the query against class of its first hit, as counts of queries.
+    """Numbers of queries by the class of the query and the class of its first hit.
 
-    ``ann[i][j]`` and ``reranked[i][j]``: queries of ``classes[i]`` whose first hit is of ``found[j]``; None is a
-    first hit without a label, or no hit at all.
+    ``ann[i][j]`` and ``reranked[i][j]`` count queries of ``classes[i]`` whose first hit has class ``found[j]``. None
+    stands for a first hit without a label, or for no hit.
     """
 
     classes: tuple[str, ...]
@@ -76,7 +76,10 @@ class Confusion(_Frozen):
 
 
 class Leakage(_Frozen):
-    """Queries with a near-duplicate (whoever's) or their own patient in the gallery; how many patients are known."""
+    """Numbers of queries with a near-duplicate (of any patient) or their own patient in the gallery.
+
+    ``patients_known`` is the number of queries whose patient is known.
+    """
 
     near_duplicates: int
     same_patient: int
@@ -84,9 +87,10 @@ class Leakage(_Frozen):
 
 
 class OutOfDistribution(_Frozen):
-    """Distance (squared L2) to the nearest hit above which a query is flagged, and the test queries that are.
+    """Distances to the nearest hit (squared L2), and the number of test queries above the threshold.
 
-    The threshold is a quantile of the validation queries' distances; None without any, then nothing is flagged.
+    The threshold is a quantile of the validation queries' distances. It is None without validation queries; then no
+    query is flagged.
     """
 
     threshold: float | None
@@ -96,7 +100,7 @@ class OutOfDistribution(_Frozen):
 
 
 class Epoch(BaseModel):
-    """One row of a training's history; what else it has is left out."""
+    """One row of a training history; other columns are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -106,7 +110,7 @@ class Epoch(BaseModel):
 
 
 class Training(_Frozen):
-    """History of a training; empty where nothing was trained or the history is not at hand."""
+    """History of a training; empty if nothing was trained or the history is not available."""
 
     best_epoch: int = -1
     epochs: tuple[Epoch, ...] = ()
@@ -115,8 +119,8 @@ class Training(_Frozen):
 class Report(_Frozen):
     """Content of ``report.json``.
 
-    ``leaking_queries`` have an image of their own group in the gallery. ``masked_hits`` were of the query's own group
-    or patient and left out of the lists (protocol ``dedup``).
+    ``leaking_queries`` is the number of queries with an image of their own group in the gallery. ``masked_hits`` is the
+    number of hits of the query's own group or patient that were removed from the lists (protocol ``dedup``).
     """
 
     protocol: str
@@ -141,13 +145,13 @@ class Report(_Frozen):
 
     @property
     def ood_threshold(self) -> float | None:
-        """The threshold that a release pins."""
+        """The out-of-distribution threshold that a release records."""
         return self.out_of_distribution.threshold
 
 
 @dataclass(frozen=True)
 class Queries:
-    """What the figures need to know of each query: class, group, relevant scans that it may find (q,)."""
+    """Class, group and number of relevant gallery scans (q,) of each query."""
 
     labels: Sequence[str]
     groups: Sequence[str]
@@ -155,22 +159,22 @@ class Queries:
 
 
 def order_figures(relevant_qn: Relevance, queries: Queries, resamples: int) -> OrderFigures:
-    """Figures of ranked relevance.
+    """Return the figures of ranked relevance.
 
     Args:
         relevant_qn: (queries, n), True where the hit has the query's class.
-        queries: their classes, groups and totals.
-        resamples: of the queries' groups for each interval.
+        queries: class, group and number of reachable relevant scans of each query.
+        resamples: number of resamples of the query groups per interval.
     """
     columns = query_figures(relevant_qn, queries.reachable_q)
     names = np.array(queries.labels, dtype=object)
     classes = {label: _means(columns, queries, names == label, resamples) for label in sorted(set(queries.labels))}
-    whole = _means(columns, queries, np.ones(len(names), dtype=bool), resamples)
-    return OrderFigures(**dict(whole), per_class=classes)
+    overall = _means(columns, queries, np.ones(len(names), dtype=bool), resamples)
+    return OrderFigures(**dict(overall), per_class=classes)
 
 
 def gains(before_qn: Relevance, after_qn: Relevance, queries: Queries, resamples: int) -> Gains:
-    """What reranking is worth: paired bootstrap over the same queries."""
+    """Return the gains from ``before_qn`` to ``after_qn`` by paired bootstrap over the same queries."""
     before, after = query_figures(before_qn, queries.reachable_q), query_figures(after_qn, queries.reachable_q)
     return Gains(
         **{name: paired(before[name], after[name], queries.groups, resamples, SEED) for name in Gains.model_fields}
@@ -178,14 +182,20 @@ def gains(before_qn: Relevance, after_qn: Relevance, queries: Queries, resamples
 
 
 def confusion(labels: Sequence[str], ann: Sequence[str | None], reranked: Sequence[str | None]) -> Confusion:
-    """Count classes of queries against classes of their first hits, in both orders."""
-    classes = tuple(sorted(set(labels)))
-    named = {hit for hit in (*ann, *reranked) if hit is not None} | set(classes)
-    found: tuple[str | None, ...] = (*sorted(named), *((None,) if None in (*ann, *reranked) else ()))
+    """Count queries by their class and the class of their first hit, in both orders.
 
-    def count(first: Sequence[str | None]) -> tuple[tuple[int, ...], ...]:
+    Args:
+        labels: class of each query.
+        ann: class of its first hit in the ANN order; None for a hit without a label, or no hit.
+        reranked: the same in the reranked order.
+    """
+    classes = tuple(sorted(set(labels)))
+    hit_classes = {hit for hit in (*ann, *reranked) if hit is not None} | set(classes)
+    found: tuple[str | None, ...] = (*sorted(hit_classes), *((None,) if None in (*ann, *reranked) else ()))
+
+    def count(first_hits: Sequence[str | None]) -> tuple[tuple[int, ...], ...]:
         table = np.zeros((len(classes), len(found)), dtype=np.int64)
-        for label, hit in zip(labels, first, strict=True):
+        for label, hit in zip(labels, first_hits, strict=True):
             table[classes.index(label), found.index(hit)] += 1
         return tuple(tuple(row) for row in table.tolist())
 
@@ -193,11 +203,11 @@ def confusion(labels: Sequence[str], ann: Sequence[str | None], reranked: Sequen
 
 
 def query_figures(relevant_qn: Relevance, reachable_q: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.float64]]:
-    """Every figure of each query (q,), by its name in ``ClassFigures``.
+    """Return the figures of each query, (q,) each, by their names in ``ClassFigures``.
 
     Args:
         relevant_qn: (queries, n) ranked relevance.
-        reachable_q: (queries,) relevant scans of the gallery that the query may find.
+        reachable_q: (queries,) number of relevant scans in the gallery that the query may find.
     """
     depth = min(DEPTH, relevant_qn.shape[1])
     return {
@@ -212,15 +222,15 @@ def query_figures(relevant_qn: Relevance, reachable_q: npt.NDArray[np.int64]) ->
 
 
 def _means(
-    columns: dict[str, npt.NDArray[np.float64]], queries: Queries, which: npt.NDArray[np.bool_], resamples: int
+    columns: dict[str, npt.NDArray[np.float64]], queries: Queries, selected: npt.NDArray[np.bool_], resamples: int
 ) -> ClassFigures:
-    count = int(which.sum())
+    count = int(selected.sum())
     names = list(Intervals.model_fields)
-    values_qm = np.stack([columns[name][which] for name in names], axis=1)
-    groups = [group for group, one in zip(queries.groups, which.tolist(), strict=True) if one]
+    values_qm = np.stack([columns[name][selected] for name in names], axis=1)
+    groups = [group for group, chosen in zip(queries.groups, selected.tolist(), strict=True) if chosen]
     bounds = intervals(values_qm, groups, resamples, SEED)
     return ClassFigures(
         queries=count,
         intervals=Intervals(**dict(zip(names, bounds, strict=True))),
-        **{name: float(values[which].mean()) if count else 0.0 for name, values in columns.items()},
+        **{name: float(values[selected].mean()) if count else 0.0 for name, values in columns.items()},
     )

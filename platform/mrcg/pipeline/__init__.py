@@ -1,1 +1,1 @@
-"""The graph of stages and the versions that follow from it."""
+"""The stages of the pipeline and the versions of their artefacts."""

@@ -1,4 +1,7 @@
-"""Which corpus a new one grows from: the newest of the same source under the same settings (DESIGN §2)."""
+"""Choose the base of a new corpus: the newest corpus of the same source with the same settings.
+
+See docs/corpus.md#incremental-ingestion.
+"""
 
 from __future__ import annotations
 
@@ -9,48 +12,52 @@ from mrcg.config.settings import Config
 from mrcg.corpus.sources import Source
 from mrcg.hashing import digest
 from mrcg.pipeline.stages import Ancestry, corpus_settings
-from mrcg.privacy.pseudonyms import Pseudonyms, key_needed
+from mrcg.privacy.pseudonyms import Pseudonyms, missing_key_error
 from mrcg.privacy.suppression import list_digest
 from mrcg.storage.manifest import Manifest
 from mrcg.storage.store import Store
 
-#: Settings that may differ between a corpus and the one it grows from.
-_FREE = ("listing", "suppressed", "purged")
+#: Settings that may differ between a corpus and its base.
+_MAY_DIFFER = ("listing", "suppressed", "purged")
 
 
 def source_name(source: Source, pseudonyms: Pseudonyms | None) -> str:
-    """What a manifest calls a source: its place may hold names."""
+    """Return a hash of a source's location, keyed if there is a key: manifests must not tell names in the location."""
     return digest(source.location, 32) if pseudonyms is None else pseudonyms.name("source", source.location)
 
 
 def ancestry_of(store: Store, config: Config, source: Source, pseudonyms: Pseudonyms | None) -> Ancestry:
-    """Privacy policy, suppression list and base of the corpus that this source would give.
+    """Return the privacy policy, suppression list digest and base of the corpus to be made from this source.
 
     Raises:
-        UsageError: the source names patients and there is no key.
+        UsageError: the source may name patients and no pseudonym key is set.
     """
     if source.identifying and pseudonyms is None:
-        raise key_needed("DICOM, MATLAB files and manifests with a patient column")
+        raise missing_key_error("DICOM files, MATLAB files and manifests with a patient or study column")
     policy = None if pseudonyms is None else pseudonyms.policy()
-    found = Ancestry(policy, list_digest(store), None)
-    wanted = corpus_settings(config, source, found)
+    suppressed = list_digest(store)
+    settings = corpus_settings(config, source, Ancestry(policy, suppressed, None))
     name = source_name(source, pseudonyms)
     related = [
         manifest
         for manifest in (store.manifest("corpus", version) for version in store.versions("corpus"))
-        if manifest.counts.get("source") == name and _bound(manifest.settings) == _bound(wanted)
+        if manifest.counts.get("source") == name and _must_match(manifest.settings) == _must_match(settings)
     ]
-    # Made by an erasure it is the same corpus: what is on the list is not in it.
-    same = [one for one in related if {k: v for k, v in one.settings.items() if k != "purged"} == wanted]
+    # A corpus made by an erasure counts as the same one: it also lacks everything on the suppression list.
+    same = [manifest for manifest in related if _without_purged(manifest.settings) == settings]
     if same:
-        # It is there already, whatever it grew from.
-        return Ancestry(policy, found.suppressed, same[0].inputs.get("corpus"), "purged" in same[0].settings)
+        # The corpus exists already: keep its base, so that the version stays the same.
+        return Ancestry(policy, suppressed, same[0].inputs.get("corpus"), "purged" in same[0].settings)
     newest = max(related, key=_generation, default=None)
-    return Ancestry(policy, found.suppressed, None if newest is None else newest.version)
+    return Ancestry(policy, suppressed, None if newest is None else newest.version)
 
 
-def _bound(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key not in _FREE}
+def _must_match(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in _MAY_DIFFER}
+
+
+def _without_purged(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key != "purged"}
 
 
 def _generation(manifest: Manifest) -> tuple[int, str]:

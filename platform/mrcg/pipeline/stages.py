@@ -1,7 +1,7 @@
-"""The pipeline as data: which stage makes which artefact from which, and the versions that follow.
+"""The stages of the pipeline, their inputs, and the versions of the artefacts that they make.
 
-Every version is known before any work starts, because it depends on settings and versions alone
-(DESIGN §2). So a stage that is done is skipped without starting Ray.
+A version depends only on settings and on the versions of the inputs (docs/design.md#versions). So all versions are
+known before any work starts, and stages that are done are skipped without starting Ray.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from mrcg.storage.store import Artefact, Store
 
 @dataclass(frozen=True)
 class Ancestry:
-    """What a corpus follows from beside its source and settings.
+    """What determines a corpus version in addition to its source and settings.
 
     Attributes:
-        policy: of de-identification; None where nothing is made a pseudonym.
+        policy: of de-identification; None without a pseudonym key.
         suppressed: digest of the suppression list.
-        base: version of the corpus that it grows from, None for the first.
-        purged: it was made by an erasure, from its base alone.
+        base: version of the corpus that this one extends, None for the first.
+        purged: whether an erasure made the corpus from its base, without reading the source.
     """
 
     policy: Mapping[str, Any] | None = None
@@ -37,13 +37,21 @@ class Ancestry:
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the pipeline."""
+    """A kind of work in the pipeline.
+
+    Attributes:
+        name: also the name of its command, if it has one.
+        kind: of the artefact that it makes.
+        inputs: kinds of the artefacts that it reads.
+        settings: returns the part of the configuration that the version depends on.
+        local: the work is small enough to run in this process, without a cluster.
+    """
 
     name: str
     kind: str
     inputs: tuple[str, ...]
     settings: Callable[[Config], dict[str, Any]]
-    small: bool = False  # work on one table, done where it is asked for and not on a cluster
+    local: bool = False
 
 
 def _dump(*parts: str) -> Callable[[Config], dict[str, Any]]:
@@ -56,7 +64,7 @@ def _plain(value: Any) -> Any:
 
 STAGES: tuple[Stage, ...] = (
     Stage("ingest", "corpus", (), _dump("ingest")),
-    Stage("split", "splits", ("corpus",), _dump("split", "seed"), small=True),
+    Stage("split", "splits", ("corpus",), _dump("split", "seed"), local=True),
     Stage("train-encoder", "encoders", ("corpus", "splits"), _dump("encoder", "seed")),
     Stage("embed", "embeddings", ("corpus", "encoders"), _dump("embed")),
     Stage("build-index", "indexes", ("corpus", "embeddings"), _dump("index", "seed")),
@@ -66,22 +74,26 @@ STAGES: tuple[Stage, ...] = (
 )
 
 
-#: What `mrcg reproduce` measures over the last epochs of an encoder, or of a reranker.
+#: Stages of `mrcg reproduce` that evaluate each of the last epochs of an encoder or a reranker.
 MEASURE_ENCODER = Stage("measure-encoder", "trials", ("corpus", "splits", "encoders"), _dump("graph"))
 MEASURE_RERANKER = Stage(
     "measure-reranker", "trials", ("corpus", "splits", "embeddings", "graphs", "rerankers"), lambda config: {}
 )
 
-#: Done once more for each fold of ``reranker.graphs = cross_fit``, in this order.
-FOLDED = tuple(stage for stage in STAGES if stage.kind in ("encoders", "embeddings", "indexes", "graphs"))
+#: Stages that run again for each fold if ``reranker.graphs`` is ``cross_fit``, in this order.
+FOLD_STAGES = tuple(stage for stage in STAGES if stage.kind in ("encoders", "embeddings", "indexes", "graphs"))
 
 
 @dataclass(frozen=True)
 class Step:
-    """A stage with the version that its settings and inputs give.
+    """A stage with its settings and inputs, and the version that follows from them.
 
-    ``inputs`` are versions by kind; those of a fold are named ``kind:number``. ``fold`` is what an encoder of
-    cross-fitting leaves out, None for the encoder that is released.
+    Attributes:
+        stage: to run.
+        version: of the artefact that it makes.
+        settings: that the version depends on.
+        inputs: versions by kind; those of a fold are named ``kind:number``.
+        fold: that the encoder leaves out in cross-fitting, None for the released encoder.
     """
 
     stage: Stage
@@ -92,12 +104,12 @@ class Step:
 
     @property
     def name(self) -> str:
-        """The stage, and which fold of how many."""
+        """The stage's name, followed by the fold if there is one."""
         return self.stage.name if self.fold is None else f"{self.stage.name} {self.fold}"
 
 
 def corpus_settings(config: Config, source: Source, ancestry: Ancestry) -> dict[str, Any]:
-    """The settings that a corpus' version follows from."""
+    """Return the settings that a corpus version depends on."""
     return {
         **_dump("ingest")(config),
         "listing": source.listing_digest,
@@ -108,13 +120,13 @@ def corpus_settings(config: Config, source: Source, ancestry: Ancestry) -> dict[
 
 
 def plan(config: Config, source: Source, weights_digest: str, ancestry: Ancestry | None = None) -> tuple[Step, ...]:
-    """The versions of all stages, in order.
+    """Return the steps of the whole pipeline with their versions, in the order in which they run.
 
     Args:
         config: settings of the pipeline.
-        source: where the scans are; its listing decides the corpus version.
-        weights_digest: digest of the encoder's initial weights (their place is not part of a version).
-        ancestry: of the corpus; None for a first one without pseudonyms.
+        source: of the scans; its listing digest is part of the corpus version, its location is not.
+        weights_digest: digest of the encoder's initial weights, which replaces their path in the settings.
+        ancestry: of the corpus; None for a first corpus without pseudonyms.
     """
     ancestry = ancestry or Ancestry()
     count = config.reranker.folds if config.reranker.graphs == "cross_fit" else 0
@@ -133,43 +145,49 @@ def plan(config: Config, source: Source, weights_digest: str, ancestry: Ancestry
             settings["fold"] = [fold.number, fold.count]
             settings["seed"] = config.seed
         if stage.kind == "rerankers":
-            inputs |= {f"{kind}:{one.number}": steps[kind, one].version for one in folds for kind in OF_FOLDS}
+            inputs |= {f"{kind}:{f.number}": steps[kind, f].version for f in folds for kind in FOLD_INPUTS}
         version = derive_version(stage.kind, settings, inputs)
         steps[stage.kind, fold] = Step(stage, version, settings, inputs, fold)
 
     for stage in STAGES:
         if stage.kind == "rerankers":
             for fold in folds:
-                for again in FOLDED:
-                    add(again, fold)
+                for fold_stage in FOLD_STAGES:
+                    add(fold_stage, fold)
         add(stage)
     return tuple(steps.values())
 
 
-#: What the reranker reads of each fold.
-OF_FOLDS = ("embeddings", "graphs")
+#: Kinds that the reranker reads of each fold.
+FOLD_INPUTS = ("embeddings", "graphs")
 
 
-def measuring(stage: Stage, config: Config, steps: Iterable[Step]) -> Step:
-    """The step that measures what others made."""
+def measuring_step(stage: Stage, config: Config, steps: Iterable[Step]) -> Step:
+    """Return the step of a measuring stage.
+
+    Args:
+        stage: ``MEASURE_ENCODER`` or ``MEASURE_RERANKER``.
+        config: settings of the pipeline.
+        steps: of the plan whose artefacts are measured; steps of folds are ignored.
+    """
     versions = {step.stage.kind: step.version for step in steps if step.fold is None}
     settings, inputs = stage.settings(config), {kind: versions[kind] for kind in stage.inputs}
     return Step(stage, derive_version(stage.kind, settings, inputs), settings, inputs)
 
 
 def open_inputs(store: Store, step: Step) -> dict[str, Artefact]:
-    """The artefacts a step reads, by their names in ``Step.inputs``.
+    """Open the artefacts that a step reads, by their names in ``Step.inputs``.
 
     Raises:
-        NotFoundError: an earlier stage has not run with these settings; names it.
+        NotFoundError: an earlier stage has not run with these settings; the message names it.
     """
-    found: dict[str, Artefact] = {}
+    artefacts: dict[str, Artefact] = {}
     for name, version in step.inputs.items():
         kind = kind_of(name)
         if not store.has(kind, version):
             maker = next(stage.name for stage in STAGES if stage.kind == kind)
             raise NotFoundError(
-                f"{step.stage.name} needs {kind}/{version}: run `mrcg {maker}` with the same options first"
+                f"{step.stage.name} needs {kind}/{version}; run `mrcg {maker}` with the same options first"
             )
-        found[name] = store.artefact(kind, version)
-    return found
+        artefacts[name] = store.artefact(kind, version)
+    return artefacts

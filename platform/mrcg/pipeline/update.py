@@ -1,6 +1,6 @@
-"""A release that changes without a training: same models, a gallery that grew or shrank (DESIGN §2).
+"""Plan the update of a release: the same models over a changed gallery (docs/index.md#building-and-updating).
 
-What a release was made by is in its manifests, so nobody has to say it again.
+The settings come from the manifests of the release, so the caller does not repeat them.
 """
 
 from __future__ import annotations
@@ -18,13 +18,19 @@ from mrcg.storage.manifest import Manifest, derive_version
 from mrcg.storage.store import Store
 
 _STAGE: Mapping[str, Stage] = {stage.kind: stage for stage in STAGES}
-#: Parts whose queries a report needs; the training part taught the reranker already.
-MEASURED = ("validation", "test")
+#: Parts whose query graphs a report needs; those of the training part only train the reranker, which does not change.
+MEASURED_PARTS = ("validation", "test")
 
 
 @dataclass(frozen=True)
 class ReleaseUpdate:
-    """The line of artefacts behind a release, and the settings that made it."""
+    """Plans updates of a release.
+
+    Attributes:
+        config: settings that made the release, with overrides applied.
+        release: whose models stay.
+        manifests: of the artefacts behind the release, by kind.
+    """
 
     config: Config
     release: Release
@@ -32,73 +38,83 @@ class ReleaseUpdate:
 
     @classmethod
     def of(cls, store: Store, release: Release, overrides: Iterable[str] = ()) -> ReleaseUpdate:
-        """The line of a release.
+        """Read the manifests of a release and the settings in them.
 
         Args:
-            store: that holds it.
+            store: that holds the release.
             release: whose models stay.
-            overrides: ``a.b=value`` each, of what does not make a model: index, evaluate, release, serve, compute.
+            overrides: ``a.b=value`` strings for settings that no model depends on: index, evaluate, release, serve,
+                compute.
 
         Raises:
-            NotFoundError, IntegrityError: a manifest of the line is absent or was changed.
+            NotFoundError: a manifest is missing.
+            IntegrityError: a manifest was changed.
             SettingsError: an override is not allowed.
         """
         report = store.manifest("reports", release.report)
-        found = {"reports": report}
+        manifests = {"reports": report}
         for kind in ("splits", "embeddings", "graphs", "rerankers", "corpus"):
-            found[kind] = store.manifest(kind, report.inputs[kind])
-        found["indexes"] = store.manifest("indexes", release.index)
-        found["encoders"] = store.manifest("encoders", release.encoder)
+            manifests[kind] = store.manifest(kind, report.inputs[kind])
+        manifests["indexes"] = store.manifest("indexes", release.index)
+        manifests["encoders"] = store.manifest("encoders", release.encoder)
         tree: dict[str, Any] = {}
-        for manifest in found.values():
+        for manifest in manifests.values():
             for key, value in manifest.settings.items():
                 if key in Config.model_fields:
                     tree[key] = value
         config = with_overrides(parse_config(tree, f"manifests of release {release.number}"), overrides)
-        return cls(config, release, found)
+        return cls(config, release, manifests)
 
     def steps(self, source: Source, ancestry: Ancestry) -> tuple[Step, ...]:
-        """What has to be done after the source changed: ingest, split, embed, index, graphs, report."""
+        """Return the steps after the source changed: ingest, split, embed, build index and graphs, evaluate."""
         settings = corpus_settings(self.config, source, ancestry)
         inputs = {} if ancestry.base is None else {"corpus": ancestry.base}
         return self._after(_step("corpus", settings, inputs), purge=False)
 
-    def purged(self, suppressed: str) -> tuple[Step, ...]:
-        """What has to be done after somebody was put on the suppression list: all that without them."""
+    def purge_steps(self, suppressed: str) -> tuple[Step, ...]:
+        """Return the steps of an erasure: the corpus without suppressed scans, and what is built from it.
+
+        Args:
+            suppressed: digest of the suppression list.
+        """
         return self._after(purged_corpus(self.manifests["corpus"], suppressed), purge=True)
 
     def _after(self, corpus: Step, purge: bool) -> tuple[Step, ...]:
-        made = {kind: one.version for kind, one in self.manifests.items()} | {"corpus": corpus.version}
+        """Return a corpus step and the steps that follow from it."""
+        versions = {kind: manifest.version for kind, manifest in self.manifests.items()} | {"corpus": corpus.version}
         steps = [corpus]
 
-        def add(kind: str, base: bool = False, **more: Any) -> None:
+        def add(kind: str, base: bool = False, **extra: Any) -> None:
             stage, old = _STAGE[kind], self.manifests[kind]
-            settings = {**old.settings, **stage.settings(self.config), **more}
-            # Settings of an earlier growth are not those of this one.
-            settings = {key: value for key, value in settings.items() if key in more or key not in ("purge", "parts")}
-            inputs = {name: made[name] for name in stage.inputs}
+            settings = {**old.settings, **stage.settings(self.config), **extra}
+            # The old manifest may come from an earlier update: its purge and parts do not apply to this one.
+            settings = {key: value for key, value in settings.items() if key in extra or key not in ("purge", "parts")}
+            inputs = {name: versions[name] for name in stage.inputs}
             if base and all(old.settings.get(k) == v for k, v in stage.settings(self.config).items()):
                 inputs[kind] = old.version
             steps.append(_step(kind, settings, inputs))
-            made[kind] = steps[-1].version
+            versions[kind] = steps[-1].version
 
         add("splits")
         add("embeddings", base=True)
-        stays = not (purge and _may_memorise(self.manifests["indexes"]))
-        add("indexes", base=stays, **({"purge": True} if purge else {}))
-        add("graphs", parts=list(MEASURED))
+        extend_index = not (purge and _centroid_may_be_removed_scan(self.manifests["indexes"]))
+        add("indexes", base=extend_index, **({"purge": True} if purge else {}))
+        add("graphs", parts=list(MEASURED_PARTS))
         add("reports")
         return tuple(steps)
 
 
-def _may_memorise(index: Manifest) -> bool:
-    """Whether a cell may be the very vector of a scan that went before: when an index just grows nobody looks."""
-    grew = "indexes" in index.inputs and not index.settings.get("purge")
-    return grew and index.counts.get("kind") not in ("flat", "hnsw")
+def _centroid_may_be_removed_scan(index: Manifest) -> bool:
+    """Return whether a coarse centroid may equal the vector of a scan that an earlier update removed.
+
+    Extending an index without a purge does not check for that; only the centroids of IVF indexes can be affected.
+    """
+    extended = "indexes" in index.inputs and not index.settings.get("purge")
+    return extended and index.counts.get("kind") not in ("flat", "hnsw")
 
 
 def purged_corpus(base: Manifest, suppressed: str) -> Step:
-    """The corpus that is made from another one alone, without those who are on the list."""
+    """Return the step that makes a corpus from its base alone, without the suppressed scans."""
     settings = {**base.settings, "suppressed": suppressed, "purged": True}
     return _step("corpus", settings, {"corpus": base.version})
 

@@ -1,8 +1,9 @@
-"""Pseudonyms: what identifies people becomes a keyed hash before anything is written (DESIGN §5).
+"""Pseudonyms: identifiers of people become keyed hashes before anything is written.
 
-The yardstick is the Basic Application Level Confidentiality Profile of DICOM PS3.15 Annex E, with its options
-"retain modified dates" and "retain patient characteristics" left out but for a shifted day and a year. Who has the
-key can find a known patient's pseudonym again; who has not can neither find nor test one.
+The policy (`docs/corpus.md#de-identification`) follows the Basic Application Level Confidentiality Profile of DICOM
+PS3.15 Annex E. Its options "retain modified dates" and "retain patient characteristics" are not used, except for a
+shifted day and a year. Whoever has the key can recompute the pseudonym of a known patient; without the key nobody can
+compute or test one.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from mrcg.errors import UsageError
 
 ENVIRONMENT = "MRCG_PSEUDONYM_KEY"
 KEY_DIGITS = 64
-#: Raised with every change of what is kept, so that corpora made under two policies never mix.
+#: Increase it with every change to what is kept, so that corpora made under different policies never mix.
 POLICY_VERSION = 1
-#: Header fields that become columns; all else is dropped. Ids become pseudonyms, UIDs are mapped, days shifted.
-KEPT = (
+#: Header fields that become columns; all others are dropped. Ids become pseudonyms, UIDs are mapped, days are shifted.
+KEPT_FIELDS = (
     "label", "patient", "study", "series", "instance", "accession", "tenant", "site", "plane", "sequence", "acquired",
     "year", "spacing_mm", "position_mm",
 )  # fmt: skip
@@ -30,52 +31,53 @@ _SHIFT_DAYS = 182
 
 
 class Pseudonyms:
-    """Keyed, one-way names (HMAC-SHA-256). Equal input gives equal output under one key."""
+    """Keyed one-way pseudonyms (HMAC-SHA-256). Equal input gives equal output under one key."""
 
     def __init__(self, key: bytes) -> None:
         assert len(key) * 2 == KEY_DIGITS
         self._key = key
 
     def __repr__(self) -> str:
-        # The key must not get into logs by way of a dataclass that holds this.
+        # The key must not reach a log through the repr of a dataclass that holds this object.
         return f"Pseudonyms({self.fingerprint})"
 
     @property
     def fingerprint(self) -> str:
-        """Names the key without telling it: part of a corpus' version."""
+        """64 bits in hex that identify the key without revealing it; part of the version of a corpus."""
         return self._mac("fingerprint", "")[:16]
 
     def name(self, kind: str, value: str) -> str:
-        """128-bit pseudonym of an id, hex; equal ids of two kinds differ."""
+        """Return the 128-bit pseudonym of an id in hex; the same id gives different pseudonyms for different kinds."""
         return self._mac(kind, value)[:32]
 
     def uid(self, kind: str, value: str) -> str:
-        """A DICOM UID in place of another, valid and never the original (PS3.5 §B.2: ``2.25.`` and 128 bits)."""
+        """Return a valid replacement for a DICOM UID, never the original (PS3.5 §B.2: ``2.25.`` and 128 bits)."""
         return f"2.25.{int(self._mac(kind, value)[:32], 16)}"
 
     def shifted(self, day: datetime.date, patient: str) -> datetime.date:
-        """A day moved by this patient's own offset of up to half a year: intervals stay, days do not."""
+        """Shift a day by 1 to 182 days either way; the offset is fixed per patient, so intervals stay the same."""
         offset = int(self._mac("dates", patient)[:8], 16) % (2 * _SHIFT_DAYS) - _SHIFT_DAYS
         try:
             return day + datetime.timedelta(days=offset if offset else _SHIFT_DAYS)
-        except OverflowError:  # year 1 or 9999 of a damaged header
+        except OverflowError:  # a damaged header with year 1 or 9999
             return day.replace(month=1 if day.month > 6 else 7, day=1)
 
     def seal(self, data: bytes, nonce: str) -> bytes:
-        """Bytes made unreadable without the key, or readable again; never use a nonce for two things.
+        """Encrypt bytes with the key, or decrypt bytes that this method encrypted with the same nonce.
 
-        A stream of SHAKE-256 over key and nonce: for what lies in a store only while work is under way.
+        The data is XORed with a SHAKE-256 stream of key and nonce. Never use a nonce for two messages: it would reveal
+        their XOR. The data is not authenticated. Meant only for temporary files of a running job.
         """
         stream = hashlib.shake_256(self._key + b"seal" + nonce.encode()).digest(len(data))
         return (int.from_bytes(data, "big") ^ int.from_bytes(stream, "big")).to_bytes(len(data), "big")
 
     def policy(self) -> dict[str, Any]:
-        """What the corpus manifest records of all this."""
+        """Return the de-identification policy as the corpus manifest records it."""
         return {
             "name": "allow-list",
             "version": POLICY_VERSION,
             "yardstick": "DICOM PS3.15 Annex E, Basic Application Level Confidentiality Profile",
-            "kept": list(KEPT),
+            "kept": list(KEPT_FIELDS),
             "key": self.fingerprint,
         }
 
@@ -84,43 +86,51 @@ class Pseudonyms:
 
 
 def new_key() -> str:
-    """A random key, 64 hex digits."""
+    """Return a random key of 64 hex digits."""
     return secrets.token_hex(KEY_DIGITS // 2)
 
 
 def pseudonyms_from_environment() -> Pseudonyms | None:
-    """Pseudonyms under the key in ``MRCG_PSEUDONYM_KEY``: 64 hex digits, or the path of a file that holds them.
+    """Return pseudonyms with the key in ``MRCG_PSEUDONYM_KEY``; None if the variable is unset or empty.
+
+    The variable holds 64 hex digits, or the path of a file that holds them.
 
     Raises:
-        UsageError: it is set and neither.
+        UsageError: the variable holds neither.
     """
-    stated = os.environ.get(ENVIRONMENT, "").strip()
-    if not stated:
+    setting = os.environ.get(ENVIRONMENT, "").strip()
+    if not setting:
         return None
-    key = _parse(stated)
+    key = _parse(setting)
     if key is None:
         try:
-            key = _parse(Path(stated).read_text(encoding="ascii").strip())
+            key = _parse(Path(setting).read_text(encoding="ascii").strip())
         except (OSError, ValueError):
             key = None
     if key is None:
-        # Whatever it is, it may be a key with a typo: it is not shown.
+        # The message does not quote the value: it may be a real key with a typo.
         raise UsageError(
-            f"{ENVIRONMENT} is neither {KEY_DIGITS} hex digits nor a file that holds them: "
-            "`mrcg keys new --kind pseudonym --out FILE` makes one"
+            f"{ENVIRONMENT} is neither {KEY_DIGITS} hex digits nor the path of a file that holds them: "
+            "create a key with `mrcg keys new --kind pseudonym --out FILE`"
         )
     return Pseudonyms(key)
 
 
-def key_needed(what: str) -> UsageError:
-    """The error that refuses identified scans without a key."""
+def missing_key_error(sources: str) -> UsageError:
+    """Return the error that refuses scans with patient identifiers when no key is set.
+
+    Args:
+        sources: the files that need the key, as a plural subject, e.g. "DICOM files".
+    """
     return UsageError(
-        f"{what} name patients and need a pseudonym key: `mrcg keys new --kind pseudonym --out FILE` makes one, "
-        f"then set {ENVIRONMENT}=FILE; keep it, without it no patient can be found again"
+        f"{sources} identify patients and need a pseudonym key: create one with "
+        f"`mrcg keys new --kind pseudonym --out FILE`, then set {ENVIRONMENT}=FILE; keep the file, "
+        "without it no patient can be found again"
     )
 
 
 def _parse(text: str) -> bytes | None:
+    """Return the key that ``KEY_DIGITS`` hex digits state; None if the text is anything else."""
     try:
         key = bytes.fromhex(text)
     except ValueError:

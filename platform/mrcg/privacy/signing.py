@@ -1,4 +1,4 @@
-"""Signatures under receipts (Ed25519): who has the public key can check them, who has not the key cannot make them."""
+"""Ed25519 signatures of receipts: anyone with the public key can check them; only the private key can make them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KEY_BYTES = 32
 
 
 class Signature(BaseModel):
-    """A signature and the public half of the key that made it, hex."""
+    """A signature and the public key that verifies it, both in hex."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -33,16 +33,16 @@ class Signer:
 
     @property
     def public_key(self) -> str:
-        """Names the signer; anybody may know it."""
+        """The public key in hex; it identifies the signer and is not secret."""
         return str(self._key.public_key().public_bytes_raw().hex())
 
     def sign(self, data: bytes) -> Signature:
-        """A signature under bytes."""
+        """Sign bytes."""
         return Signature(public_key=self.public_key, signature=self._key.sign(data).hex())
 
 
 def is_signed(data: bytes, signature: Signature) -> bool:
-    """Whether a signature was made under just these bytes, with the private half of its public key."""
+    """Return whether the signature is valid for exactly these bytes and for its own public key."""
     ed25519 = require("cryptography.hazmat.primitives.asymmetric.ed25519")
     invalid = require("cryptography.exceptions").InvalidSignature
     try:
@@ -54,36 +54,38 @@ def is_signed(data: bytes, signature: Signature) -> bool:
 
 
 def new_signing_key() -> str:
-    """A random private key, 64 hex digits."""
+    """Return a random private key of 64 hex digits."""
     return secrets.token_hex(KEY_BYTES)
 
 
 def signer_from_environment() -> Signer | None:
-    """A signer with the key in ``MRCG_SIGNING_KEY``: 64 hex digits, or the path of a file that holds them.
+    """Return a signer with the key in ``MRCG_SIGNING_KEY``; None if the variable is unset or empty.
+
+    The variable holds 64 hex digits, or the path of a file that holds them.
 
     Raises:
-        UsageError: it is set and neither.
+        UsageError: the variable holds neither.
     """
-    stated = os.environ.get(ENVIRONMENT, "").strip()
-    if not stated:
+    setting = os.environ.get(ENVIRONMENT, "").strip()
+    if not setting:
         return None
-    for read in (lambda: stated, lambda: Path(stated).read_text(encoding="ascii").strip()):
+    for read in (lambda: setting, lambda: Path(setting).read_text(encoding="ascii").strip()):
         try:
             key = bytes.fromhex(read())
         except (OSError, ValueError):
             continue
         if len(key) == KEY_BYTES:
             return Signer(key)
-    # Whatever it is, it may be a key with a typo: it is not shown.
+    # The message does not quote the value: it may be a real key with a typo.
     raise UsageError(
-        f"{ENVIRONMENT} is neither {2 * KEY_BYTES} hex digits nor a file that holds them: "
-        "`mrcg keys new --kind signing --out FILE` makes one"
+        f"{ENVIRONMENT} is neither {2 * KEY_BYTES} hex digits nor the path of a file that holds them: "
+        "create a key with `mrcg keys new --kind signing --out FILE`"
     )
 
 
-def signing_key_needed() -> UsageError:
-    """The error that refuses to act without a key to sign the receipt with."""
+def missing_signing_key_error() -> UsageError:
+    """Return the error that refuses a command whose receipt needs a signature when no signing key is set."""
     return UsageError(
-        "a receipt has to be signed: `mrcg keys new --kind signing --out FILE` makes a key, "
-        f"then set {ENVIRONMENT}=FILE; its public half is in every receipt"
+        "a receipt must be signed: create a key with `mrcg keys new --kind signing --out FILE`, "
+        f"then set {ENVIRONMENT}=FILE; every receipt contains its public key"
     )

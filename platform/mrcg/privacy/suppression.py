@@ -1,7 +1,7 @@
-"""The suppression list: who and what must not come back, as keyed hashes (DESIGN §5).
+"""The suppression list: hashes of patients, images and pixels that must not be ingested again.
 
-An append-only log below ``log/suppression``. It tells nobody who is on it: without the key an entry cannot be
-matched with a patient.
+See `docs/index.md#erasure`. The list is an append-only log below ``log/suppression``. With a pseudonym key its entries
+are keyed hashes, so an entry cannot be matched with a patient without the key.
 """
 
 from __future__ import annotations
@@ -20,26 +20,32 @@ PATIENT, IMAGE, PIXELS = "patient", "image", "pixels"
 
 
 def token(pseudonyms: Pseudonyms | None, kind: str, value: str) -> str:
-    """The entry that suppresses a patient (by pseudonym), an image (by id) or pixels (by hash)."""
+    """Return the entry that suppresses a patient (by pseudonym), an image (by id) or pixels (by hash).
+
+    Args:
+        pseudonyms: the key of the entry; without one the entry is a plain hash.
+        kind: ``PATIENT``, ``IMAGE`` or ``PIXELS``.
+        value: the pseudonym, image id or pixel hash.
+    """
     if pseudonyms is None:
         return digest(["suppress", kind, value], 32)
     return pseudonyms.name("suppress", f"{kind}\x1f{value}")
 
 
 def suppress(store: Store, tokens: Iterable[str]) -> None:
-    """Add entries; what is on the list stays on it."""
+    """Add entries to the list. Entries are never removed."""
     entries = sorted(set(tokens))
     with contextlib.suppress(AlreadyExistsError):
         store.create(f"{FOLDER}/{digest(entries, 32)}.json", json.dumps(entries).encode())
 
 
 def list_digest(store: Store) -> str:
-    """Digest of the whole list: part of the version of every corpus that obeys it."""
+    """Return the digest of the whole list; it is part of the version of every corpus that the list was applied to."""
     return digest(sorted(suppressed(store)), 32)
 
 
 def suppressed(store: Store) -> frozenset[str]:
-    """All entries."""
+    """Return all entries of the list."""
     return frozenset(
         entry
         for name in store.listdir(FOLDER)

@@ -1,7 +1,7 @@
-"""Tombstones: images that nobody may be shown any more, from the moment one is set (DESIGN §2, §5).
+"""Tombstones: erased images, which must not be shown again (`docs/index.md#filters-and-tombstones`).
 
-An append-only log below ``log/tombstones`` that running services look at again and again. An entry is a hash of an
-image id, so the log does not keep what it forbids.
+They are kept in an append-only log below ``log/tombstones``, which running services poll. An entry is a hash of an
+image id, so the log does not contain the ids that it forbids.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from mrcg.hashing import digest
 from mrcg.storage.store import Store
 
 FOLDER = "log/tombstones"
-#: A service looks at most so often (seconds): a listing of an object store is not free.
-LOOK_SECONDS = 0.5
+#: Shortest interval in seconds between two listings of the log; listing an object store is not free.
+REFRESH_SECONDS = 0.5
 
 
 def entry_of(image_id: str) -> str:
-    """The entry that forbids an image."""
+    """Return the entry that forbids an image."""
     return hashlib.blake2b(f"tombstone\x1f{image_id}".encode(), digest_size=16).hexdigest()
 
 
 def tombstone(store: Store, entries: Iterable[str]) -> None:
-    """Forbid images by their entries; what is forbidden stays so."""
+    """Forbid images by their entries (see `entry_of`). Entries are never removed."""
     entries = sorted(set(entries))
     if entries:
         with contextlib.suppress(AlreadyExistsError):
@@ -35,30 +35,42 @@ def tombstone(store: Store, entries: Iterable[str]) -> None:
 
 
 class Tombstones:
-    """The log, read as it grows; each file is read once."""
+    """The entries of the log, read as it grows; each file of it is read once.
 
-    def __init__(self, store: Store, look_seconds: float = LOOK_SECONDS) -> None:
+    Attributes:
+        entries: all entries that were read so far.
+    """
+
+    def __init__(self, store: Store, refresh_seconds: float = REFRESH_SECONDS) -> None:
         self._store = store
-        self._every = look_seconds
-        self._looked = float("-inf")
-        self._read: set[str] = set()
+        self._refresh_seconds = refresh_seconds
+        self._last_refresh = float("-inf")
+        self._files_read: set[str] = set()
         self.entries: set[str] = set()
 
-    def look(self) -> list[str]:
-        """Entries that came since the last look. At most every ``look_seconds`` it really looks."""
-        if time.monotonic() - self._looked < self._every:
+    def refresh(self) -> list[str]:
+        """Read the new files of the log and return their entries.
+
+        The log is listed at most every ``refresh_seconds``; calls in between return nothing.
+
+        Raises:
+            StoreError: the log cannot be read; every further call fails until it can.
+        """
+        if time.monotonic() - self._last_refresh < self._refresh_seconds:
             return []
-        new = [name for name in self._store.listdir(FOLDER) if name.endswith(".json") and name not in self._read]
-        found = [entry for name in new for entry in self._store.read_json(f"{FOLDER}/{name}")]
-        # All or nothing: what was read before a file that cannot be read is new next time, too.
-        self._read.update(new)
-        self.entries.update(found)
-        # Only now: while the log cannot be read every look fails, and nobody is answered by an old one.
-        self._looked = time.monotonic()
-        return found
+        names = self._store.listdir(FOLDER)
+        new_files = [name for name in names if name.endswith(".json") and name not in self._files_read]
+        new_entries = [entry for name in new_files for entry in self._store.read_json(f"{FOLDER}/{name}")]
+        # All or nothing: if a file cannot be read, the next call returns the entries of all new files.
+        self._files_read.update(new_files)
+        self.entries.update(new_entries)
+        # Set only after success: while the log cannot be read, every call fails, so that no search is answered from an
+        # outdated log.
+        self._last_refresh = time.monotonic()
+        return new_entries
 
     def forbidden(self, image_ids: Sequence[str]) -> list[str]:
-        """Those of some images that may not be shown."""
+        """Return the ids, in the given order, of images that must not be shown."""
         if not self.entries:
             return []
-        return [one for one in image_ids if entry_of(one) in self.entries]
+        return [image_id for image_id in image_ids if entry_of(image_id) in self.entries]

@@ -1,6 +1,7 @@
-"""What is held, and what may go: versions that no release, no grace period and no running job needs (DESIGN §2).
+"""Garbage collection: delete the versions that no release, grace period or running job needs.
 
-A file stays as long as any version that stays refers to it, whichever version wrote it.
+A file is kept as long as any kept version refers to it, no matter which version wrote it
+(`docs/index.md#releases-and-garbage-collection`).
 """
 
 from __future__ import annotations
@@ -13,17 +14,17 @@ from dataclasses import dataclass
 
 from mrcg.errors import IntegrityError, NotFoundError, StoreError
 from mrcg.releases.release import read_release, release_numbers
-from mrcg.storage.attempts import dead_attempts, inputs_of_live_attempts
+from mrcg.storage.attempts import abandoned_attempts, inputs_of_live_attempts
 from mrcg.storage.catalog import (
     Key,
     abandoned_writes,
     all_manifests,
-    chain,
     discard_attempts,
-    loose_files,
     name_of,
     remove_files,
     remove_versions,
+    unreferenced_files,
+    with_dependencies,
 )
 from mrcg.storage.manifest import Manifest, kind_of
 from mrcg.storage.store import Store
@@ -35,7 +36,7 @@ GRACE_DAYS = 14.0
 
 @dataclass(frozen=True)
 class Sweep:
-    """What was (or would be) removed, relative to the store."""
+    """What was removed or, in a dry run, would be removed: paths relative to the store, and the bytes freed."""
 
     attempts: tuple[str, ...]
     versions: tuple[str, ...]
@@ -46,63 +47,64 @@ class Sweep:
 def sweep(
     store: Store, keep_releases: int | None = None, grace_days: float = GRACE_DAYS, dry_run: bool = False
 ) -> Sweep:
-    """Remove what nobody holds; killed half way, it is simply run again.
+    """Remove the versions and files that are not in use. If this is killed half-way, run it again.
 
     Args:
-        store: to be swept.
-        keep_releases: the newest so many releases hold their parts; None: all.
-        grace_days: versions younger than this stay, with all they were made from.
-        dry_run: only say.
+        store: to clean.
+        keep_releases: number of newest releases that keep their versions; None keeps those of all releases.
+        grace_days: versions younger than this are kept, with all versions that they were made from.
+        dry_run: only return what would be removed.
 
     Raises:
-        IntegrityError: a release cannot be read, so nobody knows what it holds.
-        StoreError: somebody took up a version that was about to go.
+        IntegrityError: a release cannot be read, so the versions that it needs are unknown.
+        StoreError: a version that was about to be removed came into use.
     """
-    # They go before anything is looked at: claimed by this process they seem alive, and to hold what they read.
-    attempts = dead_attempts(store, claim=not dry_run)
+    # Before anything else: once this process has claimed them, they look live and would keep the versions they read.
+    attempts = abandoned_attempts(store, claim=not dry_run)
     if not dry_run:
         discard_attempts(store, attempts)
     manifests = all_manifests(store)
-    held = _held(store, manifests, keep_releases, grace_days)
-    stay = {key: one for key, one in manifests.items() if key in held}
-    gone = [key for key in manifests if key not in held]
-    files, freed = loose_files(store, stay, manifests)
+    in_use = _versions_in_use(store, manifests, keep_releases, grace_days)
+    remaining = {key: manifest for key, manifest in manifests.items() if key in in_use}
+    removed = [key for key in manifests if key not in in_use]
+    files, freed = unreferenced_files(store, remaining, manifests)
     files += abandoned_writes(store)
     if not dry_run:
-        # Looking takes its time, and what was promoted or begun meanwhile must not go.
-        if new := _held(store, manifests, keep_releases, grace_days) - held:
-            raise StoreError(f"{name_of(min(new))} was taken up while it was found to be old: run the same again")
+        # The search takes a while: a version may have been promoted, or a job that reads it started, meanwhile.
+        if new := _versions_in_use(store, manifests, keep_releases, grace_days) - in_use:
+            raise StoreError(f"{name_of(min(new))} came into use during the search: run the same command again")
         remove_files(store, files)
-        remove_versions(store, gone, stay)
-    return Sweep(tuple(attempts), tuple(map(name_of, gone)), tuple(files), freed)
+        remove_versions(store, removed, remaining)
+    return Sweep(tuple(attempts), tuple(map(name_of, removed)), tuple(files), freed)
 
 
-def _held(
+def _versions_in_use(
     store: Store, manifests: Mapping[Key, Manifest | None], keep_releases: int | None, grace_days: float
 ) -> set[Key]:
+    """Return the versions that releases, the grace period or live attempts need, and all damaged versions."""
     numbers = release_numbers(store)
     kept = numbers if keep_releases is None else numbers[len(numbers) - min(keep_releases, len(numbers)) :]
     pins = {pin for number in kept for pin in read_release(store, number).pins.items()}
-    held = chain(manifests, pins) | {key for key, one in manifests.items() if one is None}
+    in_use = with_dependencies(manifests, pins) | {key for key, manifest in manifests.items() if manifest is None}
     young = [key for key in manifests if _age_days(store, key) < grace_days]
-    return held | _whole(manifests, [*young, *inputs_of_live_attempts(store)])
+    return in_use | _with_all_inputs(manifests, [*young, *inputs_of_live_attempts(store)])
 
 
-def _whole(manifests: Mapping[Key, Manifest | None], roots: Collection[Key]) -> set[Key]:
-    """Roots and everything that they were made from."""
-    found: set[Key] = set()
-    waiting = list(roots)
-    while waiting:
-        key = waiting.pop()
-        if key not in found and key in manifests:
-            found.add(key)
+def _with_all_inputs(manifests: Mapping[Key, Manifest | None], roots: Collection[Key]) -> set[Key]:
+    """Return the roots and all versions that they were made from, directly or indirectly."""
+    keys: set[Key] = set()
+    pending = list(roots)
+    while pending:
+        key = pending.pop()
+        if key not in keys and key in manifests:
+            keys.add(key)
             manifest = manifests[key]
-            waiting += [] if manifest is None else [(kind_of(n), v) for n, v in manifest.inputs.items()]
-    return found
+            pending += [] if manifest is None else [(kind_of(n), v) for n, v in manifest.inputs.items()]
+    return keys
 
 
 def _age_days(store: Store, key: Key) -> float:
-    """Days since a version was made; without a record of its run since its manifest was written."""
+    """Return the age of a version: days since its run started or, without a record, since its manifest was written."""
     try:
         started = float(store.read_json(f"{key[0]}/{key[1]}/run.json")["started"])
     except (NotFoundError, IntegrityError, KeyError, TypeError, ValueError):

@@ -1,7 +1,7 @@
-"""Releases: which encoder, index and reranker answer together (DESIGN §2).
+"""Releases: which encoder, index and reranker serve together (`docs/index.md#releases-and-garbage-collection`).
 
-``releases/history/<n>.json`` is created once and never changed; the highest n is current. So promoting
-and rolling back are one atomic step, and of two promoters one wins.
+``releases/history/<n>.json`` is created once and never changed; the highest n is the current release. So a promotion or
+a rollback is one atomic step, and of two concurrent ones exactly one succeeds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HISTORY = "releases/history"
 
 
 class Release(BaseModel):
-    """What one release pins, and why it came."""
+    """The versions that a release pins, the figures of its report, and the reason for the release."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -42,7 +42,7 @@ class Release(BaseModel):
     calibration: Platt | None = None
     protocol: str
     reranked_map: float
-    recall: float | None = None  # releases of earlier versions of MRCG do not say
+    recall: float | None = None  # None in releases made by earlier versions of MRCG
     created: str
     reason: str
 
@@ -59,7 +59,7 @@ class Release(BaseModel):
 
 
 class Promotion(BaseModel):
-    """Outcome of a promotion: the release that is current now, and whether it is new."""
+    """Outcome of a promotion: whether it succeeded, the release that is current now, and an explanation."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -69,39 +69,42 @@ class Promotion(BaseModel):
 
 
 def release_numbers(store: Store) -> list[int]:
-    """Numbers of all releases, rising."""
+    """Return the numbers of all releases in ascending order."""
     return sorted(int(name[:-5]) for name in store.listdir(HISTORY) if name.endswith(".json") and name[:-5].isdigit())
 
 
 def read_release(store: Store, number: int | None = None) -> Release:
-    """A release, the current one where no number is given.
+    """Return a release, by default the current one.
 
     Raises:
-        NotFoundError: there is none (yet).
+        NotFoundError: the store has no release, or none with this number.
+        IntegrityError: the file of the release is damaged.
     """
     numbers = release_numbers(store)
     if not numbers:
         raise NotFoundError(f"{store.url} has no release: `mrcg run` makes and promotes one")
-    wanted = numbers[-1] if number is None else number
-    if wanted not in numbers:
-        raise NotFoundError(f"{store.url} has no release {wanted}: `mrcg releases list` shows them")
+    number = numbers[-1] if number is None else number
+    if number not in numbers:
+        raise NotFoundError(f"{store.url} has no release {number}: `mrcg releases list` shows all releases")
     try:
-        return Release.model_validate_json(store.read_bytes(f"{HISTORY}/{wanted}.json"))
+        return Release.model_validate_json(store.read_bytes(f"{HISTORY}/{number}.json"))
     except ValidationError as error:
-        raise IntegrityError(f"{store.url}/{HISTORY}/{wanted}.json is not a release: restore it") from error
+        raise IntegrityError(f"{store.url}/{HISTORY}/{number}.json is not a release: restore the file") from error
 
 
 def candidate(store: Store, report_version: str, number: int, reason: str) -> Release:
-    """The release that a report would make, its chain of manifests checked. The cost does not depend on the gallery.
+    """Return the release that a report would make, after checking the manifests behind it.
+
+    This reads manifests, the report and the models' specs, so the cost does not depend on the size of the gallery.
 
     Raises:
-        NotFoundError, IntegrityError: a link of the chain is absent or was changed.
-        ReleaseError: two links are not of one line.
+        NotFoundError, IntegrityError: one of the manifests is missing or was changed.
+        ReleaseError: two of the versions were made from different inputs.
         WeightsError: the reranker was trained on another encoder's embeddings.
     """
-    chain = _chain(store, report_version)
-    pins = {kind: chain[kind].version for kind in ("corpus", "encoders", "indexes", "rerankers")}
-    graphs = chain["graphs"]
+    manifests = _release_manifests(store, report_version)
+    pins = {kind: manifests[kind].version for kind in ("corpus", "encoders", "indexes", "rerankers")}
+    graphs = manifests["graphs"]
     report = Report.model_validate_json(store.artefact("reports", report_version).read_bytes("report.json"))
     return Release(
         number=number,
@@ -121,28 +124,28 @@ def candidate(store: Store, report_version: str, number: int, reason: str) -> Re
     )
 
 
-def _chain(store: Store, report_version: str) -> dict[str, Manifest]:
-    """The manifests that a release stands on, by kind, found to be of one line."""
+def _release_manifests(store: Store, report_version: str) -> dict[str, Manifest]:
+    """Return the manifests behind a report, by kind, after checking that they belong together."""
     report = store.manifest("reports", report_version)
-    found = {"reports": report}
+    manifests = {"reports": report}
     for kind in ("corpus", "splits", "embeddings", "graphs", "rerankers"):
-        found[kind] = store.manifest(kind, report.inputs[kind])
-    found["encoders"] = store.manifest("encoders", found["embeddings"].inputs["encoders"])
-    found["indexes"] = store.manifest("indexes", found["graphs"].inputs["indexes"])
+        manifests[kind] = store.manifest(kind, report.inputs[kind])
+    manifests["encoders"] = store.manifest("encoders", manifests["embeddings"].inputs["encoders"])
+    manifests["indexes"] = store.manifest("indexes", manifests["graphs"].inputs["indexes"])
     for user in ("splits", "embeddings", "indexes", "graphs"):
-        for kind, version in found[user].inputs.items():
-            if kind in found and kind != user and found[kind].version != version:
+        for kind, version in manifests[user].inputs.items():
+            if kind in manifests and kind != user and manifests[kind].version != version:
                 raise ReleaseError(
-                    f"{user}/{found[user].version} was made from {kind}/{version}, the report from "
-                    f"{kind}/{found[kind].version}: run `mrcg evaluate` with the options of the run"
+                    f"{user}/{manifests[user].version} was made from {kind}/{version}, the report from "
+                    f"{kind}/{manifests[kind].version}: run `mrcg evaluate` with the options of the run"
                 )
-    fingerprint = read_encoder(store.artefact("encoders", found["encoders"].version))[1]
-    read_reranker(store.artefact("rerankers", found["rerankers"].version), fingerprint)
-    return found
+    fingerprint = read_encoder(store.artefact("encoders", manifests["encoders"].version))[1]
+    read_reranker(store.artefact("rerankers", manifests["rerankers"].version), fingerprint)
+    return manifests
 
 
 class Gate(BaseModel):
-    """How far a release may lie below the current one; None asks nothing."""
+    """Largest allowed drops of a new release below the current one, in reranked MAP and in recall@50 of the index."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -151,19 +154,19 @@ class Gate(BaseModel):
 
 
 def promote(store: Store, report_version: str, gate: Gate | None) -> Promotion:
-    """Make a report's pair the current release.
+    """Make the versions that a report measured the current release.
 
     Args:
-        store: where everything is.
-        report_version: of the report that speaks for it.
-        gate: how far it may lie below the current release; None asks nothing.
+        store: with the report.
+        report_version: version of the report.
+        gate: largest allowed drops below the current release; None promotes without this check.
 
     Returns:
-        The outcome; a gate that refuses is not an error, nor that somebody else just made the very same release.
+        The outcome. It is not an error if the gate refuses, or if another process has just made the same release.
 
     Raises:
-        NotFoundError, IntegrityError, ReleaseError, WeightsError: of ``candidate``.
-        LostRaceError: somebody else promoted something else just now; the gate has to be asked anew.
+        NotFoundError, IntegrityError, ReleaseError, WeightsError: see `candidate`.
+        LostRaceError: another process has just made a different release, so the gate's check no longer holds.
     """
     numbers = release_numbers(store)
     current = read_release(store, numbers[-1]) if numbers else None
@@ -176,24 +179,24 @@ def promote(store: Store, report_version: str, gate: Gate | None) -> Promotion:
         winner = read_release(store)
         if winner.pins != new.pins:
             raise
-        return Promotion(promoted=False, release=winner, why=_already(winner))
+        return Promotion(promoted=False, release=winner, why=_already_current(winner))
     return Promotion(promoted=True, release=new, why=f"release {new.number} is current")
 
 
-def _already(current: Release) -> str:
-    return f"release {current.number} serves exactly this already"
+def _already_current(current: Release) -> str:
+    return f"release {current.number} already serves exactly these versions"
 
 
 def _refusal(current: Release, new: Release, gate: Gate | None) -> str | None:
-    """Why a candidate does not become current, None where it does."""
+    """Return why a candidate must not become current, None if it may."""
     if current.pins == new.pins:
-        return _already(current)
+        return _already_current(current)
     if gate is None:
         return None
     if current.protocol != new.protocol:
         return (
-            f"gate: protocol {new.protocol} cannot be compared with {current.protocol} of release {current.number}; "
-            "--promote always overrides"
+            f"gate: protocol {new.protocol} cannot be compared with protocol {current.protocol} of release "
+            f"{current.number}; --promote always overrides"
         )
     measured = [("reranked MAP", current.reranked_map, new.reranked_map, gate.map_drop, "max_map_drop")]
     if current.recall is not None and new.recall is not None:
@@ -202,13 +205,13 @@ def _refusal(current: Release, new: Release, gate: Gate | None) -> str | None:
         if now < before - drop:
             return (
                 f"gate: {name} {now:.4f} is below {before - drop:.4f} "
-                f"(release {current.number} less release.{setting}); --promote always overrides"
+                f"(release {current.number} minus release.{setting}); --promote always overrides"
             )
     return None
 
 
 class Change(BaseModel):
-    """One thing in which two releases differ."""
+    """A difference between two releases."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -218,33 +221,37 @@ class Change(BaseModel):
 
 
 def diff(store: Store, before: Release, after: Release) -> list[Change]:
-    """What two releases differ in: versions, settings and counts behind them, figures."""
-    found = []
+    """Return the differences of two releases: versions, the settings and counts in their manifests, and figures."""
+    changes = []
     for kind, version in before.pins.items():
-        other = after.pins[kind]
-        if version != other:
-            found.append(Change(what=kind, before=version, after=other))
-            found += _explained(store, kind, version, other)
+        new_version = after.pins[kind]
+        if version != new_version:
+            changes.append(Change(what=kind, before=version, after=new_version))
+            changes += _manifest_changes(store, kind, version, new_version)
     for name in ("neighbours", "ood_threshold", "protocol", "reranked_map", "recall"):
-        one, two = getattr(before, name), getattr(after, name)
-        if one != two:
-            found.append(Change(what=name, before=_said(one), after=_said(two)))
-    return found
+        old_value, new_value = getattr(before, name), getattr(after, name)
+        if old_value != new_value:
+            changes.append(Change(what=name, before=_format(old_value), after=_format(new_value)))
+    return changes
 
 
-def _explained(store: Store, kind: str, before: str, after: str) -> list[Change]:
+def _manifest_changes(store: Store, kind: str, before: str, after: str) -> list[Change]:
+    """Return the differences of two versions in settings and counts; none if one of them was removed."""
     if not (store.has(kind, before) and store.has(kind, after)):
         return []
-    one, two = store.manifest(kind, before), store.manifest(kind, after)
+    old_manifest, new_manifest = store.manifest(kind, before), store.manifest(kind, after)
     return [
-        Change(what=f"{kind} {key}", before=_said(old.get(key)), after=_said(new.get(key)))
-        for old, new in ((one.settings, two.settings), (one.counts, two.counts))
+        Change(what=f"{kind} {key}", before=_format(old.get(key)), after=_format(new.get(key)))
+        for old, new in (
+            (old_manifest.settings, new_manifest.settings),
+            (old_manifest.counts, new_manifest.counts),
+        )
         for key in sorted({*old, *new})
         if old.get(key) != new.get(key)
     ]
 
 
-def _said(value: Any) -> str:
+def _format(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else json.dumps(value, sort_keys=True)
 
 
@@ -252,12 +259,16 @@ def rollback(store: Store, number: int | None = None) -> Release:
     """Make an earlier release current again, as a new entry of the history.
 
     Args:
-        store: where everything is.
-        number: of the release to go back to; None takes the one before the current.
+        store: with the releases.
+        number: of the release to roll back to; None takes the one before the current release.
+
+    Returns:
+        The new release, with the pins of the earlier one.
 
     Raises:
-        ReleaseError: there is none to go back to, or a part of it is gone.
-        LostRaceError: another promoter was first.
+        NotFoundError: there is no release with this number.
+        ReleaseError: there is no earlier release, or a version that it pins is missing.
+        LostRaceError: another process has just promoted or rolled back.
     """
     numbers = release_numbers(store)
     if number is None:
@@ -267,8 +278,8 @@ def rollback(store: Store, number: int | None = None) -> Release:
     earlier = read_release(store, number)
     if missing := missing_parts(store, earlier):
         raise ReleaseError(
-            f"release {number} cannot serve again: {missing[0]} is gone (swept, or purged by an erasure); "
-            "`mrcg releases list` shows others"
+            f"release {number} cannot serve again: {missing[0]} is missing (removed by `mrcg gc` or by an erasure); "
+            "`mrcg releases list` shows other releases"
         )
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     new = earlier.model_copy(
@@ -279,7 +290,7 @@ def rollback(store: Store, number: int | None = None) -> Release:
 
 
 def missing_parts(store: Store, release: Release) -> list[str]:
-    """What a release pins and the store has no more."""
+    """Return the versions that a release pins and the store does not have, as ``kind/version``."""
     return [f"{kind}/{version}" for kind, version in release.pins.items() if not store.has(kind, version)]
 
 
@@ -288,6 +299,7 @@ def _publish(store: Store, release: Release) -> None:
         store.create(f"{HISTORY}/{release.number}.json", release.model_dump_json(indent=1).encode())
     except AlreadyExistsError as error:
         raise LostRaceError(
-            f"release {release.number} was made by somebody else just now: look at it (`mrcg releases show`), try again"
+            f"release {release.number} has just been made by another process: look at it (`mrcg releases show`) and "
+            "try again"
         ) from error
     log.info("release %d is current", release.number)

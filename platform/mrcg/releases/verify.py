@@ -1,4 +1,4 @@
-"""Everything in a store, hashed again: is every byte the one that was published (DESIGN §2)?"""
+"""Verification of a store: hash all files and compare them with the manifests, and check all releases."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from mrcg.errors import IntegrityError, NotFoundError
 from mrcg.execution.executor import Progress
 from mrcg.releases.release import Release, missing_parts, read_release, release_numbers
-from mrcg.storage.catalog import Key, chain, name_of, needs
+from mrcg.storage.catalog import Key, dependencies_of, name_of, with_dependencies
 from mrcg.storage.manifest import KINDS, Manifest
 from mrcg.storage.store import Store
 
@@ -18,9 +18,14 @@ BLOCK = 2**22
 
 @dataclass(frozen=True)
 class Verified:
-    """What was looked at, what is wrong, and what is worth knowing.
+    """Result of a verification.
 
-    ``problems`` are one line each, with the way out. ``notes`` say what is as it should be, though it may surprise.
+    Attributes:
+        versions: number of versions with an intact manifest.
+        files: number of files that their manifests list; a shared file counts once.
+        size: bytes of these files, by the manifests.
+        problems: what is wrong, one line each that ends with a remedy.
+        notes: facts that are no problem but may be unexpected, one line each.
     """
 
     versions: int
@@ -31,9 +36,9 @@ class Verified:
 
 
 def verify_store(store: Store, progress: Progress) -> Verified:
-    """Hash every file of every version and follow every release.
+    """Hash the files of all versions and check that all releases are complete.
 
-    A file that several versions refer to is hashed once. Attempts are nobody's promise and are not looked at.
+    A file that several versions refer to is hashed once. Attempts are not verified.
     """
     problems, manifests = [], []
     for kind in KINDS:
@@ -41,38 +46,39 @@ def verify_store(store: Store, progress: Progress) -> Verified:
             try:
                 manifests.append(store.manifest(kind, version))
             except NotFoundError:
-                continue  # swept since it was listed
+                continue  # removed since it was listed
             except IntegrityError as error:
                 problems.append(str(error))
-    wanted = {
+    listed = {
         f"{entry.folder or manifest.folder}/{entry.name}": (entry.size, entry.sha256, manifest)
         for manifest in manifests
         for entry in manifest.files
     }
-    total, done = sum(size for size, _, _ in wanted.values()), 0
-    for path, (size, digest, manifest) in sorted(wanted.items()):
-        if (wrong := _wrong(store, path, size, digest)) is not None:
-            problems.append(f"{store.url}/{path} {wrong}: {_way_out(manifest)}")
+    total, done = sum(size for size, _, _ in listed.values()), 0
+    for path, (size, digest, manifest) in sorted(listed.items()):
+        if (problem := _file_problem(store, path, size, digest)) is not None:
+            problems.append(f"{store.url}/{path} {problem}: {_remedy(manifest)}")
         done += size
         progress(done, total, "bytes hashed")
-    wrong_releases, notes = _releases(store, {(one.kind, one.version): one for one in manifests})
-    return Verified(len(manifests), len(wanted), total, (*problems, *wrong_releases), tuple(notes))
+    release_problems, notes = _check_releases(store, {(m.kind, m.version): m for m in manifests})
+    return Verified(len(manifests), len(listed), total, (*problems, *release_problems), tuple(notes))
 
 
-def _way_out(manifest: Manifest) -> str:
-    return f"restore the file, or remove {manifest.kind}/{manifest.version} and run again"
+def _remedy(manifest: Manifest) -> str:
+    return f"restore the file, or remove {manifest.kind}/{manifest.version} and run the command again"
 
 
-def _wrong(store: Store, path: str, size: int, digest: str) -> str | None:
-    state, found = hashlib.sha256(), 0
+def _file_problem(store: Store, path: str, size: int, digest: str) -> str | None:
+    """Hash a file; return how it differs from its manifest, None if it does not."""
+    state, actual_size = hashlib.sha256(), 0
     try:
         for block in _blocks(store, path):
             state.update(block)
-            found += len(block)
+            actual_size += len(block)
     except FileNotFoundError:
-        return "is gone"
-    if found != size:
-        return f"has {found:,} bytes, its manifest says {size:,}"
+        return "is missing"
+    if actual_size != size:
+        return f"has {actual_size:,} bytes, but its manifest says {size:,}"
     return None if state.hexdigest() == digest else "does not match its manifest (SHA-256)"
 
 
@@ -82,12 +88,15 @@ def _blocks(store: Store, path: str) -> Iterator[bytes]:
             yield block
 
 
-def _releases(store: Store, manifests: Mapping[Key, Manifest]) -> tuple[list[str], list[str]]:
+def _check_releases(store: Store, manifests: Mapping[Key, Manifest]) -> tuple[list[str], list[str]]:
+    """Return the problems and notes of all releases; ``manifests`` are the intact ones."""
     problems: list[str] = []
     notes: list[str] = []
     numbers = release_numbers(store)
     if numbers != list(range(1, len(numbers) + 1)):
-        problems.append(f"releases {numbers} are not 1 to {len(numbers)}: restore {store.url}/releases/history")
+        problems.append(
+            f"releases {numbers} are not numbered 1 to {len(numbers)}: restore {store.url}/releases/history"
+        )
     for number in numbers:
         try:
             release = read_release(store, number)
@@ -95,26 +104,28 @@ def _releases(store: Store, manifests: Mapping[Key, Manifest]) -> tuple[list[str
             problems.append(str(error))
             continue
         if missing := missing_parts(store, release):
-            _say(release, numbers[-1], missing, problems, notes)
-        elif number == numbers[-1] and (missing := _unreadable(store, manifests, release)):
+            _add_missing(release, numbers[-1], missing, problems, notes)
+        elif number == numbers[-1] and (missing := _missing_dependencies(store, manifests, release)):
             problems.append(
-                f"release {number} is current and serves, but nothing can grow from it: {', '.join(missing)} is gone; "
+                f"release {number} is current and can serve but not be updated: {', '.join(missing)} is missing; "
                 "restore it, or run `mrcg run` again"
             )
     return problems, notes
 
 
-def _unreadable(store: Store, manifests: Mapping[Key, Manifest], release: Release) -> list[str]:
-    """What the parts of a release were made from and the store has no more, though it should."""
-    wanted = {need for key in chain(manifests, release.pins.items()) for need in needs(manifests[key])}
-    return [name_of(key) for key in sorted(wanted) if not store.has(*key)]
+def _missing_dependencies(store: Store, manifests: Mapping[Key, Manifest], release: Release) -> list[str]:
+    """Return the versions that are needed to read those of a release and that the store does not have."""
+    readable = with_dependencies(manifests, release.pins.items())
+    needed = {dependency for key in readable for dependency in dependencies_of(manifests[key])}
+    return [name_of(key) for key in sorted(needed) if not store.has(*key)]
 
 
-def _say(release: Release, current: int, missing: list[str], problems: list[str], notes: list[str]) -> None:
+def _add_missing(release: Release, current: int, missing: list[str], problems: list[str], notes: list[str]) -> None:
+    """Add the missing versions of a release to the problems or, if it is not the current one, to the notes."""
     if release.number == current:
         problems.append(
             f"release {current} is current and lacks {', '.join(missing)}: restore it, or roll back with "
             "`mrcg releases rollback`"
         )
     else:
-        notes.append(f"release {release.number} cannot be rolled back to: {', '.join(missing)} is gone")
+        notes.append(f"release {release.number} cannot be rolled back to: {', '.join(missing)} is missing")

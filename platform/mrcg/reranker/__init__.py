@@ -1,1 +1,1 @@
-"""The GNN that scores the nodes of a query graph (paper §III-C, DESIGN §3)."""
+"""The GNN that scores the nodes of a query graph (docs/method.md#reranker)."""

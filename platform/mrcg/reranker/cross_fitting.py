@@ -1,8 +1,9 @@
-"""Graphs of scans that their encoder did not see, brought into the space of the released encoder (DESIGN §6).
+"""Map graphs of scans that a cross-fitted encoder did not see into the embedding space of the released encoder.
 
-A cross-fitted encoder leaves a fold out, so its graphs of that fold look like those of a stranger's scan. Its axes are
-its own: a similarity transform (Procrustes: Gower 1975) lays its gallery, which both encoders learned from and nothing
-else, onto that of the released encoder.
+A cross-fitted encoder is trained without one fold, so its graphs of that fold look like graphs of new scans. Its
+embedding space has different axes. A similarity transform (Procrustes analysis, Gower 1975) aligns it with the space
+of the released encoder. It is fitted only on the fold's gallery: scans that both encoders were trained on.
+See docs/design.md#training.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ import numpy.typing as npt
 from mrcg.hashing import seed_of
 from mrcg.reranker.graph_table import GraphTable
 
-#: Scans that a transform is fitted on at most.
-SAMPLE = 20_000
+#: Maximum number of scans that a transform is fitted on.
+MAX_FIT_SCANS = 20_000
 
 Vectors = npt.NDArray[np.float16]
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Similarity:
-    """x -> scale * (x - source) @ rotation + target."""
+class SimilarityTransform:
+    """The map x -> scale * (x - source) @ rotation + target; ``rotation_dd`` may include a reflection."""
 
     scale: float
     rotation_dd: Floats
@@ -33,52 +34,52 @@ class Similarity:
     target_d: Floats
 
     def apply(self, vectors_nd: npt.NDArray[np.floating]) -> Vectors:
-        """(n, d) vectors in the other space."""
-        moved = self.scale * (vectors_nd.astype(np.float64) - self.source_d) @ self.rotation_dd + self.target_d
-        return moved.astype(np.float16)
+        """Return (n, d) vectors mapped into the target space, as float16."""
+        mapped = self.scale * (vectors_nd.astype(np.float64) - self.source_d) @ self.rotation_dd + self.target_d
+        return mapped.astype(np.float16)
 
 
-def fit_similarity(vectors_nd: npt.NDArray[np.floating], onto_nd: npt.NDArray[np.floating]) -> Similarity:
-    """The rotation (or reflection), scale and shift that bring rows nearest to those of another space.
+def fit_similarity(vectors_nd: npt.NDArray[np.floating], targets_nd: npt.NDArray[np.floating]) -> SimilarityTransform:
+    """Return the rotation (or reflection), scale and shift that map rows to their targets with least squared error.
 
     Args:
-        vectors_nd: (n, d) rows to be moved.
-        onto_nd: (n, d) the same scans where they shall lie.
+        vectors_nd: (n, d) embeddings to map.
+        targets_nd: (n, d) embeddings of the same scans in the target space.
     """
-    x, y = vectors_nd.astype(np.float64), onto_nd.astype(np.float64)
+    x, y = vectors_nd.astype(np.float64), targets_nd.astype(np.float64)
     source, target = x.mean(axis=0), y.mean(axis=0)
     x, y = x - source, y - target
     left, singular, right = np.linalg.svd(x.T @ y)
     spread = float(np.square(x).sum())
-    # All scans in one place have no direction: they are shifted only.
+    # Without spread, all vectors are equal and define no scale: they are only shifted.
     scale = float(singular.sum()) / spread if spread > 0 else 1.0
-    return Similarity(scale, left @ right, source, target)
+    return SimilarityTransform(scale, left @ right, source, target)
 
 
 def cross_fitted(
     vectors_nd: Vectors, folds: Sequence[tuple[Vectors, GraphTable]], seed: int
 ) -> tuple[Vectors, GraphTable]:
-    """The spaces of all encoders in one array, and the graphs of all folds with rows that point into it.
+    """Return the embeddings of all encoders in one array, and the graphs of all folds with rows into that array.
 
     Args:
-        vectors_nd: (rows, d) embeddings of the released encoder; they stay in front.
-        folds: embeddings (rows, d) of each fold's encoder, and the graphs of the scans it did not see.
-        seed: of the run; draws the scans that a transform is fitted on.
+        vectors_nd: (rows, d) embeddings of the released encoder; they come first, unchanged.
+        folds: for each fold, the (rows, d) embeddings of its encoder and the graphs of the scans it did not see.
+        seed: seed of the run; it draws the scans that each transform is fitted on.
 
     Returns:
-        ((folds + 1) * rows, d) embeddings and the graphs.
+        ((folds + 1) * rows, d) embeddings, and the graphs.
     """
     rows = len(vectors_nd)
     spaces, tables = [vectors_nd], []
     for number, (space, table) in enumerate(folds, start=1):
         gallery = np.unique(table.neighbours_qn[table.neighbours_qn >= 0])
-        draw = np.random.default_rng(seed_of(seed, "procrustes", number))
-        chosen = np.sort(draw.permutation(gallery)[:SAMPLE])
-        spaces.append(fit_similarity(space[chosen], vectors_nd[chosen]).apply(space))
-        shift = number * rows
+        rng = np.random.default_rng(seed_of(seed, "procrustes", number))
+        sample = np.sort(rng.permutation(gallery)[:MAX_FIT_SCANS])
+        spaces.append(fit_similarity(space[sample], vectors_nd[sample]).apply(space))
+        offset = number * rows
         pads = table.neighbours_qn < 0
-        moved = np.where(pads, -1, table.neighbours_qn + shift)
-        tables.append(GraphTable(table.queries + shift, moved, table.distances_qn, table.relevant_qn))
+        neighbours = np.where(pads, -1, table.neighbours_qn + offset)
+        tables.append(GraphTable(table.queries + offset, neighbours, table.distances_qn, table.relevant_qn))
     graphs = GraphTable(
         np.concatenate([t.queries for t in tables]),
         np.concatenate([t.neighbours_qn for t in tables]),

@@ -1,6 +1,7 @@
-"""Query graphs of a whole gallery: every shard is asked for all queries, block by block, and the answers are merged.
+"""Build query graphs for all scans of a corpus: search each shard for all queries in blocks, then merge the hits.
 
-No query is looked up alone, and no process holds more than one shard and one block of queries (DESIGN §2, §3).
+Queries are searched in blocks rather than one by one, and no process holds more than one shard and one block of
+queries. See docs/method.md#query-graph.
 """
 
 from __future__ import annotations
@@ -24,23 +25,24 @@ from mrcg.storage import schemas
 from mrcg.storage.manifest import FileEntry
 from mrcg.storage.store import Store
 
-#: Queries that are looked up together.
+#: Queries that are searched together.
 BLOCK = 4096
 
 
 @dataclass(frozen=True)
 class GraphWork:
-    """Places and rules: what every piece of the work knows.
+    """Locations and settings that every task needs.
 
     Attributes:
-        store: URL.
+        store: URL of the store.
         corpus, splits, embeddings, index: versions.
         attempt: folder of the attempt.
-        neighbours: of each query.
-        fold: the queries are what the encoder of a fold left out, and the gallery what it saw.
-        parts: of the queries; None takes all.
-        seed: of the run.
-        threads: of one piece, 0 takes what there is.
+        neighbours: neighbours of each query.
+        fold: with a fold, the queries are the scans that its encoder was trained without, and the gallery those that it
+            was trained on.
+        parts: parts of the split whose queries are searched; None searches all.
+        seed: seed of the run.
+        threads: search threads of one task; 0 uses all that are available.
     """
 
     store: str
@@ -55,21 +57,30 @@ class GraphWork:
     seed: int
     threads: int = 0
 
-    def answer(self, shard: int, block: int) -> str:
-        """File of what one shard answered to one block."""
+    def hits_file(self, shard: int, block: int) -> str:
+        """Path of the hits of one shard for one block of queries."""
         return f"{self.attempt}/work/{shard:05d}-{block:05d}.npz"
 
 
 @dataclass(frozen=True)
 class GraphQueries:
-    """Queries, part by part, and the gallery that they are looked up in.
+    """Queries, part by part, and the gallery that they are searched in.
 
-    ``rows`` are rising within a part; ``extra`` neighbours are fetched so that n remain without the own group.
+    Attributes:
+        parts: parts of the split that have queries.
+        rows: (q,) corpus rows of the queries, part by part, ascending within a part.
+        part_numbers: (q,) position in ``parts`` of each query's part.
+        gallery: (rows,) True for scans that may be neighbours.
+        groups: (rows,) a number for the group of each scan.
+        labels: (rows,) a number for the label of each scan, -1 without a label.
+        extra: neighbours to fetch beyond n, so that n remain once a query's own group is removed.
+        shards: numbers of the index's shards.
+        index_bytes: estimated memory for one shard: twice the float32 vectors of the largest one.
     """
 
     parts: tuple[str, ...]
     rows: Rows
-    part_of: np.ndarray[tuple[int], np.dtype[np.int8]]
+    part_numbers: np.ndarray[tuple[int], np.dtype[np.int8]]
     gallery: np.ndarray[tuple[int], np.dtype[np.bool_]]
     groups: Rows
     labels: Rows
@@ -79,29 +90,29 @@ class GraphQueries:
 
     @property
     def blocks(self) -> list[int]:
-        """First query of each block."""
+        """Position of the first query of each block."""
         return list(range(0, len(self.rows), BLOCK))
 
 
 def build_graphs(work: GraphWork, executor: Executor, progress: Progress) -> tuple[dict[str, int], list[FileEntry]]:
-    """The neighbour lists of all queries.
+    """Write the neighbour lists of all queries.
 
     Returns:
-        How many queries each part has, and the files.
+        The number of queries of each part, and the files.
     """
-    progress(0, 0, "gathering the queries")
-    asked = next(executor.map(gather, [work]))
-    total = len(asked.shards) + 1
-    for done, _ in enumerate(executor.map(_Ask(work, asked), asked.shards, asked.index_bytes), 1):
+    progress(0, 0, "collecting the queries")
+    queries = next(executor.map(collect_queries, [work]))
+    total = len(queries.shards) + 1
+    for done, _ in enumerate(executor.map(_SearchShard(work, queries), queries.shards, queries.index_bytes), 1):
         progress(done, total, "shards searched")
-    entries = list(executor.map(_Merge(work, asked), range(len(asked.blocks))))
+    entries = list(executor.map(_MergeBlock(work, queries), range(len(queries.blocks))))
     progress(total, total, "neighbour lists written")
-    counts = {part: int((asked.part_of == number).sum()) for number, part in enumerate(asked.parts)}
+    counts = {part: int((queries.part_numbers == number).sum()) for number, part in enumerate(queries.parts)}
     return counts, entries
 
 
-def gather(work: GraphWork) -> GraphQueries:
-    """Whose neighbours are looked up, and among whom."""
+def collect_queries(work: GraphWork) -> GraphQueries:
+    """Return the queries and the gallery that they are searched in."""
     store = Store(work.store)
     scans = read_scans(store.artefact("corpus", work.corpus), ["group_id", "label"])
     groups = scans["group_id"].to_pylist()
@@ -109,7 +120,7 @@ def gather(work: GraphWork) -> GraphQueries:
     codes = codes_of(groups)
     parts = tuple(part for part in lookups.queries if work.parts is None or part in work.parts)
     rows = [np.flatnonzero(lookups.queries[part]) for part in parts]
-    # A test query may find its own near-duplicates: the protocol decides what is in the gallery.
+    # Test queries may have their own group as neighbours: the protocol decides whether that is in the gallery.
     excluding = np.concatenate(
         [np.empty(0, np.int64), *(r for r, part in zip(rows, parts, strict=True) if part != "test")]
     )
@@ -118,7 +129,7 @@ def gather(work: GraphWork) -> GraphQueries:
     return GraphQueries(
         parts=parts,
         rows=np.concatenate([np.empty(0, np.int64), *rows]),
-        part_of=np.repeat(np.arange(len(parts), dtype=np.int8), [len(one) for one in rows]),
+        part_numbers=np.repeat(np.arange(len(parts), dtype=np.int8), [len(part_rows) for part_rows in rows]),
         gallery=lookups.gallery,
         groups=codes,
         labels=codes_of(scans["label"].to_pylist()),
@@ -132,56 +143,56 @@ def gather(work: GraphWork) -> GraphQueries:
 
 
 @dataclass(frozen=True)
-class _Ask:
-    """Asks one shard for the neighbours of all queries."""
+class _SearchShard:
+    """Searches one shard for the neighbours of all queries; skips blocks that already have hits (a resumed attempt)."""
 
     work: GraphWork
-    asked: GraphQueries
+    queries: GraphQueries
 
     def __call__(self, shard: int) -> None:
-        work, asked, store = self.work, self.asked, Store(self.work.store)
+        work, queries, store = self.work, self.queries, Store(self.work.store)
         faiss_backend.use_threads(work.threads)
-        waiting = [n for n in range(len(asked.blocks)) if not store.exists(work.answer(shard, n))]
-        if not waiting:
+        pending = [n for n in range(len(queries.blocks)) if not store.exists(work.hits_file(shard, n))]
+        if not pending:
             return
         index = ShardedIndex.open(store.artefact("indexes", work.index), shards=[shard])
         scans = read_scans(store.artefact("corpus", work.corpus), ["file"])
         embeddings = open_embeddings(work.store, work.embeddings, files_of(scans))
-        gallery = asked.gallery[: len(index)]
-        for number in waiting:
-            start = asked.blocks[number]
-            queries = embeddings.take(asked.rows[start : start + BLOCK])
-            near = index.search(queries, work.neighbours + asked.extra, gallery)
+        gallery = queries.gallery[: len(index)]
+        for block in pending:
+            start = queries.blocks[block]
+            vectors = embeddings.take(queries.rows[start : start + BLOCK])
+            hits = index.search(vectors, work.neighbours + queries.extra, gallery)
             sink = io.BytesIO()
-            np.savez(sink, rows=near.rows_qk.astype(np.int32), distances=near.distances_qk)
-            store.write_bytes(work.answer(shard, number), sink.getvalue())
+            np.savez(sink, rows=hits.rows_qk.astype(np.int32), distances=hits.distances_qk)
+            store.write_bytes(work.hits_file(shard, block), sink.getvalue())
 
 
 @dataclass(frozen=True)
-class _Merge:
-    """Merges what the shards answered to one block, and writes its lists."""
+class _MergeBlock:
+    """Merges the hits of all shards for one block of queries, and writes its neighbour lists."""
 
     work: GraphWork
-    asked: GraphQueries
+    queries: GraphQueries
 
     def __call__(self, block: int) -> FileEntry:
-        work, asked, store = self.work, self.asked, Store(self.work.store)
-        wide, answers = work.neighbours + asked.extra, []
-        for shard in asked.shards:
-            with np.load(io.BytesIO(store.read_bytes(work.answer(shard, block)))) as answer:
-                answers.append(Neighbours(answer["rows"].astype(np.int64), answer["distances"]))
-        near = merge(answers, wide)
-        start = asked.blocks[block]
-        rows, parts = asked.rows[start : start + BLOCK], asked.part_of[start : start + BLOCK]
+        work, queries, store = self.work, self.queries, Store(self.work.store)
+        shard_hits = []
+        for shard in queries.shards:
+            with np.load(io.BytesIO(store.read_bytes(work.hits_file(shard, block)))) as hits:
+                shard_hits.append(Neighbours(hits["rows"].astype(np.int64), hits["distances"]))
+        merged = merge(shard_hits, work.neighbours + queries.extra)
+        start = queries.blocks[block]
+        rows, part_numbers = queries.rows[start : start + BLOCK], queries.part_numbers[start : start + BLOCK]
         tables = []
-        for number, part in enumerate(asked.parts):
-            here = parts == number
-            some = Neighbours(near.rows_qk[here], near.distances_qk[here])
+        for number, part in enumerate(queries.parts):
+            of_part = part_numbers == number
+            near = Neighbours(merged.rows_qk[of_part], merged.distances_qk[of_part])
             if part == "test":
-                some = Neighbours(some.rows_qk[:, : work.neighbours], some.distances_qk[:, : work.neighbours])
+                near = Neighbours(near.rows_qk[:, : work.neighbours], near.distances_qk[:, : work.neighbours])
             else:
-                some = without_own_group(some, rows[here], asked.groups, work.neighbours)
-            tables.append(graph_table(rows[here], part, some, asked.labels))
+                near = without_own_group(near, rows[of_part], queries.groups, work.neighbours)
+            tables.append(graph_table(rows[of_part], part, near, queries.labels))
         name = f"graphs/{block:05d}.parquet"
         data = schemas.to_parquet(pa.concat_tables(tables))
         store.write_bytes(f"{work.attempt}/output/{name}", data)

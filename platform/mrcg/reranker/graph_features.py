@@ -1,4 +1,4 @@
-"""Node features and edges of query graphs, batched and dense (paper §III-C, DESIGN §3)."""
+"""Node features and edges of query graphs, as dense batches (paper §III-C; docs/method.md#query-graph)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-#: Node features of a fixed width, in columns; all others are as wide as the embedding.
+#: Columns of the node features with a fixed width; all other features are as wide as the embedding.
 _COLUMNS = {"distance": 2, "rank": 1}
 
 
 @dataclass(frozen=True)
 class GraphBatch:
-    """Query graphs of one size: (b, n, f) node features, (b, n, n) edge weights, (b, n) which nodes exist."""
+    """Query graphs padded to n nodes: (b, n, f) node features, (b, n, n) edge weights, (b, n) mask, False for pads."""
 
     x_bnf: Tensor
     adjacency_bnn: Tensor
@@ -26,34 +26,33 @@ class GraphBatch:
 def query_graphs(
     queries_bd: Tensor, neighbours_bnd: Tensor, mask_bn: Tensor, features: Sequence[str] = ("difference",)
 ) -> GraphBatch:
-    """Graphs of queries and their neighbours: v_i = q - g_i by default, edges by the angle between g_i and g_j.
+    """Return the query graphs: nodes v_i = q - g_i by default, edges by the angle between g_i and g_j.
 
     Args:
         queries_bd: embeddings of the queries.
-        neighbours_bnd: stored embeddings of their neighbours, ranks in order.
-        mask_bn: False where a rank is a pad.
-        features: names out of ``reranker.features``; their columns stand side by side in this order.
+        neighbours_bnd: stored embeddings of their neighbours, in order of ANN rank.
+        mask_bn: False for pads.
+        features: names from ``reranker.features``; their columns are concatenated in this order.
     """
     neighbours = neighbours_bnd.float()
     x = node_features(queries_bd.float(), neighbours, mask_bn, features)
-    both = mask_bn[:, :, None] & mask_bn[:, None, :]
-    return GraphBatch(x, angular_adjacency(neighbours) * both, mask_bn)
+    edge_mask = mask_bn[:, :, None] & mask_bn[:, None, :]
+    return GraphBatch(x, angular_adjacency(neighbours) * edge_mask, mask_bn)
 
 
 def feature_widths(features: Sequence[str], embedding_dim: int) -> list[int]:
-    """Columns that each node feature takes."""
+    """Return the number of columns of each node feature."""
     return [_COLUMNS.get(name, embedding_dim) for name in features]
 
 
 def node_features(queries_bd: Tensor, neighbours_bnd: Tensor, mask_bn: Tensor, features: Sequence[str]) -> Tensor:
-    """(b, n, f) features of the nodes, 0 for pads; f is the sum of ``feature_widths``.
+    """Return the (b, n, f) node features, 0 for pads; f is the sum of ``feature_widths``.
 
-    The paper's is the difference alone (§III-C). The others are
-
-    - magnitude: |q - g_i|, each dimension by itself;
-    - product: q * g_i, each dimension by itself;
-    - distance: the squared L2 over its mean among the query's nodes, and log(1 + squared L2): near and far
-      within this graph, and near and far at all;
+    - difference: q - g_i, the only feature in the paper (§III-C);
+    - magnitude: |q - g_i|, for each dimension;
+    - product: q * g_i, for each dimension;
+    - distance: two columns, the squared L2 divided by its mean over the query's nodes (the distance relative to this
+      graph) and log(1 + squared L2) (the absolute distance);
     - rank: 1 / log2(i + 2) for ANN rank i = 0, 1, ….
     """
     difference = queries_bd[:, None, :] - neighbours_bnd
@@ -72,7 +71,7 @@ def _feature(name: str, queries_bd: Tensor, neighbours_bnd: Tensor, difference_b
         case "distance":
             squared = difference_bnd.square().sum(-1) * mask_bn
             mean = squared.sum(-1, keepdim=True) / mask_bn.sum(-1, keepdim=True).clamp_min(1)
-            # Where all neighbours equal the query every distance is 0, and 0 of the mean.
+            # If all neighbours equal the query, the mean is 0; dividing by 1 gives relative distances of 0, not NaN.
             relative = squared / torch.where(mean > 0, mean, 1.0)
             return torch.stack((relative, squared.log1p()), dim=-1)
         case "rank":
@@ -84,11 +83,11 @@ def _feature(name: str, queries_bd: Tensor, neighbours_bnd: Tensor, difference_b
 def angular_adjacency(g_bnd: Tensor) -> Tensor:
     """a_ij = 1 - arccos(cos(g_i, g_j)) / π for i ≠ j, a_ii = 0: (b, n, d) -> (b, n, n) in [0, 1].
 
-    Two equal directions give 1, two opposite ones 0. A zero vector has cosine 0 with all, so 1/2.
+    Equal directions give 1, opposite ones 0. A zero vector has cosine 0 with every vector, which gives 1/2.
     """
     unit = functional.normalize(g_bnd, dim=-1)
     cosine = (unit @ unit.transpose(1, 2)).clamp(-1.0, 1.0)
-    # Matrix products need not be symmetric to the last bit; the graph has to be.
+    # The matrix product may not be symmetric to the last bit, but the graph must be.
     cosine = (cosine + cosine.transpose(1, 2)) / 2
     adjacency = 1 - torch.arccos(cosine) / math.pi
     diagonal = torch.eye(g_bnd.shape[1], dtype=torch.bool, device=g_bnd.device)
@@ -96,7 +95,7 @@ def angular_adjacency(g_bnd: Tensor) -> Tensor:
 
 
 def drop_edge(adjacency_bnn: Tensor, rate: float, generator: torch.Generator) -> Tensor:
-    """Remove each undirected edge with probability ``rate``, both directions together (DESIGN §3)."""
+    """Remove each undirected edge with probability ``rate``, both directions together (DropEdge)."""
     keep = torch.rand(adjacency_bnn.shape, generator=generator, device=adjacency_bnn.device) >= rate
     upper = torch.triu(keep, diagonal=1)
     return adjacency_bnn * (upper | upper.transpose(1, 2))

@@ -1,4 +1,4 @@
-"""Neighbour lists on disk: ids, distances and labels; features are gathered when needed (DESIGN §3)."""
+"""Neighbour lists on disk: rows, distances and relevance; embeddings are looked up when graphs are built."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from mrcg.storage.store import Artefact
 
 @dataclass(frozen=True)
 class GraphTable:
-    """Neighbour lists of many queries: (q,) gallery rows, (q, n) rows (-1 pads), distances and labels."""
+    """Neighbour lists of many queries, nearest first.
+
+    Attributes:
+        queries: (q,) gallery rows of the queries.
+        neighbours_qn: (q, n) gallery rows of their neighbours, -1 for pads.
+        distances_qn: (q, n) squared L2 distances.
+        relevant_qn: (q, n) True where a neighbour has the query's label.
+    """
 
     queries: npt.NDArray[np.int64]
     neighbours_qn: npt.NDArray[np.int64]
@@ -27,16 +34,16 @@ class GraphTable:
 
 
 def graph_table(queries: npt.NDArray[np.int64], part: str, near: Neighbours, labels: npt.NDArray[np.int64]) -> pa.Table:
-    """Table of ``schemas.graphs`` for queries of one part.
+    """Return the queries of one part as a table with the schema ``schemas.graphs``.
 
     Args:
         queries: (q,) gallery rows.
         part: train, held_out, validation or test.
         near: their neighbours.
-        labels: (rows of the gallery,) a number for each label, -1 where there is none.
+        labels: (gallery rows,) a number for the label of each scan, -1 without a label.
     """
-    of_query = labels[queries][:, None]
-    relevant = (labels[near.rows_qk] == of_query) & (near.rows_qk >= 0) & (of_query >= 0)
+    query_labels = labels[queries][:, None]
+    relevant = (labels[near.rows_qk] == query_labels) & (near.rows_qk >= 0) & (query_labels >= 0)
     n = near.rows_qk.shape[1]
     return pa.table(
         {
@@ -51,8 +58,8 @@ def graph_table(queries: npt.NDArray[np.int64], part: str, near: Neighbours, lab
 
 
 def read_graphs(artefact: Artefact, part: str) -> GraphTable:
-    """The neighbour lists of one part of a version of kind ``graphs``."""
-    tables = [schemas.from_parquet(data) for _, data in artefact.each("graphs/")]
+    """Return the neighbour lists of one part from a version of kind ``graphs``."""
+    tables = [schemas.from_parquet(data) for _, data in artefact.iter_files("graphs/")]
     table = pa.concat_tables(tables)
     table = table.filter(pa.compute.equal(table["part"], part))
     n = table.schema.field("neighbours").type.list_size

@@ -1,4 +1,4 @@
-"""The reranker and the baselines it is compared with: graph layers, then a score for each node (DESIGN §3)."""
+"""The reranker and its baselines: graph layers, then a score for each node (docs/method.md#reranker)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mrcg.reranker.spec import RerankerSpec
 
 
 class Network(nn.Module):
-    """Graph layers one after the other, with dropout behind each."""
+    """A stack of graph layers with dropout after each."""
 
     def __init__(self, layers: Sequence[nn.Module], dropout: float) -> None:
         super().__init__()
@@ -29,35 +29,35 @@ class Network(nn.Module):
 
 
 class MRCG(Network):
-    """Two convolutions with linear skips (paper §III-C)."""
+    """Two graph convolutions with linear skip connections (paper §III-C)."""
 
     def __init__(self, inputs: int, hidden: int, dropout: float) -> None:
         super().__init__((SkipConvolution(inputs, hidden), SkipConvolution(hidden, hidden)), dropout)
 
 
 class ChebNet(Network):
-    """Two Chebyshev layers of second order."""
+    """Two Chebyshev layers of order 2."""
 
     def __init__(self, inputs: int, hidden: int, dropout: float) -> None:
         super().__init__((ChebyshevLayer(inputs, hidden), ChebyshevLayer(hidden, hidden)), dropout)
 
 
 class GCN(Network):
-    """Two convolutions without skips."""
+    """Two graph convolutions without skip connections."""
 
     def __init__(self, inputs: int, hidden: int, dropout: float) -> None:
         super().__init__((GCNLayer(inputs, hidden), GCNLayer(hidden, hidden)), dropout)
 
 
 class GraphSAGE(Network):
-    """Two layers that average the neighbours."""
+    """Two GraphSAGE layers with mean aggregation."""
 
     def __init__(self, inputs: int, hidden: int, dropout: float) -> None:
         super().__init__((SAGELayer(inputs, hidden), SAGELayer(hidden, hidden)), dropout)
 
 
 class GAT(Network):
-    """Three layers with skips, of 4, 4 and 6 heads; the last averages its heads. A head is ``hidden`` wide."""
+    """Three attention layers with skip connections: 4, 4 and 6 heads of width ``hidden``; the last averages them."""
 
     def __init__(self, inputs: int, hidden: int, dropout: float) -> None:
         layers = (
@@ -68,7 +68,7 @@ class GAT(Network):
         super().__init__(layers, dropout)
 
 
-#: What ``reranker.model`` names.
+#: Networks by the value of ``reranker.model``.
 MODELS: Mapping[str, type[MRCG | ChebNet | GCN | GraphSAGE | GAT]] = {
     "mrcg": MRCG,
     "chebnet": ChebNet,
@@ -79,19 +79,21 @@ MODELS: Mapping[str, type[MRCG | ChebNet | GCN | GraphSAGE | GAT]] = {
 
 
 class Reranker(nn.Module):
-    """Scores the nodes of query graphs. It sees no labels of the gallery.
+    """Scores the nodes of query graphs. Gallery labels are not among its inputs.
 
     Args:
-        spec: names the network and the node features.
+        spec: architecture: the network, its size and the node features.
 
     Raises:
-        WeightsError: the spec names a model that is not known here.
+        WeightsError: the spec names a model that this version of MRCG does not know.
     """
 
     def __init__(self, spec: RerankerSpec) -> None:
         super().__init__()
         if spec.model not in MODELS:
-            raise WeightsError(f"no reranker model {spec.model}: known are {', '.join(MODELS)}; upgrade MRCG")
+            raise WeightsError(
+                f"unknown reranker model {spec.model}: this version of MRCG supports {', '.join(MODELS)}; upgrade MRCG"
+            )
         self.spec = spec
         widths = feature_widths(spec.features, spec.embedding_dim)
         self.scale = FeatureScale(widths) if spec.scale else None
@@ -99,11 +101,11 @@ class Reranker(nn.Module):
         self.score = nn.Linear(spec.hidden, 1)
 
     def graphs(self, queries_bd: Tensor, neighbours_bnd: Tensor, mask_bn: Tensor) -> GraphBatch:
-        """Query graphs with the node features that this reranker reads; arguments as of ``query_graphs``."""
+        """Return query graphs with this reranker's node features; for the arguments see ``query_graphs``."""
         return query_graphs(queries_bd, neighbours_bnd, mask_bn, self.spec.features)
 
     def forward(self, graph: GraphBatch, generator: torch.Generator | None = None) -> Tensor:
-        """(b, n) logits; ``generator`` draws the dropped edges in training. Those of pads mean nothing."""
+        """Return (b, n) logits, arbitrary for pads; ``generator`` draws the edges that DropEdge removes in training."""
         x, adjacency = graph.x_bnf, graph.adjacency_bnn
         if self.scale is not None:
             x = self.scale(x, graph.mask_bn)
@@ -113,10 +115,10 @@ class Reranker(nn.Module):
         return logits
 
     def fit_scale(self, graphs: GraphBatch) -> None:
-        """Start the learned scale of the features from their spread in these graphs; nothing where there is none."""
+        """Initialise the feature scale from these graphs; does nothing if the spec has no scale."""
         if self.scale is not None:
             self.scale.fit(graphs)
 
     def first_layer(self) -> list[nn.Parameter]:
-        """Parameters of the first graph layer: ``reranker.weight_decay_first`` falls on them alone."""
+        """Return the parameters of the first graph layer; ``reranker.weight_decay_first`` applies only to them."""
         return list(self.network.layers[0].parameters())

@@ -1,4 +1,4 @@
-"""Neighbour lists of queries, without the query's own group (DESIGN §3)."""
+"""Neighbour lists of queries, optionally without the query's own group (docs/method.md#query-graph)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Codes = npt.NDArray[np.int64]
 
 
 def neighbour_lists(index: ShardedIndex, queries: Rows, allowed: Mask, n: int, exclude_own_group: bool) -> Neighbours:
-    """The n nearest allowed images of gallery images.
+    """Return the n nearest allowed images of each query image.
 
     Args:
-        index: holds every scan, the queries too.
+        index: index of all scans, including the queries.
         queries: (q,) gallery rows.
-        allowed: (rows,) what may be found.
-        n: neighbours of each; fewer only where fewer are allowed.
-        exclude_own_group: leave out the query itself and all of its group.
+        allowed: (rows,) True for images that may be neighbours.
+        n: neighbours per query; lists are padded with -1 if fewer images are allowed.
+        exclude_own_group: leave out the query itself and all other images of its group.
 
     Returns:
         (q, n) rows and squared L2 distances, nearest first.
@@ -30,27 +30,27 @@ def neighbour_lists(index: ShardedIndex, queries: Rows, allowed: Mask, n: int, e
     if not exclude_own_group:
         return index.search(vectors, n, allowed)
     groups = index.gallery.codes("group_id")
-    found = index.search(vectors, n + largest_group(groups, queries, allowed), allowed)
-    return without_own_group(found, queries, groups, n)
+    near = index.search(vectors, n + largest_group(groups, queries, allowed), allowed)
+    return without_own_group(near, queries, groups, n)
 
 
 def largest_group(groups: Codes, queries: Rows, allowed: Mask) -> int:
-    """The most members that the group of any of these queries has among what is allowed: so many may have to go."""
+    """Return the size, among the allowed images, of the largest group of any query: the most that may be excluded."""
     if not len(queries):
         return 0
     sizes = np.bincount(groups[allowed], minlength=int(groups.max()) + 1)
     return int(sizes[groups[queries]].max())
 
 
-def without_own_group(found: Neighbours, queries: Rows, groups: Codes, n: int) -> Neighbours:
-    """The n nearest of each query that are not of its own group."""
-    own = (groups[found.rows_qk] == groups[queries][:, None]) | (found.rows_qk < 0)
-    return nearest(
-        np.where(own, -1, found.rows_qk), np.where(own, np.float32(np.inf), found.distances_qk).astype(np.float32), n
-    )
+def without_own_group(near: Neighbours, queries: Rows, groups: Codes, n: int) -> Neighbours:
+    """Return the n nearest neighbours of each query that are not in its own group."""
+    excluded = (groups[near.rows_qk] == groups[queries][:, None]) | (near.rows_qk < 0)
+    distances = np.where(excluded, np.float32(np.inf), near.distances_qk).astype(np.float32)
+    return nearest(np.where(excluded, -1, near.rows_qk), distances, n)
 
 
 def codes_of(values: Sequence[str | None]) -> Codes:
-    """A number for each distinct value, -1 for None."""
+    """Return a number for each value, equal for equal values and in order of first appearance; -1 for None."""
     numbers: dict[str, int] = {}
-    return np.array([-1 if one is None else numbers.setdefault(one, len(numbers)) for one in values], dtype=np.int64)
+    codes = [-1 if value is None else numbers.setdefault(value, len(numbers)) for value in values]
+    return np.array(codes, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""What a reranker on disk says of itself. Free of torch."""
+"""The description of a reranker on disk. Does not import torch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ WEIGHTS, SPEC, HISTORY = "model.safetensors", "reranker.json", "history.json"
 
 
 class RerankerSpec(BaseModel):
-    """What it takes to build a reranker again, apart from its weights.
+    """Everything needed to rebuild a reranker except its weights.
 
-    ``encoder`` is the fingerprint of the encoder whose embeddings it was trained on: it can score no others.
+    ``encoder`` is the fingerprint of the encoder whose embeddings it was trained on; it can only score those.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,7 +32,7 @@ class RerankerSpec(BaseModel):
 
     @classmethod
     def of(cls, settings: RerankerSettings, embedding_dim: int, encoder_fingerprint: str) -> RerankerSpec:
-        """The architecture that settings ask for, on the embeddings of one encoder."""
+        """Return the spec of the architecture that the settings describe, for one encoder's embeddings."""
         return cls(
             model=settings.model,
             features=settings.features,
@@ -46,15 +46,16 @@ class RerankerSpec(BaseModel):
 
 
 def read_spec(artefact: Artefact, encoder_fingerprint: str | None = None) -> RerankerSpec:
-    """What a version of kind ``rerankers`` says of itself.
+    """Return the spec of a version of kind ``rerankers``.
 
     Args:
         artefact: the version.
-        encoder_fingerprint: of the encoder whose embeddings it is to score; None does not ask.
+        encoder_fingerprint: fingerprint of the encoder whose embeddings are to be scored; None skips the check.
 
     Raises:
-        IntegrityError: the file is not the one that was published.
-        WeightsError: it was trained on another encoder's embeddings, or written by another version of MRCG.
+        IntegrityError: the file differs from the published one.
+        WeightsError: the reranker was trained on another encoder's embeddings, or was written by an incompatible
+            version of MRCG.
     """
     version = artefact.manifest.version
     try:
@@ -62,7 +63,7 @@ def read_spec(artefact: Artefact, encoder_fingerprint: str | None = None) -> Rer
     except ValidationError as error:
         key = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise WeightsError(
-            f"reranker {version}: {key} in {SPEC} is not what this version of MRCG writes: train the reranker again"
+            f"reranker {version}: {key} in {SPEC} is not valid in this version of MRCG: train the reranker again"
         ) from error
     if encoder_fingerprint is not None and encoder_fingerprint != spec.encoder:
         raise WeightsError(

@@ -1,4 +1,4 @@
-"""Training of the reranker on finished embeddings, one epoch at a time (DESIGN §3)."""
+"""Reranker training on stored embeddings, one epoch at a time (docs/design.md#training)."""
 
 from __future__ import annotations
 
@@ -17,29 +17,31 @@ from mrcg.metrics.ranking import mean_average_precision
 from mrcg.reranker.graph_table import GraphTable
 from mrcg.reranker.losses import graph_loss
 from mrcg.reranker.model import Reranker
-from mrcg.reranker.scorer import gather, rerank_order, score_graphs
+from mrcg.reranker.scorer import gather_batch, rerank_order, score_graphs
 from mrcg.reranker.spec import RerankerSpec
-from mrcg.training.batches import Indices, own_share, shuffled_batches
+from mrcg.training.batches import Indices, shuffled_batches, worker_share
 from mrcg.training.state import TrainingState, Worker
 
-#: Graphs that the scale of the features starts from.
+#: Maximum number of graphs that the feature scale is initialised from.
 SCALE_GRAPHS = 128
-#: Queries that a message names.
-QUERIES_NAMED = 8
-#: What to do where there is nothing to learn from, by ``reranker.graphs``.
+#: Queries that an error message names.
+MAX_QUERIES_IN_MESSAGE = 8
+#: Error message for missing training graphs, by ``reranker.graphs``.
 NO_GRAPHS = {
-    "train": "there are no training graphs: bring more labelled scans",
+    "train": "there are no training graphs: add more labelled scans",
     "held_out": "no labelled scan is held out: raise split.held_out_fraction",
-    "cross_fit": "the folds have no graphs: bring more labelled scans or lower reranker.folds",
+    "cross_fit": "the folds have no graphs: add more labelled scans or lower reranker.folds",
 }
 
 
 @dataclass(frozen=True)
 class TrainingGraphs:
-    """Graphs of training and validation queries (these may be none, then the last epoch is kept).
+    """Training and validation graphs, and the embeddings of their nodes.
 
-    Their features are gathered from ``vectors_nd``: (rows, d) stored embeddings of the whole gallery, and behind them
-    those of cross-fitted encoders where there are any.
+    Attributes:
+        train: graphs of the training queries.
+        validation: graphs of the validation queries; if there are none, the last epoch is kept.
+        vectors_nd: (rows, d) stored embeddings of all scans, followed by those of the cross-fitted encoders, if any.
     """
 
     train: GraphTable
@@ -48,31 +50,31 @@ class TrainingGraphs:
 
 
 def new_reranker(settings: RerankerSettings, embedding_dim: int, seed: int, encoder_fingerprint: str) -> Reranker:
-    """A reranker with seeded weights, for the embeddings of the encoder of this fingerprint."""
+    """Return a reranker with seeded initial weights for the embeddings of the encoder with this fingerprint."""
     torch.manual_seed(seed_of(seed, "reranker"))
     return Reranker(RerankerSpec.of(settings, embedding_dim, encoder_fingerprint))
 
 
 def _optimizer(reranker: Reranker, settings: RerankerSettings) -> torch.optim.Optimizer:
-    """Adam with its own, coupled L2 on the first graph layer alone (DESIGN §3, baselines)."""
+    """Return Adam with its coupled L2 weight decay on the first graph layer only (docs/method.md#baselines)."""
     first = reranker.first_layer()
-    chosen = {id(parameter) for parameter in first}
-    rest = [parameter for parameter in reranker.parameters() if id(parameter) not in chosen]
-    optimizer = torch.optim.Adam(rest, lr=settings.learning_rate)
+    first_ids = {id(parameter) for parameter in first}
+    others = [parameter for parameter in reranker.parameters() if id(parameter) not in first_ids]
+    optimizer = torch.optim.Adam(others, lr=settings.learning_rate)
     optimizer.add_param_group({"params": first, "weight_decay": settings.weight_decay_first})
     return optimizer
 
 
 class RerankerTrainer:
-    """Trains a reranker and keeps the weights with the best validation MAP, or the last ones.
+    """Trains a reranker and keeps the weights of the epoch with the best validation MAP, or of the last epoch.
 
     Args:
         reranker: trained in place, already on the worker's device.
-        settings: of the reranker.
-        seed: of the run.
-        graphs: what is learned from and what every choice looks at.
-        worker: this process among the workers.
-        wrap: puts a model into its data-parallel form.
+        settings: settings of the reranker.
+        seed: seed of the run.
+        graphs: graphs to train on and graphs to choose the best epoch on.
+        worker: this process among the data-parallel workers.
+        wrap: wraps a model for data-parallel training.
     """
 
     def __init__(
@@ -90,7 +92,7 @@ class RerankerTrainer:
         self.graphs = graphs
         self.worker = worker
         if reranker.spec.scale:
-            # Before the wrap, which gives all workers the weights of the first.
+            # Before `wrap`, which copies the first worker's weights to all workers.
             self._fit_scale()
         self.model = wrap(reranker)
         self.optimizer = _optimizer(reranker, settings)
@@ -102,17 +104,23 @@ class RerankerTrainer:
         return len(self.state.history) >= self.settings.epochs
 
     def run_epoch(self, on_batch: Callable[[int, int], None]) -> dict[str, float]:
-        """One pass over the training graphs, then validation; returns the epoch's row of the history.
+        """Train for one pass over the training graphs, then validate.
+
+        Args:
+            on_batch: called after each batch with (batches done, batches of the epoch).
+
+        Returns:
+            The epoch's row of the history.
 
         Raises:
-            TrainingError: the loss is not a number.
+            TrainingError: the loss is not finite, there are no graphs, or no batch has a graph for every worker.
         """
         epoch = len(self.state.history)
         torch.manual_seed(seed_of(self.seed, "dropout", epoch, self.worker.rank))
         batches = shuffled_batches(len(self.graphs.train), self.settings.batch_size, self.seed, epoch)
         if not batches:
             raise TrainingError(NO_GRAPHS[self.settings.graphs])
-        batches = own_share(batches, self.worker.rank, self.worker.world, least=1)
+        batches = worker_share(batches, self.worker.rank, self.worker.world, min_rows=1)
         if not batches:
             raise TrainingError(
                 f"no batch has a graph for each of {self.worker.world} workers: "
@@ -124,28 +132,30 @@ class RerankerTrainer:
             total += self._step(batch, epoch, number)
             on_batch(number + 1, len(batches))
         loss = float(self.worker.total(total)) / (len(batches) * self.worker.world)
-        row = {"epoch": epoch, "loss": loss, "validation_map": self.worker.agree(self.validate())}
-        # Epochs count up: scored by their number, the last one always wins.
+        row = {"epoch": epoch, "loss": loss, "validation_map": self.worker.broadcast(self.validate())}
+        # With keep=last the score is the epoch number, so the latest epoch is always the best.
         self.state.add(row, score=float(epoch) if self.settings.keep == "last" else row["validation_map"])
         return row
 
     def _fit_scale(self) -> None:
-        # The first graphs of the first epoch, not of the table: that may be sorted by class.
-        for first in shuffled_batches(len(self.graphs.train), SCALE_GRAPHS, self.seed, 0)[:1]:
-            batch, _ = gather(self.reranker, self.graphs.train, first, self.graphs.vectors_nd, self.worker.device)
+        # Shuffled, not the first graphs of the table, which may be sorted by class.
+        for indices in shuffled_batches(len(self.graphs.train), SCALE_GRAPHS, self.seed, 0)[:1]:
+            batch, _ = gather_batch(
+                self.reranker, self.graphs.train, indices, self.graphs.vectors_nd, self.worker.device
+            )
             self.reranker.fit_scale(batch)
 
-    def _step(self, which: Indices, epoch: int, number: int) -> Tensor:
+    def _step(self, indices: Indices, epoch: int, number: int) -> Tensor:
         table, device = self.graphs.train, self.worker.device
-        batch, targets = gather(self.reranker, table, which, self.graphs.vectors_nd, device)
-        draws = torch.Generator(device)
-        draws.manual_seed(seed_of(self.seed, "drop-edge", epoch, number, self.worker.rank))
-        loss = self.worker.mean(graph_loss(self.settings, self.model(batch, draws), targets, batch.mask_bn))
+        batch, targets = gather_batch(self.reranker, table, indices, self.graphs.vectors_nd, device)
+        generator = torch.Generator(device)
+        generator.manual_seed(seed_of(self.seed, "drop-edge", epoch, number, self.worker.rank))
+        loss = self.worker.mean(graph_loss(self.settings, self.model(batch, generator), targets, batch.mask_bn))
         if not torch.isfinite(loss):
-            named = ", ".join(str(row) for row in table.queries[which[:QUERIES_NAMED]].tolist())
-            more = ", …" if len(which) > QUERIES_NAMED else ""
+            rows = ", ".join(str(row) for row in table.queries[indices[:MAX_QUERIES_IN_MESSAGE]].tolist())
+            more = ", …" if len(indices) > MAX_QUERIES_IN_MESSAGE else ""
             raise TrainingError(
-                f"the loss is {loss.item()} in epoch {epoch}, batch {number} (queries: gallery rows {named}{more}): "
+                f"the loss is {loss.item()} in epoch {epoch}, batch {number} (queries: gallery rows {rows}{more}): "
                 "lower reranker.learning_rate"
             )
         self.optimizer.zero_grad(set_to_none=True)
@@ -154,7 +164,7 @@ class RerankerTrainer:
         return loss.detach().cpu()
 
     def validate(self) -> float:
-        """Reranked MAP of the validation graphs."""
+        """Return the MAP of the validation graphs after reranking."""
         scores = score_graphs(
             self.reranker, self.graphs.validation, self.graphs.vectors_nd, self.settings.batch_size, self.worker.device
         )

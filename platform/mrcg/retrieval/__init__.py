@@ -1,1 +1,1 @@
-"""One search, whoever runs the stages: in this process or on a cluster."""
+"""Search for one query: the same steps whether the stages run in this process or on a cluster."""

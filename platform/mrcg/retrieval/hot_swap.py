@@ -1,7 +1,8 @@
-"""Releases that a process can answer under: one, and two while the next is taken on (DESIGN §4).
+"""Load new releases while requests are served, and evict unused ones.
 
-A stage loads what it needs of a new release beside what it has; requests name the release that they are answered under.
-What is no longer asked for goes. So releases change with no request failing, and a bad one never comes in.
+A stage loads what it needs of a new release beside the current one, and each request names the release that it uses. So
+releases change without failed requests, and a release that cannot be loaded is never used
+(docs/architecture.md#how-a-release-is-loaded-pinned-and-dropped).
 """
 
 from __future__ import annotations
@@ -13,172 +14,179 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from mrcg.errors import IntegrityError, MrcgError, NotFoundError, ReleaseError, StoreError, WeightsError
+from mrcg.errors import (
+    IntegrityError,
+    MrcgError,
+    NotFoundError,
+    ReleaseError,
+    ReleaseNotLoadedError,
+    StoreError,
+    WeightsError,
+)
 from mrcg.releases.release import Release, read_release, release_numbers
 from mrcg.storage.store import Store
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-#: Releases that are here at once, the one that is being loaded counted.
-MOST = 2
-#: Releases that are tried at the start, from the newest on, until one can be loaded.
-TRIED = 3
-#: What a release that cannot be loaded raises; trying again would not help.
-_BAD = (IntegrityError, NotFoundError, WeightsError, ReleaseError, MemoryError, RuntimeError, ValueError)
-
-
-class ReleaseNotLoadedError(MrcgError):
-    """This process cannot answer under that release (yet, or any more): another may."""
+#: Maximum number of releases in memory, including one that is being loaded.
+MAX_RELEASES = 2
+#: Number of releases tried at startup, newest first, until one can be loaded.
+MAX_START_TRIES = 3
+#: What loading a bad release raises; a retry would not help.
+_LOAD_ERRORS = (IntegrityError, NotFoundError, WeightsError, ReleaseError, MemoryError, RuntimeError, ValueError)
 
 
 @dataclass
-class _Held(Generic[T]):
+class _Entry(Generic[T]):
     key: str
     loaded: T
-    used: float
+    last_used: float  # time.monotonic(), 0 before the first use
 
 
 class ReleaseCache(Generic[T]):
-    """What is loaded of each release that can be answered under.
+    """What one stage has loaded of each release that it can answer from. Thread-safe.
 
     Args:
-        key: names what a stage needs of a release; where two releases need the same it is loaded once.
+        key: names what the stage needs of a release; releases with the same key are loaded once and share it.
         load: loads it.
-        grace_s: how long a release stays after it was asked for last, once there is a newer one.
+        grace_s: seconds a release stays loaded after its last use, once a newer one is in use.
     """
 
     def __init__(self, key: Callable[[Release], str], load: Callable[[Release], T], grace_s: float) -> None:
-        self._key, self._load, self._grace = key, load, grace_s
-        self._held: dict[int, _Held[T]] = {}
+        self._key, self._load, self._grace_s = key, load, grace_s
+        self._entries: dict[int, _Entry[T]] = {}
         self._lock = threading.Lock()
-        self._preparing = threading.Lock()
+        self._load_lock = threading.Lock()
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """Releases that are here, rising."""
+        """Numbers of the loaded releases in ascending order."""
         with self._lock:
-            return tuple(sorted(self._held))
+            return tuple(sorted(self._entries))
 
-    def of(self, number: int) -> T:
-        """What is loaded of a release.
+    def get(self, number: int) -> T:
+        """Return what is loaded of a release, and mark the release as used.
 
         Raises:
-            ReleaseNotLoadedError: it is not here.
+            ReleaseNotLoadedError: the release is not loaded.
         """
         with self._lock:
-            if (held := self._held.get(number)) is None:
-                here = ", ".join(map(str, sorted(self._held))) or "none"
-                raise ReleaseNotLoadedError(f"release {number} is not loaded here (here: {here})")
-            held.used = time.monotonic()
-            return held.loaded
+            if (entry := self._entries.get(number)) is None:
+                numbers = ", ".join(map(str, sorted(self._entries))) or "none"
+                raise ReleaseNotLoadedError(f"release {number} is not loaded here (loaded: {numbers})")
+            entry.last_used = time.monotonic()
+            return entry.loaded
 
     def peek(self, number: int) -> T | None:
-        """The same without asking for it: it does not keep the release here."""
+        """Return what is loaded of a release, or None, without marking the release as used."""
         with self._lock:
-            held = self._held.get(number)
-            return None if held is None else held.loaded
+            entry = self._entries.get(number)
+            return None if entry is None else entry.loaded
 
     def prepare(self, release: Release) -> None:
-        """Take a release on beside the one that was asked for last; what loading raises is raised, that one stays."""
-        with self._preparing:
+        """Load a release beside the one used last, unless it is loaded. If loading raises, that one stays loaded."""
+        with self._load_lock:
             key = self._key(release)
             with self._lock:
-                if release.number in self._held:
+                if release.number in self._entries:
                     return
-                same = next((one for one in self._held.values() if one.key == key), None)
-                # Never three at once, not even while loading; what nobody asks for goes first.
-                while len(self._held) >= MOST:
-                    del self._held[min(self._held, key=lambda number: self._held[number].used)]
+                same = next((entry for entry in self._entries.values() if entry.key == key), None)
+                # Evict before loading, so that three releases are never in memory at once; least recently used first.
+                while len(self._entries) >= MAX_RELEASES:
+                    del self._entries[min(self._entries, key=lambda number: self._entries[number].last_used)]
             loaded = self._load(release) if same is None else same.loaded
             with self._lock:
-                self._held[release.number] = _Held(key, loaded, 0.0)
+                self._entries[release.number] = _Entry(key, loaded, 0.0)
 
-    def sweep(self, now: float | None = None) -> None:
-        """Let go what was not asked for during the time of grace, as soon as a newer one has been asked for."""
+    def evict_unused(self, now: float | None = None) -> None:
+        """Evict releases older than the newest one in use that were not used for ``grace_s``, or never."""
         now = time.monotonic() if now is None else now
         with self._lock:
-            asked = [number for number, one in self._held.items() if one.used]
-            for number in [number for number in self._held if number < max(asked, default=0)]:
-                if now - self._held[number].used > self._grace:
-                    del self._held[number]
+            newest_used = max((number for number, entry in self._entries.items() if entry.last_used), default=0)
+            for number in [number for number in self._entries if number < newest_used]:
+                if now - self._entries[number].last_used > self._grace_s:
+                    del self._entries[number]
 
 
 class ReleaseWatcher(Generic[T]):
-    """ReleaseCache that take every release on that is promoted, or those that somebody names.
+    """Loads each newly promoted release into a cache, or only the release that it is told to follow.
 
-    A release that cannot be loaded is refused, once and aloud, and the one before goes on answering; where the store
-    cannot be read now, it is tried again.
+    A release that cannot be loaded is rejected and logged once, and the previous release keeps serving. If the store
+    cannot be read, the watcher retries.
+
+    Attributes:
+        cache: the loaded releases.
+        rejected: why releases were rejected, by number.
     """
 
-    def __init__(self, store: Store, residents: ReleaseCache[T]) -> None:
-        self.residents = residents
-        #: Why releases were refused.
-        self.refused: dict[int, str] = {}
+    def __init__(self, store: Store, cache: ReleaseCache[T]) -> None:
+        self.cache = cache
+        self.rejected: dict[int, str] = {}
         self._store = store
-        self._named: int | None = None
+        self._followed: int | None = None
         self._stopped = threading.Event()
 
-    def start(self, named: int | None) -> None:
-        """Load the release that is named, or else the newest that can be loaded.
+    def start(self, number: int | None) -> None:
+        """Load the given release or, if the number is None, the newest one that can be loaded.
 
         Raises:
-            MrcgError: none can be: why the first of them could not.
+            MrcgError: none of the releases tried can be loaded; the error of the first one.
         """
-        self._named = named
-        numbers = [named] if named is not None else release_numbers(self._store)[::-1][:TRIED]
+        self._followed = number
+        numbers = [number] if number is not None else release_numbers(self._store)[::-1][:MAX_START_TRIES]
         if not numbers:
-            read_release(self._store)  # says that there is none
-        first: MrcgError | None = None
-        for number in numbers:
+            read_release(self._store)  # raises: the store has no release
+        first_error: MrcgError | None = None
+        for candidate in numbers:
             try:
-                return self._take(number)
+                return self._load(candidate)
             except MrcgError as error:
-                log.error("release %d cannot be loaded: %s", number, error)
-                self.refused[number] = str(error)
-                first = first or error
-        assert first is not None
-        raise first
+                log.error("release %d cannot be loaded: %s", candidate, error)
+                self.rejected[candidate] = str(error)
+                first_error = first_error or error
+        assert first_error is not None
+        raise first_error
 
-    def follow(self, named: int | None) -> None:
-        """Take the named release on from now on, or the newest where none is; it is loaded with the next step."""
-        if named is not None:
-            self.refused.pop(named, None)  # somebody may have mended it
-        self._named = named
+    def follow(self, number: int | None) -> None:
+        """Follow the given release from now on, or the newest one if the number is None; the next step loads it."""
+        if number is not None:
+            self.rejected.pop(number, None)  # it may have been repaired
+        self._followed = number
 
     @property
-    def wanted(self) -> int:
-        """The release that should be answered under."""
-        return self._named if self._named is not None else max(release_numbers(self._store), default=0)
+    def target(self) -> int:
+        """Number of the release to serve: the followed one or the newest; 0 if the store has none."""
+        return self._followed if self._followed is not None else max(release_numbers(self._store), default=0)
 
     def step(self) -> None:
-        """Look once; what went wrong is in the log."""
+        """Check for a new release once, load it, and evict unused releases. Failures to load are logged."""
         number = 0
         try:
-            number = self.wanted
-            if number and number not in self.residents.numbers and number not in self.refused:
-                self._take(number)
-        except _BAD as error:
-            self._refuse(number, error)
+            number = self.target
+            if number and number not in self.cache.numbers and number not in self.rejected:
+                self._load(number)
+        except _LOAD_ERRORS as error:
+            self._reject(number, error)
         except (StoreError, OSError):
-            log.warning("the releases cannot be looked at now", exc_info=True)
-        self.residents.sweep()
+            log.warning("cannot check the store for new releases; retrying", exc_info=True)
+        self.cache.evict_unused()
 
-    def _take(self, number: int) -> None:
-        self.residents.prepare(read_release(self._store, number))
+    def _load(self, number: int) -> None:
+        self.cache.prepare(read_release(self._store, number))
 
-    def _refuse(self, number: int, error: Exception) -> None:
-        self.refused[number] = str(error) or type(error).__name__
-        log.error("release %d is refused, the one before goes on answering: %s", number, self.refused[number])
+    def _reject(self, number: int, error: Exception) -> None:
+        self.rejected[number] = str(error) or type(error).__name__
+        log.error("release %d is rejected, the previous release keeps serving: %s", number, self.rejected[number])
 
-    def run(self, every_s: float) -> None:
-        """Step again and again, in a thread of its own, until ``stop``."""
-        threading.Thread(target=self._run, args=(every_s,), name="releases", daemon=True).start()
+    def run(self, interval_s: float) -> None:
+        """Step every ``interval_s`` seconds in a background thread until ``stop``."""
+        threading.Thread(target=self._run, args=(interval_s,), name="releases", daemon=True).start()
 
-    def _run(self, every_s: float) -> None:
-        while not self._stopped.wait(every_s):
+    def _run(self, interval_s: float) -> None:
+        while not self._stopped.wait(interval_s):
             self.step()
 
     def stop(self) -> None:
-        """End ``run``."""
+        """Stop the background thread after its current step."""
         self._stopped.set()

@@ -1,6 +1,7 @@
-"""What each stage of a search needs of a release: loaded, hashed while it is read, tried before it answers (DESIGN §4).
+"""Load what each stage of a search needs of a release. File hashes are checked on read, and the loaded part is tested.
 
-``check`` is tried when a release is taken on, and again and again while it answers: it really works on something.
+``check`` runs when a release is loaded, and repeatedly as a health check while it serves: it does real work
+(docs/architecture.md#how-a-release-is-loaded-pinned-and-dropped).
 """
 
 from __future__ import annotations
@@ -19,56 +20,56 @@ from mrcg.imaging.slices import Grey
 from mrcg.releases.release import Release
 from mrcg.storage.store import Store
 
-# What one stage needs is not imported into the processes of the others.
+# A process imports only what its own stage needs.
 if TYPE_CHECKING:
     from mrcg.reranker.scorer import Reranking
     from mrcg.retrieval.searcher import Searcher
 
 T = TypeVar("T")
-#: Neighbours of the graph that a reranker is tried on.
-TRIED = 8
+#: Nodes of the random graph that a reranker is checked with.
+CHECK_NODES = 8
 
 
-class Loading(Protocol[T]):
+class Loader(Protocol[T]):
     """How one stage loads its part of a release."""
 
     def key(self, release: Release) -> str:
-        """Names what is loaded: releases that share it share what is in memory."""
+        """Return a name for what is loaded; releases with the same key share it in memory."""
         ...
 
     def load(self, release: Release) -> T:
-        """Load it.
+        """Load the stage's part of a release.
 
         Raises:
-            IntegrityError: a file is not the one that was published.
-            WeightsError: it does not fit the release's encoder.
+            IntegrityError: a file differs from the published one.
+            WeightsError: the reranker was trained on another encoder's embeddings.
         """
         ...
 
     def check(self, loaded: T) -> None:
-        """Let it answer once.
+        """Run the loaded part once on test input.
 
         Raises:
-            ReleaseError: the answer makes no sense.
+            ReleaseError: the output is not valid.
         """
         ...
 
 
-def load_and_check(loading: Loading[T], release: Release) -> T:
-    """Load a stage's part of a release and let it answer once; raises what both raise."""
-    loaded = loading.load(release)
-    loading.check(loaded)
+def load_and_check(loader: Loader[T], release: Release) -> T:
+    """Load a stage's part of a release and check it; raises what ``load`` and ``check`` raise."""
+    loaded = loader.load(release)
+    loader.check(loaded)
     return loaded
 
 
-class Embeds(Protocol):
-    """An encoder, whatever computes it."""
+class AnyEmbedder(Protocol):
+    """An encoder on any engine."""
 
     fingerprint: str
 
     @property
     def input_size(self) -> int:
-        """Side of the images it takes, pixels."""
+        """Side length of the images that it takes, in pixels."""
         ...
 
     def embed(self, pixels_nss: Grey) -> npt.NDArray[np.float32]:
@@ -77,8 +78,14 @@ class Embeds(Protocol):
 
 
 @dataclass(frozen=True)
-class LoadEmbedder:
-    """The encoder, and what computes it."""
+class EmbedderLoader:
+    """Loads the encoder and prepares it for an engine.
+
+    Attributes:
+        device: torch device; OpenVINO always runs on the CPU.
+        engine: library that computes the embeddings.
+        threads: number of threads that OpenVINO uses.
+    """
 
     store: Store
     device: str = "cpu"
@@ -86,19 +93,21 @@ class LoadEmbedder:
     threads: int = 1
 
     def key(self, release: Release) -> str:
-        """The encoder's version; int8 rounds as the scans of the corpus ask for."""
+        """Return the encoder's version, for int8 with the corpus whose scans calibrate it."""
         return f"{release.encoder} {release.corpus}" if self.engine == "openvino-int8" else release.encoder
 
-    def load(self, release: Release) -> Embeds:
-        """As of ``Loading``."""
+    def load(self, release: Release) -> AnyEmbedder:
+        """Load the encoder; see ``Loader``."""
         from mrcg.encoder.embedder import Embedder
 
-        loaded: Embeds = Embedder.open(self.store.artefact("encoders", release.encoder), self.device)
+        loaded: AnyEmbedder = Embedder.open(self.store.artefact("encoders", release.encoder), self.device)
         if self.engine != "torch":
-            from mrcg.encoder.openvino_embedder import SAMPLE, OpenVinoEmbedder
+            from mrcg.encoder.openvino_embedder import CALIBRATION_SCANS, OpenVinoEmbedder
 
             assert isinstance(loaded, Embedder)
-            sample = self._sample(release, SAMPLE, loaded.input_size) if self.engine == "openvino-int8" else None
+            sample = (
+                self._sample(release, CALIBRATION_SCANS, loaded.input_size) if self.engine == "openvino-int8" else None
+            )
             loaded = OpenVinoEmbedder(loaded, self.threads, sample)
         return loaded
 
@@ -107,54 +116,62 @@ class LoadEmbedder:
         rows = np.random.default_rng(0).permutation(len(corpus))[:count]
         return corpus.pixels(np.sort(rows).tolist(), side)
 
-    def check(self, loaded: Embeds) -> None:
-        """Embed one image."""
+    def check(self, loaded: AnyEmbedder) -> None:
+        """Embed a uniform grey image."""
         grey = np.full((1, loaded.input_size, loaded.input_size), 128, dtype=np.uint8)
         if not np.isfinite(loaded.embed(grey)).all():
-            raise ReleaseError(f"encoder {loaded.fingerprint} embeds an even image as nonsense: train it again")
+            raise ReleaseError(
+                f"encoder {loaded.fingerprint} produces non-finite embeddings for a uniform image: retrain it"
+            )
 
 
 @dataclass(frozen=True)
-class LoadSearcher:
-    """The index, or one of several parts of its shards."""
+class SearcherLoader:
+    """Loads the index, or one of several parts of it.
+
+    Attributes:
+        part, parts: the part to load, from 0, and the number of parts; each part has the shards ``part::parts``.
+    """
 
     store: Store
     part: int = 0
     parts: int = 1
 
     def key(self, release: Release) -> str:
-        """The index's version."""
+        """Return the index's version."""
         return release.index
 
     def load(self, release: Release) -> Searcher:
-        """As of ``Loading``."""
+        """Load the shards of this part; see ``Loader``."""
         from mrcg.retrieval.searcher import Searcher
 
         return Searcher.open(self.store, release.index, self.part, self.parts)
 
     def check(self, loaded: Searcher) -> None:
-        """Search for one of its own vectors."""
+        """Search for the first stored vector."""
         index = loaded.index
         if not len(index.gallery.rows):
-            return  # of a small gallery some shards are empty
+            return  # a small gallery has empty shards
         near = index.search(index.vectors(index.gallery.rows[:1]), 1)
         if not (np.isfinite(near.distances_qk) | (near.rows_qk < 0)).all():
-            raise ReleaseError("the index answers one of its own vectors with nonsense: `mrcg verify` the store")
+            raise ReleaseError(
+                "the index returns a non-finite distance for one of its own vectors: run `mrcg verify` on the store"
+            )
 
 
 @dataclass(frozen=True)
-class LoadReranker:
-    """The reranker, which has to fit the encoder."""
+class RerankerLoader:
+    """Loads the reranker, which must have been trained on the release's encoder."""
 
     store: Store
     device: str = "cpu"
 
     def key(self, release: Release) -> str:
-        """The versions of both."""
+        """Return the versions of reranker and encoder."""
         return f"{release.reranker} {release.encoder}"
 
     def load(self, release: Release) -> Reranking:
-        """As of ``Loading``."""
+        """Load the reranker; see ``Loader``."""
         from mrcg.reranker.scorer import Reranking, Scorer
 
         _, fingerprint = read_spec(self.store.artefact("encoders", release.encoder))
@@ -162,9 +179,9 @@ class LoadReranker:
         return Reranking(Scorer.open(reranker, self.device, fingerprint))
 
     def check(self, loaded: Reranking) -> None:
-        """Score one graph."""
+        """Score a graph of random vectors."""
         dim = loaded.scorer.reranker.spec.embedding_dim
-        vectors = np.random.default_rng(0).standard_normal((TRIED, dim)).astype(np.float16)
+        vectors = np.random.default_rng(0).standard_normal((CHECK_NODES, dim)).astype(np.float16)
         scores = loaded.rerank(vectors[:1].astype(np.float32), [vectors])[0]
         if not ((scores >= 0) & (scores <= 1)).all():
-            raise ReleaseError("the reranker scores a graph with nonsense: train it again")
+            raise ReleaseError("the reranker gives scores outside 0 to 1 for a test graph: retrain it")

@@ -1,4 +1,4 @@
-"""The whole search in one process, without Ray: for notebooks, the CLI and as the service's twin."""
+"""Search in one process, without Ray: for notebooks, the CLI, and tests that compare the service with it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mrcg.imaging.slices import Grey
 from mrcg.releases.release import Release, read_release
 from mrcg.reranker.influence import Influences
 from mrcg.reranker.scorer import Reranking
-from mrcg.retrieval.loaders import Embeds, LoadEmbedder, LoadReranker, LoadSearcher, load_and_check
+from mrcg.retrieval.loaders import AnyEmbedder, EmbedderLoader, RerankerLoader, SearcherLoader, load_and_check
 from mrcg.retrieval.preprocessing import QueryRules
 from mrcg.retrieval.query import Embedding, PixelQuery, Query, Scope, Subject
 from mrcg.retrieval.search import AllowAll, Policy, RequestContext, SearchHits, answer
@@ -24,9 +24,9 @@ from mrcg.storage.store import Store
 
 
 class _LocalStages:
-    """The stages as plain calls."""
+    """The stages as direct calls."""
 
-    def __init__(self, embedder: Embeds, searcher: Searcher, reranking: Reranking) -> None:
+    def __init__(self, embedder: AnyEmbedder, searcher: Searcher, reranking: Reranking) -> None:
         self.embedder = embedder
         self.searcher = searcher
         self.reranking = reranking
@@ -53,7 +53,7 @@ class _LocalStages:
 
 
 class LocalPipeline:
-    """A release, loaded and ready to answer.
+    """A loaded release that answers searches in this process.
 
     ::
 
@@ -66,9 +66,9 @@ class LocalPipeline:
         self._policy = policy
         self._rules = QueryRules.of(store, release, serve)
         self._stages = _LocalStages(
-            load_and_check(LoadEmbedder(store, engine=serve.engine, threads=serve.embedder.threads), release),
-            load_and_check(LoadSearcher(store), release),
-            load_and_check(LoadReranker(store), release),
+            load_and_check(EmbedderLoader(store, engine=serve.engine, threads=serve.embedder.threads), release),
+            load_and_check(SearcherLoader(store), release),
+            load_and_check(RerankerLoader(store), release),
         )
 
     @classmethod
@@ -79,32 +79,39 @@ class LocalPipeline:
         serve: ServeSettings = ServeSettings(),
         policy: Policy = AllowAll(),
     ) -> LocalPipeline:
-        """Load a release, the current one by default; every file is hashed as it is read.
+        """Load a release, the current one by default; the hash of every file is checked as it is read.
+
+        Args:
+            store: that has the release.
+            number: of the release; None takes the current one.
+            serve: limits, deadline and engine.
+            policy: which images of the gallery can be found.
 
         Raises:
-            NotFoundError: there is no such release.
-            IntegrityError: a file is not the one that was published.
-            WeightsError: its reranker was trained on another encoder's embeddings.
+            NotFoundError: the store has no release, or none with this number.
+            IntegrityError: a file differs from the published one.
+            WeightsError: the reranker was trained on another encoder's embeddings.
+            ReleaseError: a loaded part fails its check.
         """
         return cls(store, read_release(store, number), serve, policy)
 
     def search(self, subject: bytes | ImageIdQuery | EmbeddingQuery, params: SearchParams = SearchParams()) -> Answer:
-        """The k most similar images of the gallery, best first.
+        """Return the k most similar images of the gallery, best first.
 
         Args:
             subject: content of an image file, an image of the gallery, or an embedding of the release's encoder.
-            params: what is asked of it.
+            params: k, filters, grouping, deadline and other options.
 
         Raises:
             ImageError: the image cannot be used.
-            NotFoundError: the gallery has no such image.
-            FingerprintError: the embedding is of another encoder.
-            UsageError: k is out of range, or the embedding has another width.
+            NotFoundError: the gallery has no such image, or the policy does not allow it.
+            FingerprintError: the embedding is from another encoder.
+            UsageError: k is out of range, or the embedding has the wrong width or is not finite.
         """
         self._rules.check_k(params.k)
         context = self._rules.context("local", self._policy, params.deadline_ms)
         query = Query.of(self._subject(subject), params)
-        return _finish(answer(self._stages, self._rules.search, context, query))
+        return _run_sync(answer(self._stages, self._rules.search, context, query))
 
     def _subject(self, subject: bytes | ImageIdQuery | EmbeddingQuery) -> Subject:
         match subject:
@@ -116,10 +123,10 @@ class LocalPipeline:
                 return PixelQuery(self._rules.prepare(subject))
 
 
-def _finish(call: Coroutine[Any, Any, Answer]) -> Answer:
-    # The local stages never wait, so no event loop is needed: this works inside a notebook's, too.
+def _run_sync(search: Coroutine[Any, Any, Answer]) -> Answer:
+    # The local stages never wait, so no event loop is needed. This also works in a notebook, where one is running.
     try:
-        call.send(None)
+        search.send(None)
     except StopIteration as done:
         result: Answer = done.value
         return result

@@ -1,4 +1,7 @@
-"""Neighbours of several parts of an index put together: ids and distances first, then vectors of the N nearest."""
+"""Merge the hits of several parts of an index: first rows and distances, then the details of the N nearest only.
+
+A part of an index is the group of shards that one searcher has loaded.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,13 @@ from mrcg.retrieval.search import Facts, SearchHits
 
 @dataclass(frozen=True)
 class ShardHits:
-    """What one shard group found for one query, nearest first.
+    """Hits of one part of the index for one query, nearest first, without details.
 
     Attributes:
         rows, distances: gallery rows and squared L2, n of each.
-        groups: the patient or study of each, None where it is unknown; None as a from_one_group where nobody asked.
-        nearest, allowed, passing, shards, of: as of ``search.Found``, for this shard group alone.
+        groups: the patient or study of each hit, None where unknown; None if the search does not group hits.
+        nearest, allowed, passing, shards: as in ``SearchHits``, for this part only.
+        total_shards: number of shards in the whole index.
     """
 
     rows: list[int]
@@ -28,12 +32,12 @@ class ShardHits:
     allowed: int
     passing: int
     shards: int
-    of: int
+    total_shards: int
 
 
 @dataclass(frozen=True)
 class HitDetails:
-    """All that an answer needs of some rows: n of each, and (n, d) vectors."""
+    """Everything that an answer needs of n gallery rows: n ids and facts, and (n, d) vectors."""
 
     image_ids: list[str]
     facts: list[Facts]
@@ -42,7 +46,7 @@ class HitDetails:
 
 @dataclass(frozen=True)
 class HitLocation:
-    """Where one of the nearest was found: which shard group, which gallery row, how far."""
+    """Where a merged hit is: number of the part, gallery row, and distance."""
 
     part: int
     row: int
@@ -50,13 +54,13 @@ class HitLocation:
 
 
 def merge_hits(parts: Sequence[ShardHits | None], n: int) -> list[HitLocation]:
-    """The n nearest of all shard groups, ties by gallery row; of a patient or study that is asked for only the nearest.
+    """Return the n nearest hits of all parts; ties go to the lower gallery row, and each group keeps its nearest hit.
 
     Args:
-        parts: of each shard group; None where one did not answer.
-        n: how many.
+        parts: hits of each part; None for a part that did not answer.
+        n: maximum number of hits.
     """
-    found = [
+    hits = [
         (distance, row, number, group)
         for number, part in enumerate(parts)
         if part is not None
@@ -64,7 +68,7 @@ def merge_hits(parts: Sequence[ShardHits | None], n: int) -> list[HitLocation]:
     ]
     seen: set[str] = set()
     places: list[HitLocation] = []
-    for distance, row, number, group in sorted(found, key=lambda one: one[:2]):
+    for distance, row, number, group in sorted(hits, key=lambda hit: hit[:2]):
         if group is None or group not in seen:
             places.append(HitLocation(number, row, distance))
             seen.update([] if group is None else [group])
@@ -74,12 +78,12 @@ def merge_hits(parts: Sequence[ShardHits | None], n: int) -> list[HitLocation]:
 
 
 def rows_to_fetch(places: Sequence[HitLocation], parts: int) -> list[list[int]]:
-    """Rows that each shard group has to fetch."""
-    return [[one.row for one in places if one.part == number] for number in range(parts)]
+    """Return the rows of the merged hits by part, for ``Searcher.fetch``."""
+    return [[place.row for place in places if place.part == number] for number in range(parts)]
 
 
-def from_one_group(near: ShardHits, fetched: HitDetails) -> SearchHits:
-    """What one shard group that has everything answers."""
+def hits_of_one_part(near: ShardHits, fetched: HitDetails) -> SearchHits:
+    """Return the hits of an index that has one part only."""
     return SearchHits(
         image_ids=fetched.image_ids,
         facts=fetched.facts,
@@ -89,38 +93,38 @@ def from_one_group(near: ShardHits, fetched: HitDetails) -> SearchHits:
         allowed=near.allowed,
         passing=near.passing,
         shards=near.shards,
-        of=near.of,
+        total_shards=near.total_shards,
     )
 
 
 def assemble_hits(
     places: Sequence[HitLocation], parts: Sequence[ShardHits | None], fetched: Sequence[HitDetails | None]
 ) -> SearchHits:
-    """The answer of all shard groups together.
+    """Return the merged hits with their details.
 
     Args:
-        places: the nearest, nearest first.
-        parts: what each found; one at least is not None.
-        fetched: for each the rows of ``rows_to_fetch``, in that order.
+        places: the merged hits, nearest first.
+        parts: hits of each part, None for a part that did not answer; at least one is not None.
+        fetched: details of the rows of ``rows_to_fetch`` by part, in the same order; None where there are no rows.
     """
-    turns = [iter(range(len(one.image_ids))) if one is not None else iter(()) for one in fetched]
+    positions = [iter(range(0 if details is None else len(details.image_ids))) for details in fetched]
     ids, facts, vectors = list[str](), list[Facts](), list[npt.NDArray[np.float16]]()
     for place in places:
-        one, turn = fetched[place.part], next(turns[place.part])
-        assert one is not None
-        ids.append(one.image_ids[turn])
-        facts.append(one.facts[turn])
-        vectors.append(one.vectors_nd[turn])
-    there = [part for part in parts if part is not None]
-    nearest = [part.nearest for part in there if part.nearest is not None]
+        details, position = fetched[place.part], next(positions[place.part])
+        assert details is not None
+        ids.append(details.image_ids[position])
+        facts.append(details.facts[position])
+        vectors.append(details.vectors_nd[position])
+    answered = [part for part in parts if part is not None]
+    nearest = [part.nearest for part in answered if part.nearest is not None]
     return SearchHits(
         image_ids=ids,
         facts=facts,
         distances=[place.distance for place in places],
         vectors_nd=np.stack(vectors) if vectors else np.empty((0, 0), dtype=np.float16),
         nearest=min(nearest, default=None),
-        allowed=sum(part.allowed for part in there),
-        passing=sum(part.passing for part in there),
-        shards=sum(part.shards for part in there),
-        of=there[0].of,
+        allowed=sum(part.allowed for part in answered),
+        passing=sum(part.passing for part in answered),
+        shards=sum(part.shards for part in answered),
+        total_shards=answered[0].total_shards,
     )

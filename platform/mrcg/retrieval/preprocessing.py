@@ -1,4 +1,4 @@
-"""What a release fixes for every query, whoever takes it in: limits, input size, N, threshold."""
+"""Decode and check queries by the rules of a release: limits, input size, encoder, N and thresholds."""
 
 from __future__ import annotations
 
@@ -23,28 +23,44 @@ from mrcg.storage.store import Store
 
 
 class Decoder:
-    """Uploads to grey levels: everyday formats in this process, all others in one that may crash."""
+    """Decodes uploads to grey levels: raster images in this process, all other formats in a child that may crash.
+
+    Args:
+        settings: limits of the readers.
+        seconds: timeout for one file in the child process.
+        memory_bytes: memory limit of the child process.
+    """
 
     def __init__(self, settings: ReadSettings, seconds: float, memory_bytes: int) -> None:
         self._settings = settings
-        self._guard = IsolatedReader(settings, seconds, memory_bytes)
+        self._isolated_reader = IsolatedReader(settings, seconds, memory_bytes)
         self._lock = threading.Lock()
 
     def __call__(self, image: bytes) -> Grey:
-        """(height, width) grey levels of an image file, or of the middle slice of a volume.
+        """Return the (height, width) grey levels of an image file, or of the middle slice of a volume.
 
         Raises:
-            ImageError: the image cannot be used; names the limit.
+            ImageError: the image cannot be used; the message names the limit that it breaks.
         """
         if format_of(image) in (None, "raster"):
             return query_slice(read(image, self._settings))
-        with self._lock:  # the guard's process reads one file at a time
-            return query_slice(self._guard.read(image))
+        with self._lock:  # the child process reads one file at a time
+            return query_slice(self._isolated_reader.read(image))
 
 
 @dataclass(frozen=True)
 class QueryRules:
-    """Turns uploads into queries. A query is normalised as the release's corpus was."""
+    """Turns requests into queries of one release. A query is normalised in the same way as the release's corpus.
+
+    Attributes:
+        release: number of the release.
+        decode: decodes uploads.
+        input_size: side length of the encoder's input in pixels.
+        encoder: fingerprint of the encoder.
+        dim: number of dimensions of an embedding.
+        deadline_s: default and maximum seconds of a request.
+        search: N, out-of-distribution threshold, and the time reserved for the reranker.
+    """
 
     release: int
     decode: Decoder
@@ -56,7 +72,13 @@ class QueryRules:
 
     @classmethod
     def of(cls, store: Store, release: Release, serve: ServeSettings) -> QueryRules:
-        """The rules of a release."""
+        """Return the rules of a release.
+
+        Args:
+            store: that has the release.
+            release: whose rules are returned.
+            serve: upload limit, deadline and reserve for the reranker.
+        """
         ingest = IngestSettings.model_validate(store.manifest("corpus", release.corpus).settings["ingest"])
         spec, fingerprint = read_spec(store.artefact("encoders", release.encoder))
         return cls(
@@ -80,44 +102,51 @@ class QueryRules:
         """Content of an image file -> (s, s) grey levels for the encoder.
 
         Raises:
-            ImageError: the image cannot be used; names the limit.
+            ImageError: the image cannot be used; the message names the limit that it breaks.
         """
         return resize(self.decode(image), self.input_size)
 
     def check_k(self, k: int) -> None:
-        """Whether k hits can be asked for.
+        """Check that a search may return k hits.
 
         Raises:
-            UsageError: names the limits.
+            UsageError: k is out of range.
         """
         if not 1 <= k <= self.search.neighbours:
             raise UsageError(f"k = {k}: ask for 1 to {self.search.neighbours} hits")
 
-    def vector_query(self, sent: EmbeddingQuery) -> VectorQuery:
-        """An embedding that the caller made.
+    def vector_query(self, query: EmbeddingQuery) -> VectorQuery:
+        """Return the query for an embedding that the caller computed.
 
         Raises:
-            FingerprintError: by another encoder than the release's.
-            UsageError: it has another width, or is not finite.
+            FingerprintError: the embedding is from another encoder than the release's.
+            UsageError: the embedding has the wrong width or is not finite.
         """
-        if sent.encoder != self.encoder:
+        if query.encoder != self.encoder:
             raise FingerprintError(
-                f"the embedding is of encoder {sent.encoder}, release {self.release} has {self.encoder}: embed with it"
+                f"the embedding is from encoder {query.encoder}: use encoder {self.encoder} of release {self.release}"
             )
-        vector = np.asarray(sent.embedding, dtype=np.float32)
+        vector = np.asarray(query.embedding, dtype=np.float32)
         if vector.shape != (self.dim,) or not np.isfinite(vector).all():
-            raise UsageError(f"an embedding of {self.encoder} is {self.dim} finite numbers")
+            raise UsageError(f"an embedding of encoder {self.encoder} must be {self.dim} finite numbers")
         return VectorQuery(vector)
 
     def context(
-        self, principal: str, policy: Policy, deadline_ms: int | None = None, named: str | None = None
+        self, principal: str, policy: Policy, deadline_ms: int | None = None, request_id: str | None = None
     ) -> RequestContext:
-        """A new request's context; a caller may ask for an earlier deadline than the service's own, and name it."""
+        """Return the context of a new request.
+
+        Args:
+            principal: name of the caller.
+            policy: which images the caller may find.
+            deadline_ms: milliseconds for the request, at most ``deadline_s``; None takes ``deadline_s``.
+            request_id: id of the request in logs and answers; None makes a new one.
+        """
         seconds = self.deadline_s if deadline_ms is None else min(self.deadline_s, deadline_ms / 1000)
         return RequestContext(
             principal=principal,
             allowed=policy.allowed(principal),
             deadline=time.time() + seconds,
             release=self.release,
-            trace=named or uuid.uuid4().hex,
+            trace=request_id or uuid.uuid4().hex,
         )

@@ -1,4 +1,4 @@
-"""What is asked: of which scan, and which of the gallery may answer (DESIGN §4)."""
+"""Queries: what to search for, and which images of the gallery may be hits."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Embedding = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Scope:
-    """Which of what a caller may find can answer one query, and whether one image of each group is enough.
+    """Which of the images that a caller may find can be hits of one query, and whether hits are grouped.
 
     Attributes:
         where: the filter.
         exclude_patient: pseudonym of a patient whose images are left out.
-        exclude_image: an image that is left out: the query itself, where it is of the gallery.
-        group_by: of each patient or study only the nearest image is taken.
+        exclude_image: id of an image that is left out: the query itself if it is in the gallery.
+        group_by: return only the nearest image of each patient or study, or all images (none).
     """
 
     where: Where = field(default_factory=Where)
@@ -33,20 +33,20 @@ class Scope:
 
 @dataclass(frozen=True)
 class PixelQuery:
-    """A scan that has to be embedded: (s, s) grey levels."""
+    """(s, s) grey levels of a scan, to be embedded."""
 
     pixels_ss: Grey
 
 
 @dataclass(frozen=True)
 class VectorQuery:
-    """(d,) what the caller's own encoder made of a scan."""
+    """(d,) embedding that the caller computed."""
 
     embedding_d: Embedding
 
 
 def where_of(filters: Filters) -> Where:
-    """The index's predicate for the filters of a request."""
+    """Return the index filter for the filters of a request."""
     return Where(
         site=filters.site, label=filters.label, sequence=filters.sequence, plane=filters.plane, years=filters.years
     )
@@ -57,7 +57,15 @@ Subject = PixelQuery | VectorQuery | ImageIdQuery
 
 @dataclass(frozen=True)
 class Query:
-    """One question: k hits for a scan."""
+    """One search: what to search for, and how.
+
+    Attributes:
+        subject: a scan, an embedding, or an image of the gallery.
+        k: maximum number of hits.
+        rerank: order the hits by the reranker; otherwise by distance.
+        explain: explain the order of the reranked hits.
+        scope: which images may be hits.
+    """
 
     subject: Subject
     k: int
@@ -67,7 +75,7 @@ class Query:
 
     @classmethod
     def of(cls, subject: Subject, params: SearchParams) -> Query:
-        """What is wanted of a scan; an image of the gallery is no hit of its own."""
-        itself = subject.image_id if isinstance(subject, ImageIdQuery) else None
-        scope = Scope(where_of(params.filters), params.exclude_patient, itself, params.group_by)
+        """Return the query for the params of a request; an image of the gallery is never its own hit."""
+        own_id = subject.image_id if isinstance(subject, ImageIdQuery) else None
+        scope = Scope(where_of(params.filters), params.exclude_patient, own_id, params.group_by)
         return cls(subject, params.k, params.rerank, params.explain, scope)

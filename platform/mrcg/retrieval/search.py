@@ -1,8 +1,8 @@
-"""How one query is answered, whoever runs the stages (DESIGN §4).
+"""Answer one query (docs/design.md#search).
 
-``answer`` chains embedder, searcher and reranker and decides what happens where one of them cannot.
-``mrcg.retrieval.local`` gives it stages in this process, the service gives it stages on a cluster: so both
-answer alike.
+``answer`` calls embedder, searcher and reranker, and decides what happens if one of them fails.
+``mrcg.retrieval.local`` gives it stages in this process, and the service gives it stages on a cluster, so both return
+the same answers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from mrcg.api.requests import ImageIdQuery
 from mrcg.api.responses import Answer, Explained, Explanation, Hit, Influence, Node
-from mrcg.errors import MrcgError
+from mrcg.errors import StageUnavailableError
 from mrcg.imaging.slices import Grey
 from mrcg.index.distances import Mask
 from mrcg.reranker.influence import Influences
@@ -26,48 +26,52 @@ from mrcg.retrieval.query import Embedding, PixelQuery, Query, Scope, VectorQuer
 
 log = logging.getLogger(__name__)
 
-#: Neighbours that are named for each hit that is explained.
-EXPLAINED = 5
-
-
-class StageUnavailableError(MrcgError):
-    """A stage could not answer (in time); the search degrades or is refused."""
+#: Maximum number of neighbours in the explanation of a hit.
+MAX_INFLUENCES = 5
 
 
 @dataclass(frozen=True)
 class RequestContext:
-    """What goes with a call through every stage."""
+    """Context of one request; every call to a stage has it.
+
+    Attributes:
+        principal: name of the caller.
+        allowed: (rows of the gallery,) images that the caller may find; None for all.
+        deadline: ``time.time()`` after which no stage is waited for.
+        release: number of the release that the request is answered from.
+        trace: id of the request in logs and in its answer.
+    """
 
     principal: str
     allowed: Mask | None
-    deadline: float  # time.time() after which nobody waits any more
+    deadline: float
     release: int
     trace: str
 
     def remaining(self) -> float:
-        """Seconds until the deadline, negative when it has passed."""
+        """Return the seconds until the deadline; negative after it."""
         return self.deadline - time.time()
 
 
 class Policy(Protocol):
-    """Decides what a caller may find."""
+    """Decides which images a caller may find."""
 
     def allowed(self, principal: str) -> Mask | None:
-        """(rows of the gallery,) or None for all of it."""
+        """Return a (rows of the gallery,) mask of the images that a caller may find; None for all."""
         ...
 
 
 class AllowAll:
-    """Everybody may find everything: the policy until tenancy comes."""
+    """Lets every caller find all images: the default policy, as there are no tenants yet."""
 
     def allowed(self, principal: str) -> Mask | None:
-        """None: all of the gallery."""
+        """Return None, which allows all images."""
         return None
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of an image of the gallery."""
+    """Metadata of a gallery image, None where unknown."""
 
     label: str | None
     plane: str | None
@@ -81,11 +85,13 @@ class SearchHits:
     """Neighbours of one query, nearest first.
 
     Attributes:
-        image_ids, facts, distances, vectors_nd: all of length n; (n, d) vectors.
-        nearest: distance of the nearest that the caller may find, filtered or not; None where there is none.
-        allowed: images that the caller may find.
-        passing: those of them that are within the query's scope.
-        shards, of: how many shards answered, of how many.
+        image_ids, facts, distances: n of each; distances are squared L2.
+        vectors_nd: (n, d) stored embeddings.
+        nearest: distance of the nearest image that the caller may find, in the scope or not; None if there is none.
+        allowed: number of images that the caller may find.
+        passing: number of those that are in the query's scope.
+        shards: number of shards that were searched.
+        total_shards: number of shards in the whole index.
     """
 
     image_ids: list[str]
@@ -96,40 +102,46 @@ class SearchHits:
     allowed: int
     passing: int
     shards: int
-    of: int
+    total_shards: int
 
 
 class Stages(Protocol):
-    """The stages, wherever they run. Each raises StageUnavailableError where it cannot answer."""
+    """The stages of a search, local or remote. Each method raises StageUnavailableError if its stage cannot answer."""
 
     async def embed(self, context: RequestContext, pixels_ss: Grey) -> Embedding:
-        """(s, s) grey levels -> (d,)."""
+        """(s, s) grey levels -> (d,) embedding."""
         ...
 
     async def look_up(self, context: RequestContext, image_id: str) -> Embedding:
-        """(d,) stored embedding of an image that the context allows; NotFoundError where there is none."""
+        """Return the (d,) stored embedding of an image that the context allows; NotFoundError if there is none."""
         ...
 
     async def search(self, context: RequestContext, embedding_d: Embedding, n: int, scope: Scope) -> SearchHits:
-        """The n nearest that the context allows and the scope asks for."""
+        """Return the n nearest images that the context allows and that are in the scope."""
         ...
 
     async def rerank(
         self, context: RequestContext, embedding_d: Embedding, vectors_nd: npt.NDArray[np.float16]
     ) -> npt.NDArray[np.float32]:
-        """(n,) scores of the neighbours."""
+        """Return the (n,) scores of the neighbours."""
         ...
 
     async def explain(
         self, context: RequestContext, embedding_d: Embedding, vectors_nd: npt.NDArray[np.float16], nodes: list[int]
     ) -> Influences:
-        """What moved the scores of some of the neighbours."""
+        """Return how the edges of the query graph change the scores of the given neighbours."""
         ...
 
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """What a release and the recipe fix for every search."""
+    """Settings of all searches of a release.
+
+    Attributes:
+        neighbours: N, the number of neighbours in a query graph.
+        ood_threshold: squared L2; a query whose nearest image is farther is out of distribution. None never flags.
+        rerank_reserve_ms: with fewer milliseconds left before the deadline, the ANN order is returned.
+    """
 
     neighbours: int
     ood_threshold: float | None
@@ -137,48 +149,48 @@ class SearchSettings:
 
 
 async def answer(stages: Stages, settings: SearchSettings, context: RequestContext, query: Query) -> Answer:
-    """Answer one query: embed, search the N nearest, rerank them, keep k.
+    """Answer one query: embed it, search for the N nearest images, rerank them, and keep k.
 
-    Where the reranker fails or the deadline is near, the ANN order is answered with ``reranked`` False.
+    If the reranker fails or the deadline is near, the hits are in ANN order and ``reranked`` is False.
 
     Args:
-        stages: embedder, searcher, reranker.
+        stages: embedder, searcher and reranker.
         settings: of the release.
-        context: caller, allowed set, deadline.
-        query: 1 <= k <= N.
+        context: caller, allowed images and deadline.
+        query: with 1 <= k <= N.
 
     Raises:
         StageUnavailableError: the embedder or the searcher cannot answer.
-        NotFoundError: the query is an image that the caller may not find.
+        NotFoundError: the query is an image that does not exist or that the caller may not find.
     """
     assert 1 <= query.k <= settings.neighbours
     clock = _Clock()
     embedding = await _embedding(stages, context, query)
     clock.lap("embed")
-    found = await stages.search(context, embedding, settings.neighbours, query.scope)
+    near = await stages.search(context, embedding, settings.neighbours, query.scope)
     clock.lap("search")
-    scores = await _scores(stages, settings, context, embedding, found) if query.rerank and found.image_ids else None
+    scores = await _scores(stages, settings, context, embedding, near) if query.rerank and near.image_ids else None
     clock.lap("rerank")
-    order = list(range(len(found.image_ids))) if scores is None else np.argsort(-scores, kind="stable").tolist()
+    order = list(range(len(near.image_ids))) if scores is None else np.argsort(-scores, kind="stable").tolist()
     explanation = None
     if query.explain and scores is not None:
-        explanation = await _explanation(stages, context, embedding, found, scores, order, query.k)
+        explanation = await _explanation(stages, context, embedding, near, scores, order, query.k)
         clock.lap("explain")
-    hits = [_hit(found, scores, rank) for rank in order[: query.k]]
+    hits = [_hit(near, scores, place) for place in order[: query.k]]
     return Answer(
         release=context.release,
         request_id=context.trace,
         hits=hits,
         classes=dict(Counter(hit.label for hit in hits if hit.label is not None).most_common()),
         reranked=scores is not None,
-        partial=found.shards < found.of,
-        shards_answered=found.shards,
-        shards=found.of,
+        partial=near.shards < near.total_shards,
+        shards_answered=near.shards,
+        shards=near.total_shards,
         requested=query.k,
         found=len(hits),
-        allowed=found.allowed,
-        passing=found.passing,
-        out_of_distribution=_far(settings, found),
+        allowed=near.allowed,
+        passing=near.passing,
+        out_of_distribution=_out_of_distribution(settings, near),
         milliseconds=clock.laps,
         explanation=explanation,
     )
@@ -194,8 +206,8 @@ async def _embedding(stages: Stages, context: RequestContext, query: Query) -> E
             return await stages.look_up(context, image_id)
 
 
-def _hit(found: SearchHits, scores: npt.NDArray[np.float32] | None, rank: int) -> Hit:
-    facts, image_id = found.facts[rank], found.image_ids[rank]
+def _hit(near: SearchHits, scores: npt.NDArray[np.float32] | None, place: int) -> Hit:
+    facts, image_id = near.facts[place], near.image_ids[place]
     return Hit(
         image_id=image_id,
         label=facts.label,
@@ -203,28 +215,28 @@ def _hit(found: SearchHits, scores: npt.NDArray[np.float32] | None, rank: int) -
         sequence=facts.sequence,
         site=facts.site,
         group=facts.group,
-        score=None if scores is None else float(scores[rank]),
-        distance=found.distances[rank],
-        ann_rank=rank + 1,
+        score=None if scores is None else float(scores[place]),
+        distance=near.distances[place],
+        ann_rank=place + 1,
         preview=f"/v1/images/{image_id}/preview",
     )
 
 
-def _far(settings: SearchSettings, found: SearchHits) -> bool:
-    # Of the nearest, filtered or not: a narrow filter makes no query strange.
-    return settings.ood_threshold is not None and found.nearest is not None and found.nearest > settings.ood_threshold
+def _out_of_distribution(settings: SearchSettings, near: SearchHits) -> bool:
+    # The nearest image may be outside the scope: a narrow filter does not make a query out of distribution.
+    return settings.ood_threshold is not None and near.nearest is not None and near.nearest > settings.ood_threshold
 
 
 async def _scores(
-    stages: Stages, settings: SearchSettings, context: RequestContext, embedding_d: Embedding, found: SearchHits
+    stages: Stages, settings: SearchSettings, context: RequestContext, embedding_d: Embedding, near: SearchHits
 ) -> npt.NDArray[np.float32] | None:
     if context.remaining() * 1000 < settings.rerank_reserve_ms:
-        log.warning("request %s: too near its deadline to rerank", context.trace)
+        log.warning("request %s: returned in ANN order, the deadline is too near to rerank", context.trace)
         return None
     try:
-        return await stages.rerank(context, embedding_d, found.vectors_nd)
+        return await stages.rerank(context, embedding_d, near.vectors_nd)
     except StageUnavailableError as error:
-        log.warning("request %s: answered in ANN order, %s", context.trace, error)
+        log.warning("request %s: returned in ANN order, %s", context.trace, error)
         return None
 
 
@@ -232,31 +244,31 @@ async def _explanation(
     stages: Stages,
     context: RequestContext,
     embedding_d: Embedding,
-    found: SearchHits,
+    near: SearchHits,
     scores_n: npt.NDArray[np.float32],
     order: list[int],
     k: int,
 ) -> Explanation | None:
     try:
-        influences = await stages.explain(context, embedding_d, found.vectors_nd, order[:k])
+        influences = await stages.explain(context, embedding_d, near.vectors_nd, order[:k])
     except StageUnavailableError as error:
-        log.warning("request %s: answered without an explanation, %s", context.trace, error)
+        log.warning("request %s: returned without an explanation, %s", context.trace, error)
         return None
     rank_of = {place: rank for rank, place in enumerate(order, 1)}
     nodes = [
-        Node(image_id=one, ann_rank=place + 1, rank=rank_of[place], score=float(scores_n[place]))
-        for place, one in enumerate(found.image_ids)
+        Node(image_id=image_id, ann_rank=place + 1, rank=rank_of[place], score=float(scores_n[place]))
+        for place, image_id in enumerate(near.image_ids)
     ]
     return Explanation(
         nodes=nodes,
         weights=np.round(influences.weights_nn.astype(float), 4).tolist(),
         hits=[
             Explained(
-                image_id=found.image_ids[place],
+                image_id=near.image_ids[place],
                 rank_change=place + 1 - rank,
                 neighbours=[
-                    Influence(image_id=found.image_ids[other], moved=float(influences.moved_kn[rank - 1, other]))
-                    for other in influences.strongest(rank - 1, EXPLAINED)
+                    Influence(image_id=near.image_ids[other], moved=float(influences.changes_kn[rank - 1, other]))
+                    for other in influences.strongest(rank - 1, MAX_INFLUENCES)
                 ],
             )
             for rank, place in enumerate(order[:k], 1)
@@ -265,6 +277,8 @@ async def _explanation(
 
 
 class _Clock:
+    """Measures the milliseconds of consecutive steps."""
+
     def __init__(self) -> None:
         self.laps: dict[str, float] = {}
         self._last = time.perf_counter()

@@ -1,7 +1,7 @@
-"""Files of a remote store kept on this node, by the hash of what they hold.
+"""The node cache: files of remote stores, kept on this node under their SHA-256.
 
-A file is found by its SHA-256 alone and checked when it is read, so a cache can never serve the wrong bytes and
-needs no invalidation. The folder holds scans: only its owner may look into it.
+Each file is checked against its SHA-256 when it is read, so the cache never returns wrong bytes and needs no
+invalidation. The folder holds scans, so only its owner may read it.
 """
 
 from __future__ import annotations
@@ -10,20 +10,27 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
+import time
 import uuid
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from mrcg.errors import UsageError
+from mrcg.errors import StoreError, UsageError
 from mrcg.hashing import sha256
 
 log = logging.getLogger(__name__)
 
 FOLDER, BYTES = "MRCG_CACHE", "MRCG_CACHE_BYTES"
 DEFAULT_BYTES = 20 * 2**30
+#: A temporary file that is still being fetched grows at least this often (seconds).
+FETCHING_SECONDS = 3600.0
+#: Names of files that a cache writes: a SHA-256, or a temporary name until the file is complete.
+_WRITTEN = re.compile(r"[0-9a-f]{64}|\.[0-9a-f]{32}\.tmp")
 
 
 class Cache:
-    """A folder of files named by their SHA-256, of limited size; the longest unused go first."""
+    """A folder of limited size with files named by their SHA-256; the least recently used ones are evicted first."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self.folder = folder
@@ -31,10 +38,13 @@ class Cache:
 
     @classmethod
     def of_this_node(cls) -> Cache | None:
-        """The cache at ``MRCG_CACHE`` (``~/.cache/mrcg``) of ``MRCG_CACHE_BYTES`` (20 GiB); None where that is 0.
+        """Return this node's cache; None if ``MRCG_CACHE_BYTES`` is 0 or less.
+
+        ``MRCG_CACHE`` is its folder (default ``mrcg`` in ``$XDG_CACHE_HOME`` or ``~/.cache``), ``MRCG_CACHE_BYTES`` its
+        size (default 20 GiB).
 
         Raises:
-            UsageError: the size is not a number.
+            UsageError: the size is not an integer.
         """
         folder = os.environ.get(FOLDER) or os.path.join(
             os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "mrcg"
@@ -42,11 +52,11 @@ class Cache:
         try:
             size = int(os.environ.get(BYTES) or DEFAULT_BYTES)
         except ValueError as error:
-            raise UsageError(f"{BYTES} is not a number of bytes") from error
+            raise UsageError(f"{BYTES} is not a number of bytes: set an integer, 0 for no cache") from error
         return cls(Path(folder), size) if size > 0 else None
 
     def get(self, digest: str) -> bytes | None:
-        """The file with this SHA-256, None where it is not kept (any more)."""
+        """Return the content of the file with this SHA-256, None if it is not in the cache."""
         path = self._path(digest)
         try:
             data = path.read_bytes()
@@ -60,7 +70,7 @@ class Cache:
         return data
 
     def put(self, digest: str, data: bytes) -> None:
-        """Keep a file; a full or read-only disk only means that it is not kept."""
+        """Add a file, unless it is larger than the cache. A full or read-only disk only causes a logged warning."""
         if len(data) > self.max_bytes:
             return
         path = self._path(digest)
@@ -76,14 +86,14 @@ class Cache:
                 temporary.unlink()
 
     def find(self, digest: str) -> Path | None:
-        """Path of the file with this SHA-256, checked; None where it is not kept (any more)."""
+        """Return the path of the file with this SHA-256 after checking its content, None if it is not in the cache."""
         path = self._path(digest)
         try:
             with path.open("rb") as file:
-                sound = hashlib.file_digest(file, "sha256").hexdigest() == digest
+                intact = hashlib.file_digest(file, "sha256").hexdigest() == digest
         except OSError:
             return None
-        if not sound:
+        if not intact:
             self.remove(digest)
             return None
         with contextlib.suppress(OSError):
@@ -91,24 +101,56 @@ class Cache:
         return path
 
     def remove(self, digest: str) -> None:
-        """Forget a file."""
+        """Remove a file; do nothing if it is not in the cache."""
         self._path(digest).unlink(missing_ok=True)
 
     def _path(self, digest: str) -> Path:
         return self.folder / digest
 
     def room_for(self, size: int) -> None:
-        """Remove the longest unused until so many bytes more fit."""
+        """Create the folder, and evict the least recently used files until ``size`` more bytes fit."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        kept = []
-        for entry in os.scandir(self.folder):
-            with contextlib.suppress(FileNotFoundError):  # another process removed it
-                stat = entry.stat()
-                kept.append((stat.st_mtime, stat.st_size, entry.path))
-        kept.sort()
-        over = sum(one[1] for one in kept) + size - self.max_bytes
-        for _, freed, path in kept:
-            if over <= 0:
+        files = sorted((stat.st_mtime, stat.st_size, str(path)) for path, stat in self._files())
+        excess = sum(file_size for _, file_size, _ in files) + size - self.max_bytes
+        for _, file_size, path in files:
+            if excess <= 0:
                 return
-            Path(path).unlink(missing_ok=True)
-            over -= freed
+            try:
+                Path(path).unlink(missing_ok=True)
+            except OSError as error:
+                log.warning("%s stays in the cache: %s", path, error.strerror)
+                continue
+            excess -= file_size
+
+    def keep_only(self, digests: Collection[str]) -> None:
+        """Remove all files except those with these SHA-256, and the temporary files of abandoned writes.
+
+        Raises:
+            StoreError: a file cannot be removed.
+        """
+        for path, stat in self._files():
+            # A young temporary file may still be in use; its writer renames or removes it.
+            if path.name in digests or (path.suffix == ".tmp" and time.time() - stat.st_mtime < FETCHING_SECONDS):
+                continue
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise StoreError(
+                    f"cached file {path} cannot be removed ({error.strerror}): remove it and run the same command again"
+                ) from error
+
+    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
+        """Yield path and status (of the link itself, if it is one) of each file that a cache has written.
+
+        Other entries are skipped: folders (initial weights have one), files with other names, and files that another
+        process removes meanwhile.
+        """
+        try:
+            with os.scandir(self.folder) as iterator:
+                entries = list(iterator)
+        except FileNotFoundError:
+            return
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):
+                if _WRITTEN.fullmatch(entry.name) and not entry.is_dir(follow_symlinks=False):
+                    yield Path(entry.path), entry.stat(follow_symlinks=False)

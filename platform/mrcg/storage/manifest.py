@@ -1,4 +1,4 @@
-"""The manifest: what makes a version visible and explains it (DESIGN §2)."""
+"""The manifest: makes a version visible and records how it was made (`docs/design.md#versions`)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mrcg import __version__
 from mrcg.errors import IntegrityError
 from mrcg.hashing import digest, sha256
+from mrcg.version import __version__
 
-#: Kinds of artefact in pipeline order (trials: of `mrcg reproduce`), and the schema number of each: it is part of every
-#: version.
+#: Kinds of artefact in pipeline order and their schema numbers, which are part of every version. ``trials`` belong to
+#: `mrcg reproduce`.
 KINDS: Mapping[str, int] = {
     "corpus": 3,
     "splits": 3,
@@ -32,10 +32,10 @@ class _Frozen(BaseModel):
 
 
 class FileEntry(_Frozen):
-    """One file: its name below the version's content folder, bytes and SHA-256.
+    """One file of a version: its name below the content folder, size in bytes and SHA-256.
 
-    ``folder`` is the content folder of an earlier version where the file stays that one's: a corpus that grows
-    does not copy what it had.
+    ``folder`` is set where the file belongs to an earlier version: it is the content folder of that version. An
+    incremental corpus, for example, refers to the files of its base instead of copying them.
     """
 
     name: str
@@ -45,12 +45,12 @@ class FileEntry(_Frozen):
 
     @classmethod
     def of(cls, name: str, data: bytes) -> FileEntry:
-        """The entry of a file with this content."""
+        """Return the entry of a file with this content."""
         return cls(name=name, size=len(data), sha256=sha256(data))
 
 
 class Manifest(_Frozen):
-    """Everything that explains a version. Times and hosts are not in it: equal work gives equal bytes."""
+    """What a version was made from and consists of. It has no times or hosts, so equal work gives equal bytes."""
 
     kind: str
     version: str
@@ -64,11 +64,11 @@ class Manifest(_Frozen):
 
     @property
     def content(self) -> str:
-        """Digest of the names and contents of all files."""
+        """The digest of the names and contents of all files."""
         return content_digest(self.files)
 
     def to_bytes(self) -> bytes:
-        """JSON with a digest over all of it, so that an edit by hand shows."""
+        """Return the manifest as JSON, with a digest of all other fields that reveals later changes."""
         body = self.model_dump(mode="json")
         return json.dumps({**body, "digest": digest(body, 64)}, indent=1, sort_keys=True).encode()
 
@@ -77,7 +77,7 @@ class Manifest(_Frozen):
         """Read and check a manifest.
 
         Raises:
-            IntegrityError: it is not whole, or it was changed after it was written.
+            IntegrityError: the data is not a manifest, or was changed after it was written.
         """
         try:
             body = json.loads(data)
@@ -96,12 +96,12 @@ class Manifest(_Frozen):
 
 
 def content_digest(files: Sequence[FileEntry]) -> str:
-    """Digest of the names and contents of files, in any order."""
+    """Return the digest of the names and contents of files; their order does not matter."""
     return digest(sorted((f.name, f.size, f.sha256) for f in files), 16)
 
 
 def derive_version(kind: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-    """The version of an artefact: a hash over settings, input versions and schema number (DESIGN §2)."""
+    """Return the version of an artefact: a hash of its settings, input versions and schema number."""
     return digest({"kind": kind, "schema": KINDS[kind], "settings": dict(settings), "inputs": dict(inputs)})
 
 
@@ -113,7 +113,7 @@ def make_manifest(
     counts: Mapping[str, Any],
     files: Sequence[FileEntry],
 ) -> Manifest:
-    """A manifest whose folder is named by its content."""
+    """Return a manifest whose content folder is named by the digest of its files."""
     return Manifest(
         kind=kind,
         version=version,
@@ -128,5 +128,5 @@ def make_manifest(
 
 
 def kind_of(name: str) -> str:
-    """The kind of an input by its name in ``Step.inputs``."""
+    """Return the kind of an input from its name in ``Step.inputs``, which is the kind or ``kind:suffix``."""
     return name.partition(":")[0]

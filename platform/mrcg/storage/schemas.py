@@ -1,4 +1,4 @@
-"""Arrow schemas of every table on disk (DESIGN §2). A change here raises a number in ``manifest.KINDS``."""
+"""Arrow schemas of all tables on disk. Whoever changes one must raise the kind's number in ``manifest.KINDS``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-#: corpus/images/*.parquet: pixels, row-major grey bytes of height x width.
+#: corpus/images/*.parquet: pixels, height x width grey bytes in row-major order.
 IMAGES = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
@@ -26,25 +26,25 @@ SCANS = pa.schema(
         pa.field("file_row", pa.int32(), nullable=False),
         pa.field("label", pa.string()),
         pa.field("group_id", pa.string(), nullable=False),
-        pa.field("joins", pa.list_(pa.string()), nullable=False),  # other groups that this scan connects with its own
-        pa.field("cluster_id", pa.string(), nullable=False),  # near-duplicates, whoever the patient is
-        pa.field("generation", pa.int32(), nullable=False),  # of the corpus that the scan came with
-        pa.field("source_key", pa.string(), nullable=False),  # keyed hash of the path where there is a key
+        pa.field("joins", pa.list_(pa.string()), nullable=False),  # other groups that this scan links to its own
+        pa.field("cluster_id", pa.string(), nullable=False),  # near-duplicates, across patients
+        pa.field("generation", pa.int32(), nullable=False),  # of the first corpus with this scan
+        pa.field("source_key", pa.string(), nullable=False),  # path; its keyed hash with a pseudonym key
         pa.field("stamp", pa.string(), nullable=False),
         pa.field("frame", pa.int32(), nullable=False),
         pa.field("source_split", pa.string()),
         pa.field("fold", pa.int32()),
         pa.field("tenant", pa.string()),
         pa.field("site", pa.string()),
-        pa.field("patient", pa.string()),  # pseudonyms, these five
+        pa.field("patient", pa.string()),  # this and the next four are pseudonyms
         pa.field("study", pa.string()),
         pa.field("series", pa.string()),
         pa.field("instance", pa.string()),
         pa.field("accession", pa.string()),
         pa.field("plane", pa.string()),
         pa.field("sequence", pa.string()),
-        pa.field("acquired", pa.date32()),  # shifted by the patient's own offset
-        pa.field("year", pa.int16()),  # true
+        pa.field("acquired", pa.date32()),  # shifted by an offset per patient
+        pa.field("year", pa.int16()),  # of the acquisition, not shifted
         pa.field("spacing_mm", pa.float32()),
         pa.field("position_mm", pa.float32()),
         pa.field("slice_number", pa.int32()),  # within its series or volume, by position
@@ -53,7 +53,7 @@ SCANS = pa.schema(
     ]
 )
 
-#: corpus/quarantine/*.parquet: what could not be used, and why.
+#: corpus/quarantine/*.parquet: files and frames that could not be used, and why.
 QUARANTINE = pa.schema(
     [
         pa.field("source_key", pa.string(), nullable=False),
@@ -64,7 +64,7 @@ QUARANTINE = pa.schema(
     ]
 )
 
-#: The files of a source that one task reads; lives in an attempt only and never in a version.
+#: The files of a source that one task reads; exists only in an attempt, never in a version.
 LISTING = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
@@ -77,24 +77,24 @@ LISTING = pa.schema(
     ]
 )
 
-#: A listing as it lies in an attempt: pages of ``LISTING``, sealed where there is a key.
+#: A listing as stored in an attempt: pages of ``LISTING``, encrypted if there is a pseudonym key.
 PAGES = pa.schema([pa.field("nonce", pa.string(), nullable=False), pa.field("page", pa.binary(), nullable=False)])
 
-#: splits/splits.parquet: the side table of one protocol, in the order of scans.parquet.
+#: splits/splits.parquet: the split of each scan under one protocol, in the order of scans/*.parquet.
 SPLITS = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
         pa.field("split", pa.string(), nullable=False),  # train, test or none
         pa.field("validation", pa.bool_(), nullable=False),  # part of train
-        pa.field("held_out", pa.bool_(), nullable=False),  # part of train that the encoder does not see
+        pa.field("held_out", pa.bool_(), nullable=False),  # part of train that the encoder is not trained on
     ]
 )
 
-#: indexes/rows/*.arrow: row of a part -> scan and what a filter may ask of it; all null where the scan is gone.
+#: indexes/rows/*.arrow: the scan of each row of a part and its filterable fields; all null if the scan was removed.
 ROWS = pa.schema(
     [
         pa.field("image_id", pa.string()),
-        pa.field("row", pa.int64()),  # row of the corpus' table of scans and of the embeddings
+        pa.field("row", pa.int64()),  # in the corpus' scans and in the embeddings
         *(
             pa.field(name, pa.string())
             for name in ("label", "group_id", "tenant", "site", "sequence", "plane", "patient", "study")
@@ -103,7 +103,7 @@ ROWS = pa.schema(
     ]
 )
 
-#: reports/queries.parquet: average precision of each test query in both orders.
+#: reports/queries.parquet: metrics of each test query, in the index's and in the reranked order.
 QUERIES = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
@@ -119,7 +119,7 @@ QUERIES = pa.schema(
 
 
 def embeddings(dim: int) -> pa.Schema:
-    """embeddings/*.arrow: fp16 vectors with ids, one file per file of the corpus."""
+    """Return the schema of embeddings/*.arrow: image ids and fp16 vectors, one file per pixel file of the corpus."""
     return pa.schema(
         [
             pa.field("image_id", pa.string(), nullable=False),
@@ -129,7 +129,7 @@ def embeddings(dim: int) -> pa.Schema:
 
 
 def graphs(neighbours: int) -> pa.Schema:
-    """graphs/*.parquet: neighbour rows (-1 pads), squared L2 distances and labels of each query."""
+    """Return the schema of graphs/*.parquet: neighbour rows (padded with -1), squared L2 distances, relevance."""
     return pa.schema(
         [
             pa.field("query", pa.int64(), nullable=False),
@@ -142,19 +142,19 @@ def graphs(neighbours: int) -> pa.Schema:
 
 
 def to_parquet(table: pa.Table, row_group_size: int = 65_536) -> bytes:
-    """Parquet bytes, zstd; equal tables give equal bytes."""
+    """Encode a table as Parquet with zstd compression; equal tables give equal bytes."""
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", row_group_size=row_group_size)
     return sink.getvalue()
 
 
 def from_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """The table in Parquet bytes, or some of its columns."""
+    """Return the table in Parquet bytes, or only some of its columns."""
     return pq.read_table(pa.BufferReader(data), columns=None if columns is None else list(columns))
 
 
 def to_ipc(table: pa.Table) -> bytes:
-    """Arrow IPC file bytes, uncompressed so that the file can be memory-mapped."""
+    """Encode a table as an Arrow IPC file, uncompressed so that the file can be memory-mapped."""
     sink = io.BytesIO()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
@@ -162,5 +162,5 @@ def to_ipc(table: pa.Table) -> bytes:
 
 
 def from_ipc(data: bytes) -> pa.Table:
-    """The table in Arrow IPC file bytes."""
+    """Return the table in Arrow IPC file bytes."""
     return pa.ipc.open_file(pa.BufferReader(data)).read_all()

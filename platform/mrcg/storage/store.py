@@ -1,14 +1,14 @@
-"""A store: one fsspec URL that holds every artefact as a version (DESIGN §2).
+"""A store: one fsspec URL that holds all artefacts as versions (`docs/design.md#versions`).
 
 ::
 
-    <kind>/_attempts/<uuid>/...        work in progress, read by nobody but a resuming stage
-    <kind>/<version>/manifest.json     created last and only once: what makes the version visible
-    <kind>/<version>/<content>/...     the files, in a folder named by what they hold
-    <kind>/<version>/run.json          timings, outside every hash
+    <kind>/_attempts/<uuid>/...        work in progress, read only by a stage that resumes it
+    <kind>/<version>/manifest.json     created last and only once; makes the version visible
+    <kind>/<version>/<content>/...     the files, in a folder named by a digest of their contents
+    <kind>/<version>/run.json          timings, not part of any hash
 
-Two writers of one version therefore never mix their files: equal content meets in one folder, other
-content gets another, and the one manifest names the folder that counts.
+So two writers of one version never mix their files: equal content has the same folder, different content another one,
+and the manifest names the folder that is valid.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +34,17 @@ from fsspec.implementations.local import LocalFileSystem
 from mrcg.errors import AlreadyExistsError, IntegrityError, NotFoundError, StoreError
 from mrcg.hashing import sha256
 from mrcg.storage.cache import Cache
-from mrcg.storage.filesystem import HashingFile, open_url
+from mrcg.storage.filesystem import HashingFile, open_url, remove_local, temporary_path, write_temporary
 from mrcg.storage.manifest import KINDS, FileEntry, Manifest
 
 log = logging.getLogger(__name__)
 
 
 class Store:
-    """Files below one URL. Paths are relative to it, with ``/``.
+    """The files below one URL. Paths are relative to it and use ``/``.
 
     Raises (every method):
-        StoreError: the file system refused; NotFoundError where something is absent.
+        StoreError: the file system failed; NotFoundError if a file does not exist.
     """
 
     def __init__(self, url: str) -> None:
@@ -55,13 +55,13 @@ class Store:
         self.url = self.root if self.local else url.rstrip("/")
 
     def path(self, relative: str) -> str:
-        """Full path of a relative one, as the file system wants it."""
+        """Return the full path of a relative path, in the form that the file system takes."""
         assert not relative.startswith("/"), relative
         assert ".." not in relative.split("/"), relative
         return f"{self.root}/{relative}"
 
     def check_writable(self) -> None:
-        """Write and remove a small file, so that a job fails before its work and not after.
+        """Write and remove an empty file, so that a job with a read-only store fails before its work and not after.
 
         Raises:
             StoreError: the store cannot be written.
@@ -71,22 +71,22 @@ class Store:
         self.remove(probe)
 
     def exists(self, relative: str) -> bool:
-        """Whether there is a file or folder."""
+        """Return whether a file or folder exists."""
         return bool(self.fs.exists(self.path(relative)))
 
     def read_bytes(self, relative: str) -> bytes:
-        """Whole content of a file."""
+        """Return the content of a file."""
         try:
             data = self.fs.cat_file(self.path(relative))
         except FileNotFoundError as error:
-            raise NotFoundError(f"{self.url} has no {relative}: `mrcg store ls` shows what is there") from error
+            raise NotFoundError(f"{self.url} has no {relative}: `mrcg store ls` lists the versions") from error
         except OSError as error:
             raise StoreError(f"store {self.url} cannot be read at {relative}: {error.strerror or error}") from error
         assert isinstance(data, bytes)
         return data
 
     def read_json(self, relative: str) -> Any:
-        """Content of a JSON file.
+        """Return the value in a JSON file.
 
         Raises:
             IntegrityError: the file is not JSON.
@@ -97,11 +97,11 @@ class Store:
             raise IntegrityError(f"{self.url}/{relative} is not JSON: restore it or run `mrcg gc`") from error
 
     def write_bytes(self, relative: str, data: bytes) -> None:
-        """Write a file so that a reader sees the old bytes or the new, never a part."""
+        """Write or replace a file atomically: readers see the old or the new content, never a part."""
         path = self.path(relative)
         try:
             if self.local:
-                temporary = _write_beside(Path(path), data)
+                temporary = write_temporary(Path(path), data)
                 os.replace(temporary, path)
             else:
                 self.fs.pipe_file(path, data)
@@ -110,9 +110,10 @@ class Store:
 
     @contextlib.contextmanager
     def writer(self, relative: str) -> Iterator[HashingFile]:
-        """A binary file to write piece by piece; a local one appears whole when the block ends without an error.
+        """Open a binary file to write it piece by piece.
 
-        On an object store a file that was begun and not finished may appear: only attempts are written so.
+        In a local store the file appears, complete, when the block ends without an error. In an object store an
+        incomplete file may appear, so use this only for files of attempts.
         """
         path = self.path(relative)
         try:
@@ -120,7 +121,7 @@ class Store:
                 with self.fs.open(path, "wb") as file:
                     yield HashingFile(file)
                 return
-            temporary = _beside(Path(path))
+            temporary = temporary_path(Path(path))
             try:
                 with temporary.open("wb") as file:
                     yield HashingFile(file)
@@ -133,25 +134,25 @@ class Store:
             raise self._not_writable(error) from error
 
     def fetch(self, relative: str, target: Path) -> None:
-        """Copy a file of the store to a path of this machine, piece by piece."""
+        """Download a file to a path on this machine, piece by piece."""
         try:
             self.fs.get_file(self.path(relative), str(target))
         except FileNotFoundError as error:
-            raise NotFoundError(f"{self.url} has no {relative}: `mrcg store ls` shows what is there") from error
+            raise NotFoundError(f"{self.url} has no {relative}: `mrcg store ls` lists the versions") from error
         except OSError as error:
             raise StoreError(f"store {self.url} cannot be read at {relative}: {error.strerror or error}") from error
 
     def create(self, relative: str, data: bytes) -> None:
-        """Write a file that must not exist; of many writers one wins, whole.
+        """Create a file that must not exist yet. If several writers try, exactly one succeeds, with its whole content.
 
         Raises:
-            AlreadyExistsError: somebody else was first.
+            AlreadyExistsError: the file exists, with other content than ``data`` if the store is remote.
         """
         path = self.path(relative)
         try:
             if self.local:
-                # A link fails where the name is taken, and the name never shows half a file.
-                temporary = _write_beside(Path(path), data)
+                # A link fails if the name exists, and never shows an incomplete file under that name.
+                temporary = write_temporary(Path(path), data)
                 try:
                     os.link(temporary, path)
                 finally:
@@ -160,58 +161,69 @@ class Store:
                 self.fs.pipe_file(path, data, mode="create")
         except FileExistsError as error:
             if not self.local and self.read_bytes(relative) == data:
-                return  # ours: the store did it, its answer was lost and the try repeated
-            raise AlreadyExistsError(f"{self.url}/{relative} exists already") from error
+                return  # our own write: the store's answer was lost and the request retried
+            raise AlreadyExistsError(f"{self.url}/{relative} already exists") from error
         except OSError as error:
             raise self._not_writable(error) from error
 
     def listdir(self, relative: str) -> list[str]:
-        """Names of the entries of a folder, sorted; empty where there is none."""
+        """Return the sorted names in a folder, without hidden ones; empty if the folder does not exist."""
         try:
-            # Listings are cached by object stores' file systems; another process may have written since.
+            # fsspec caches the listings of object stores; another process may have written since.
             self.fs.invalidate_cache(self.path(relative))
-            return sorted(str(p).rstrip("/").rsplit("/", 1)[-1] for p in self.fs.ls(self.path(relative), detail=False))
+            paths = self.fs.ls(self.path(relative), detail=False)
+            names = [str(path).rstrip("/").rsplit("/", 1)[-1] for path in paths]
+            # Hidden files are unfinished writes, or what a desktop leaves in every folder.
+            return sorted(name for name in names if not name.startswith("."))
         except FileNotFoundError:
             return []
         except OSError as error:
             raise StoreError(f"store {self.url} cannot be listed: {error.strerror or error}") from error
 
     def files(self, relative: str) -> list[str]:
-        """All files below a folder, relative to that folder, sorted; a killed write's leftovers are none."""
+        """Return all files below a folder, sorted and relative to it, without hidden ones.
+
+        Links to folders are not followed: what they point to may belong to another program.
+        """
         base = self.path(relative).rstrip("/")
         self.fs.invalidate_cache(base)
-        names = [str(p)[len(base) + 1 :] for p in self.fs.find(base)]
-        # Of a file that is no folder the name is empty.
+        paths: Iterable[str]
+        if self.local:
+            # os.walk() skips folders that disappear meanwhile.
+            paths = (os.path.join(folder, name) for folder, _, names in os.walk(base) for name in names)
+        else:
+            paths = map(str, self.fs.find(base))
+        names = [path[len(base) + 1 :] for path in paths]
+        # If the path is a file, find() returns it and its relative name is empty.
         return sorted(name for name in names if name and not name.rsplit("/", 1)[-1].startswith("."))
 
     def isdir(self, relative: str) -> bool:
-        """Whether it is a folder."""
+        """Return whether a path is a folder."""
         return bool(self.fs.isdir(self.path(relative)))
 
     def size(self, relative: str) -> int:
-        """Bytes of a file; 0 where it is gone."""
+        """Return the size of a file in bytes; 0 if it does not exist."""
         try:
             return int(self.fs.size(self.path(relative)) or 0)
         except FileNotFoundError:
             return 0
 
     def modified(self, relative: str) -> datetime.datetime:
-        """When a file was last written."""
-        when: datetime.datetime = self.fs.modified(self.path(relative))
-        return when
+        """Return when a file was last written."""
+        modified: datetime.datetime = self.fs.modified(self.path(relative))
+        return modified
 
-    def place(self, source: str, target: str) -> None:
-        """Show a file at another place, too, whole; whatever was there is replaced. The first place keeps it."""
+    def link_or_copy(self, source: str, target: str) -> None:
+        """Make a file also available at another path and replace what is there: a hard link locally, else a copy."""
         try:
             if self.local:
-                # A second name for the same bytes.
-                temporary = _beside(Path(self.path(source)))
+                temporary = temporary_path(Path(self.path(source)))
                 try:
                     os.link(self.path(source), temporary)
                     Path(self.path(target)).parent.mkdir(parents=True, exist_ok=True)
                     os.replace(temporary, self.path(target))
                 finally:
-                    # Still there where both were the same file already.
+                    # os.replace() leaves it where source and target were already the same file.
                     temporary.unlink(missing_ok=True)
             else:
                 self.fs.cp_file(self.path(source), self.path(target))
@@ -219,14 +231,11 @@ class Store:
             raise self._not_writable(error) from error
 
     def remove(self, relative: str) -> None:
-        """Remove a file or a folder with all below it; absent is fine."""
+        """Remove a file, or a folder with everything below it; do nothing if it does not exist."""
         path = self.path(relative)
         try:
             if self.local:
-                if os.path.isdir(path):
-                    shutil.rmtree(path, ignore_errors=False)
-                else:
-                    os.remove(path)
+                remove_local(path)
             else:
                 self.fs.rm(path, recursive=True)
         except FileNotFoundError:
@@ -235,58 +244,56 @@ class Store:
             raise self._not_writable(error) from error
 
     def remove_if_empty(self, relative: str) -> None:
-        """Remove a folder that holds nothing; object stores have no folders to remove."""
+        """Remove a folder of a local store if it is empty; object stores have no folders."""
         if self.local:
-            # The system call, not a look and a removal: somebody may be writing into it.
+            # rmdir() checks and removes in one step: another process may be writing into the folder.
             with contextlib.suppress(OSError):
                 os.rmdir(self.path(relative))
 
     def _not_writable(self, error: OSError) -> StoreError:
         reason = error.strerror or str(error)
-        return StoreError(
-            f"store {self.url} cannot be written ({reason}): name another --store or mend its permissions"
-        )
+        return StoreError(f"store {self.url} cannot be written ({reason}): fix its permissions or use another --store")
 
     # Versions ---------------------------------------------------------------------------------
 
     def has(self, kind: str, version: str) -> bool:
-        """Whether a version is complete."""
+        """Return whether a complete version exists."""
         return self.exists(f"{kind}/{version}/manifest.json")
 
     def versions(self, kind: str) -> list[str]:
-        """Complete versions of a kind."""
+        """Return the complete versions of a kind, sorted."""
         return [name for name in self.listdir(kind) if not name.startswith("_") and self.has(kind, name)]
 
     def manifest(self, kind: str, version: str) -> Manifest:
-        """The manifest of a version, checked against its own digest.
+        """Return the manifest of a version, checked against its own digest.
 
         Raises:
-            NotFoundError: no such version.
+            NotFoundError: the version does not exist.
             IntegrityError: the manifest was changed after it was written.
         """
-        where = f"{kind}/{version}/manifest.json"
-        return Manifest.parse(self.read_bytes(where), f"{self.url}/{where}")
+        path = f"{kind}/{version}/manifest.json"
+        return Manifest.parse(self.read_bytes(path), f"{self.url}/{path}")
 
     def find(self, artefact: str) -> Manifest:
-        """The manifest that a (shortened) version or ``kind/version`` names.
+        """Return the manifest of the version given as ``version`` or ``kind/version``; the version may be a prefix.
 
         Raises:
-            NotFoundError: no version or more than one fits.
+            NotFoundError: no version matches, or more than one.
         """
         kind, _, prefix = artefact.rpartition("/")
         kinds = [kind] if kind else list(KINDS)
-        hits = [(k, v) for k in kinds for v in self.versions(k) if v.startswith(prefix)]
-        if len(hits) != 1:
-            what = "no version" if not hits else f"{len(hits)} versions"
-            raise NotFoundError(f"{what} in {self.url} named {artefact}: `mrcg store ls` lists them")
-        return self.manifest(*hits[0])
+        matches = [(k, v) for k in kinds for v in self.versions(k) if v.startswith(prefix)]
+        if len(matches) != 1:
+            number = "no version" if not matches else f"{len(matches)} versions"
+            raise NotFoundError(f"{number} in {self.url} named {artefact}: `mrcg store ls` lists the versions")
+        return self.manifest(*matches[0])
 
     def artefact(self, kind: str, version: str) -> Artefact:
-        """A complete version, ready to be read."""
+        """Open a complete version for reading."""
         return Artefact(self, self.manifest(kind, version))
 
     def record_run(self, manifest: Manifest, timings: dict[str, Any]) -> None:
-        """Write ``run.json`` beside a manifest: times are outside every hash."""
+        """Write the timings of a run to ``run.json`` beside the manifest, so that they are not part of any hash."""
         self.write_bytes(f"{manifest.kind}/{manifest.version}/run.json", json.dumps(timings, indent=1).encode())
 
 
@@ -297,15 +304,15 @@ class Artefact:
         self.store = store
         self.manifest = manifest
         self._entries = {entry.name: entry for entry in manifest.files}
-        # A folder on this machine needs no copy of itself.
+        # The files of a local store are not cached.
         self._cache = None if store.local else Cache.of_this_node()
 
     def names(self, prefix: str = "") -> list[str]:
-        """Names of the files below a prefix, sorted."""
+        """Return the sorted names of the files that start with a prefix."""
         return sorted(f.name for f in self.manifest.files if f.name.startswith(prefix))
 
     def entry(self, name: str) -> FileEntry:
-        """Size and hash of a file.
+        """Return the manifest entry of a file.
 
         Raises:
             NotFoundError: the version has no such file.
@@ -314,25 +321,25 @@ class Artefact:
             raise NotFoundError(f"{self.manifest.kind}/{self.manifest.version} has no file {name}")
         return self._entries[name]
 
-    def shared(self, name: str) -> FileEntry:
-        """The entry by which another version refers to a file of this one, without a copy."""
+    def reference(self, name: str) -> FileEntry:
+        """Return the entry with which another version's manifest refers to a file of this one instead of copying it."""
         entry = self.entry(name)
         return entry.model_copy(update={"folder": entry.folder or self.manifest.folder})
 
     def relative(self, name: str) -> str:
-        """Path of a file, relative to the store."""
+        """Return the path of a file, relative to the store."""
         entry = self.entry(name)
         return f"{entry.folder or self.manifest.folder}/{entry.name}"
 
     def read_bytes(self, name: str) -> bytes:
-        """Content of a file, checked against the manifest's hash.
+        """Return the content of a file, checked against the manifest's hash.
 
         Raises:
-            IntegrityError: the bytes are not those that were published.
+            IntegrityError: the bytes differ from those that were published.
         """
         entry = self.entry(name)
-        if self._cache is not None and (kept := self._cache.get(entry.sha256)) is not None:
-            return kept
+        if self._cache is not None and (cached := self._cache.get(entry.sha256)) is not None:
+            return cached
         data = self.store.read_bytes(self.relative(name))
         if len(data) != entry.size or sha256(data) != entry.sha256:
             raise self._damaged(name)
@@ -341,21 +348,22 @@ class Artefact:
         return data
 
     def on_disk(self, name: str) -> Path:
-        """A file as a path of this machine, its bytes checked: for what is memory-mapped and not read whole.
+        """Return a path on this machine to a file, checked against the manifest's hash, for example to memory-map it.
 
-        Of a remote store it is the node cache's copy, or a temporary file that goes with this process.
+        For a remote store this is the copy in the node cache or, if the cache is off or too small for it, a temporary
+        file that is removed when this process ends.
 
         Raises:
-            IntegrityError: the bytes are not those that were published.
+            IntegrityError: the bytes differ from those that were published.
         """
         entry = self.entry(name)
         if self.store.local:
             path = Path(self.store.path(self.relative(name)))
             self._check(name, path)
             return path
-        if self._cache is not None and (kept := self._cache.find(entry.sha256)) is not None:
-            return kept
-        folder = self._cache.folder if self._cache is not None and entry.size <= self._cache.max_bytes else spill()
+        if self._cache is not None and (cached := self._cache.find(entry.sha256)) is not None:
+            return cached
+        folder = self._cache.folder if self._cache is not None and entry.size <= self._cache.max_bytes else temp_dir()
         target = folder / entry.sha256
         if self._cache is not None and folder == self._cache.folder:
             self._cache.room_for(entry.size)
@@ -374,42 +382,28 @@ class Artefact:
         entry = self.entry(name)
         try:
             with path.open("rb") as file:
-                whole = os.fstat(file.fileno()).st_size == entry.size
-                whole = whole and hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
+                intact = os.fstat(file.fileno()).st_size == entry.size
+                intact = intact and hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
         except FileNotFoundError as error:
             raise self._damaged(name) from error
-        if not whole:
+        if not intact:
             raise self._damaged(name)
 
     def _damaged(self, name: str) -> IntegrityError:
         return IntegrityError(
             f"{self.store.url}/{self.relative(name)} does not match its manifest (SHA-256): "
-            f"restore the file, or remove {self.manifest.kind}/{self.manifest.version} and run again"
+            f"restore the file, or remove {self.manifest.kind}/{self.manifest.version} and run the command again"
         )
 
-    def each(self, prefix: str) -> Iterator[tuple[str, bytes]]:
-        """Names and checked contents of the files below a prefix."""
+    def iter_files(self, prefix: str) -> Iterator[tuple[str, bytes]]:
+        """Yield name and checked content of each file that starts with a prefix."""
         for name in self.names(prefix):
             yield name, self.read_bytes(name)
 
 
 @functools.cache
-def spill() -> Path:
-    """A folder for what no cache may keep; it goes when this process ends."""
+def temp_dir() -> Path:
+    """Return a temporary folder for files that cannot be cached; it is removed when this process ends."""
     folder = Path(tempfile.mkdtemp(prefix="mrcg-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
-
-
-def _beside(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
-
-
-def _write_beside(path: Path, data: bytes) -> Path:
-    temporary = _beside(path)
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return temporary

@@ -1,1 +1,1 @@
-"""Training without a model of its own: checkpoints, batches and features cached on disk."""
+"""Training code that all models share: checkpoints, batches and arrays cached on disk."""

@@ -1,4 +1,4 @@
-"""Arrays made once and read at random: blocks of rows as ``.npy`` files in an attempt, memory-mapped."""
+"""Cached arrays for random access: blocks of rows, written once as ``.npy`` files and memory-mapped."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ import numpy.typing as npt
 
 from mrcg.storage.store import Store
 
+#: Maximum size of a block, unless a single row is larger.
 BLOCK_BYTES = 32 * 2**20
 
 
 class Rows(Protocol):
-    """What training reads from: an array in memory or blocks on disk."""
+    """Rows that training reads: an array in memory or memory-mapped blocks."""
 
     def __len__(self) -> int:
         """Number of rows."""
         ...
 
     def __getitem__(self, rows: Any) -> npt.NDArray[Any]:
-        """Some rows, by a slice or by numbers in any order."""
+        """Return rows by slice, or by row numbers in any order."""
         ...
 
 
 class MappedRows:
-    """Rows of several memory-mapped arrays behind one another; more than fits into memory."""
+    """The concatenation of several memory-mapped arrays, which may be larger than memory."""
 
     def __init__(self, blocks: Sequence[npt.NDArray[Any]]) -> None:
         assert blocks
@@ -39,25 +40,25 @@ class MappedRows:
         return int(self._starts[-1])
 
     def __getitem__(self, rows: Any) -> npt.NDArray[Any]:
-        """Some rows in the order asked for, copied into memory."""
-        wanted = np.arange(len(self))[rows] if isinstance(rows, slice) else np.asarray(rows, dtype=np.int64)
+        """Return the rows in the given order, copied into memory."""
+        numbers = np.arange(len(self))[rows] if isinstance(rows, slice) else np.asarray(rows, dtype=np.int64)
         first = self._blocks[0]
-        out = np.empty((len(wanted), *first.shape[1:]), dtype=first.dtype)
-        places = np.searchsorted(self._starts, wanted, side="right") - 1
-        for place in np.unique(places):
-            here = np.flatnonzero(places == place)
-            out[here] = self._blocks[place][wanted[here] - self._starts[place]]
+        out = np.empty((len(numbers), *first.shape[1:]), dtype=first.dtype)
+        block_numbers = np.searchsorted(self._starts, numbers, side="right") - 1
+        for block in np.unique(block_numbers):
+            positions = np.flatnonzero(block_numbers == block)
+            out[positions] = self._blocks[block][numbers[positions] - self._starts[block]]
         return out
 
 
 def blocks_of(count: int, row_bytes: int, shares: int) -> list[range]:
-    """Rows 0..count-1 cut into blocks of at most ``BLOCK_BYTES``; every worker gets one where there are rows enough."""
+    """Split rows 0..count-1 into blocks of at most ``BLOCK_BYTES``, at least ``shares`` of them if rows suffice."""
     size = max(1, min(BLOCK_BYTES // max(1, row_bytes), count // max(1, shares)))
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def make_block(store: Store, folder: str, block: range, make: Callable[[range], npt.NDArray[Any]]) -> None:
-    """Write one block of a cached array, unless an earlier try wrote it."""
+    """Write one block of a cached array, unless it already exists."""
     if not store.exists(name := _name(folder, block)):
         sink = io.BytesIO()
         np.save(sink, make(block))
@@ -65,7 +66,7 @@ def make_block(store: Store, folder: str, block: range, make: Callable[[range], 
 
 
 def map_blocks(store: Store, folder: str, blocks: Sequence[range]) -> MappedRows:
-    """The blocks as one array. Those of a remote store are fetched into temporary files first."""
+    """Return the blocks as one array. Blocks of a remote store are first downloaded to temporary files."""
     return MappedRows([_map(store, _name(folder, block)) for block in blocks])
 
 
@@ -75,7 +76,8 @@ def _map(store: Store, name: str) -> npt.NDArray[Any]:
     with tempfile.NamedTemporaryFile(prefix="mrcg-block-") as file:
         file.write(store.read_bytes(name))
         file.flush()
-        # The name goes when the block ends, the bytes when nobody maps them: a killed worker leaves nothing behind.
+        # Leaving the `with` block deletes the name; the bytes stay until the last mapping is closed. So a killed worker
+        # leaves no file behind.
         return _open(file.name)
 
 
@@ -85,5 +87,5 @@ def _open(path: str) -> npt.NDArray[Any]:
 
 
 def _name(folder: str, block: range) -> str:
-    # Start and end are in the name: blocks that another number of workers would cut are other files.
+    # Start and end are in the name because another number of workers may split the rows differently.
     return f"{folder}/{block.start:09d}-{block.stop:09d}.npy"

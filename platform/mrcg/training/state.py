@@ -1,6 +1,6 @@
-"""What all training shares: the worker's place among others, and a state that can be saved and taken up again.
+"""State shared by all training code: data-parallel workers, and a training state that can be saved and resumed.
 
-A checkpoint is one safetensors file with weights, optimiser, best weights and history. No pickle.
+A checkpoint is one safetensors file with weights, optimiser state, best weights and history. It contains no pickle.
 """
 
 from __future__ import annotations
@@ -23,46 +23,50 @@ SNAPSHOTS = "snapshots/"
 
 @dataclass(frozen=True)
 class LossSum:
-    """A sum of loss terms and the number of those that count, so that workers can divide by the number of all."""
+    """A sum of loss terms and their number, so that workers can divide by the number of terms of all workers."""
 
     total: Tensor
     count: Tensor
 
     def mean(self) -> Tensor:
-        """The mean term; 0 where there is none, with a gradient of 0."""
+        """Return the mean of the terms; without terms it is 0, with a gradient of 0."""
         return self.total / self.count.clamp_min(1)
 
 
-def _alone(x_bd: Tensor) -> tuple[Tensor, slice]:
+def _gather_single(x_bd: Tensor) -> tuple[Tensor, slice]:
     return x_bd, slice(None)
 
 
 @dataclass(frozen=True)
 class Worker:
-    """This process among the data-parallel ones.
+    """One data-parallel training process. The defaults are for a single process.
 
     Attributes:
-        agree: gives every worker the first one's number: BatchNorm's statistics differ, and all must stop together.
-        total: the sum of a tensor over all workers, without a gradient.
-        gather: rows of all workers, with a gradient, and which of them are the own ones.
+        rank: number of this worker; the first is 0.
+        world: number of workers.
+        device: torch device of this worker.
+        broadcast: returns the first worker's number on all workers. Validation scores differ, because each worker has
+            its own BatchNorm statistics, but all workers must stop at the same epoch.
+        total: returns the sum of a tensor over all workers, without gradients.
+        gather: returns the rows of all workers, with gradients, and the slice of this worker's rows.
     """
 
     rank: int = 0
     world: int = 1
     device: str = "cpu"
-    agree: Callable[[float], float] = float
+    broadcast: Callable[[float], float] = float
     total: Callable[[Tensor], Tensor] = torch.Tensor.detach
-    gather: Callable[[Tensor], tuple[Tensor, slice]] = _alone
+    gather: Callable[[Tensor], tuple[Tensor, slice]] = _gather_single
 
     def mean(self, loss: LossSum) -> Tensor:
-        """This worker's terms, divided so that the mean over workers is the mean over all terms."""
+        """Return this worker's sum, divided so that the mean over workers is the mean over the terms of all workers."""
         return loss.total / (self.total(loss.count.float()) / self.world).clamp_min(1 / self.world)
 
 
 class TrainingState:
-    """A model, its optimiser, the history of its epochs and the weights of the best of them.
+    """A model, its optimiser, the history of its epochs and the weights of the best epoch.
 
-    A later epoch replaces an equally good earlier one.
+    If two epochs have the same score, the later one is the best.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -74,7 +78,7 @@ class TrainingState:
         self._best_score = float("-inf")
 
     def add(self, row: dict[str, float], score: float) -> None:
-        """Record an epoch; its weights are kept where the score is the best so far."""
+        """Record an epoch; keep its weights if no earlier epoch has a higher score."""
         self.history.append(row)
         if score >= self._best_score:
             self._best_score = score
@@ -82,29 +86,29 @@ class TrainingState:
             self.best = {k: v.detach().cpu().clone().contiguous() for k, v in self.model.state_dict().items()}
 
     def best_weights(self) -> bytes:
-        """The best weights (the present ones before the first epoch) as safetensors bytes."""
+        """Return the best weights as safetensors bytes; before the first epoch, the current weights."""
         return safetensors.torch.save(self.best) if self.best else self.weights()
 
     def weights(self) -> bytes:
-        """The present weights as safetensors bytes."""
+        """Return the current weights as safetensors bytes."""
         return safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()})
 
     def to_bytes(self) -> bytes:
-        """Everything that it takes to go on as if nothing had happened."""
+        """Return a checkpoint: everything needed to resume with the same result as without an interruption."""
         tensors = {f"model.{k}": v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
         for index, values in self.optimizer.state_dict()["state"].items():
             for name, value in values.items():
                 tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
         facts = {"history": self.history, "best_epoch": self.best_epoch, "best_score": self._best_score}
-        # A tensor must not share memory with another in the file.
+        # safetensors refuses tensors that share memory.
         return safetensors.torch.save({k: v.clone() for k, v in tensors.items()}, {"facts": json.dumps(facts)})
 
     def restore(self, data: bytes) -> None:
-        """Go on from ``to_bytes``.
+        """Restore the state from a checkpoint of ``to_bytes``.
 
         Raises:
-            IntegrityError: the bytes are no checkpoint of this model.
+            IntegrityError: the bytes are not a checkpoint of this model.
         """
         try:
             tensors = safetensors.torch.load(data)
@@ -126,17 +130,17 @@ class TrainingState:
 
 
 def snapshot_name(epoch: int) -> str:
-    """File of the weights after one of the last epochs."""
+    """Return the name of the file with the weights after an epoch."""
     return f"{SNAPSHOTS}{epoch:06d}.safetensors"
 
 
 def snapshots_of(artefact: Artefact) -> dict[int, str]:
-    """Those files of a version of kind encoders or rerankers, by epoch."""
+    """Return the snapshot files of a version of kind ``encoders`` or ``rerankers``, by epoch."""
     return {int(name.removeprefix(SNAPSHOTS).split(".")[0]): name for name in artefact.names(SNAPSHOTS)}
 
 
 def _metadata(data: bytes) -> dict[str, Any]:
-    # safetensors: 8 bytes of header length, then the header in JSON.
+    # A safetensors file starts with 8 bytes of header length and a JSON header.
     length = int.from_bytes(data[:8], "little")
     metadata: dict[str, Any] = json.loads(data[8 : 8 + length])["__metadata__"]
     return metadata

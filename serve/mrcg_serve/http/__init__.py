@@ -1,1 +1,1 @@
-"""The service over HTTP: the application, its routes and what they parse."""
+"""The HTTP interface of the service: the application, its routes and request parsing."""

@@ -1,4 +1,4 @@
-"""Searches as they come over HTTP: a form with scans, or JSON that names an image or brings an embedding."""
+"""Parse search requests over HTTP: a form with scans, or JSON with an image id or an embedding."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from mrcg.api.requests import EmbeddingQuery, Filters, ImageIdQuery, SearchParams
-from mrcg_serve.requests import MOST_SCANS, SearchBatchRequest, SearchRequest
+from mrcg_serve.requests import MAX_SCANS, SearchBatchRequest, SearchRequest
 
 Body = TypeVar("Body")
 Parsed = TypeVar("Parsed")
 FORM, JSON = "multipart/form-data", "application/json"
-#: Fields and files of a form: more are not read.
-MOST_FIELDS = 16
+#: Fields of a form; a form with more is refused.
+MAX_FIELDS = 16
 
 
 class ByName(SearchParams):
-    """A search without a scan: by an image of the gallery, or by an embedding of the release's encoder."""
+    """A search without a scan: by an image of the gallery, or by an embedding from the release's encoder."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -34,9 +34,9 @@ class ByName(SearchParams):
     )
 
     image_id: Annotated[str, StringConstraints(max_length=64)] | None = Field(
-        None, description="of the gallery; it is not among its own hits"
+        None, description="id of a gallery image; the image is not among its own hits"
     )
-    embedding: tuple[float, ...] | None = Field(None, description="of a scan, by the release's encoder")
+    embedding: tuple[float, ...] | None = Field(None, description="embedding of a scan, made by the release's encoder")
     encoder: str | None = Field(None, description="fingerprint of the encoder that made the embedding")
 
     @model_validator(mode="after")
@@ -48,7 +48,7 @@ class ByName(SearchParams):
         return self
 
     def parse_search(self) -> SearchRequest:
-        """The same as the gateway takes it."""
+        """Return the search as the gateway accepts it."""
         params = SearchParams.model_validate(self.model_dump(include=set(SearchParams.model_fields)))
         if self.image_id is not None:
             return SearchRequest(ImageIdQuery(self.image_id), params)
@@ -58,46 +58,46 @@ class ByName(SearchParams):
 
 
 async def parse_search(request: Request) -> SearchRequest:
-    """The search of a request.
+    """Return the search of a request: a form with one scan, or JSON.
 
     Raises:
         RequestValidationError: a field is missing, unknown or wrong.
-        HTTPException: 415, neither a form nor JSON.
+        HTTPException: 415, the body is neither a form nor JSON.
     """
-    kind = _kind(request)
-    if kind == JSON:
-        return _checked(ByName.model_validate_json, await request.body()).parse_search()
-    if kind != FORM:
+    content_type = _content_type(request)
+    if content_type == JSON:
+        return _validated(ByName.model_validate_json, await request.body()).parse_search()
+    if content_type != FORM:
         raise HTTPException(415, f"send {FORM} with an image, or {JSON}")
-    async with request.form(max_files=1, max_fields=MOST_FIELDS) as form:
+    async with request.form(max_files=1, max_fields=MAX_FIELDS) as form:
         image = form.get("image")
         if not isinstance(image, UploadFile):
-            raise _invalid("image", "Field required" if image is None else "has to be a file")
+            raise _invalid("image", "Field required" if image is None else "Input should be a file")
         fields = {name: value for name, value in form.multi_items() if name != "image"}
-        return SearchRequest(await image.read(), _checked(_params, fields))
+        return SearchRequest(await image.read(), _validated(_params, fields))
 
 
 async def parse_batch(request: Request) -> SearchBatchRequest:
-    """The searches of a request that brings many scans.
+    """Return the searches of a form with several scans.
 
     Raises:
         RequestValidationError: a field is missing, unknown or wrong.
-        HTTPException: 415, not a form.
+        HTTPException: 415, the body is not a form.
     """
-    if _kind(request) != FORM:
+    if _content_type(request) != FORM:
         raise HTTPException(415, f"send {FORM} with images")
-    async with request.form(max_files=MOST_SCANS, max_fields=MOST_FIELDS) as form:
+    async with request.form(max_files=MAX_SCANS, max_fields=MAX_FIELDS) as form:
         images = form.getlist("image")
         if not images:
             raise _invalid("image", "Field required")
-        scans = [await one.read() if isinstance(one, UploadFile) else None for one in images]
-        if any(one is None for one in scans):
-            raise _invalid("image", "has to be a file")
+        scans = [await image.read() if isinstance(image, UploadFile) else None for image in images]
+        if any(scan is None for scan in scans):
+            raise _invalid("image", "Input should be a file")
         fields = {name: value for name, value in form.multi_items() if name != "image"}
-        return SearchBatchRequest(tuple(one for one in scans if one is not None), _checked(_params, fields))
+        return SearchBatchRequest(tuple(scan for scan in scans if scan is not None), _validated(_params, fields))
 
 
-def _kind(request: Request) -> str:
+def _content_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
@@ -107,16 +107,16 @@ def _params(fields: dict[str, Any]) -> SearchParams:
     return SearchParams.model_validate(fields)
 
 
-def _checked(parse: Callable[[Body], Parsed], body: Body) -> Parsed:
+def _validated(parse: Callable[[Body], Parsed], body: Body) -> Parsed:
     try:
         return parse(body)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False, include_input=False)
-        raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in found]) from error
+        problems = error.errors(include_url=False, include_context=False, include_input=False)
+        raise RequestValidationError([{**p, "loc": ("body", *p["loc"])} for p in problems]) from error
 
 
-def _invalid(field: str, said: str) -> RequestValidationError:
-    return RequestValidationError([{"loc": ("body", field), "msg": said, "type": "value_error"}])
+def _invalid(field: str, message: str) -> RequestValidationError:
+    return RequestValidationError([{"loc": ("body", field), "msg": message, "type": "value_error"}])
 
 
 def _schema(model: type[BaseModel]) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def _schema(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def body_of_search() -> dict[str, Any]:
-    """``requestBody`` of the search, for the OpenAPI document: FastAPI knows one kind of body for a route."""
+    """Return the search's ``requestBody`` for the OpenAPI document; FastAPI itself supports one type per route."""
     form = _schema(SearchParams)
     form["properties"] = {
         "image": {"type": "string", "format": "binary", "description": "a scan: PNG, JPEG, TIFF, DICOM, NIfTI, …"},
@@ -137,11 +137,11 @@ def body_of_search() -> dict[str, Any]:
 
 
 def body_of_batch() -> dict[str, Any]:
-    """The same for the search by many scans."""
+    """Return the ``requestBody`` of the batch search for the OpenAPI document."""
     form = _schema(SearchParams)
     scan = {"type": "string", "format": "binary"}
     form["properties"] = {
-        "image": {"type": "array", "items": scan, "minItems": 1, "maxItems": MOST_SCANS, "description": "scans"},
+        "image": {"type": "array", "items": scan, "minItems": 1, "maxItems": MAX_SCANS, "description": "the scans"},
         **form["properties"],
     }
     form["required"] = ["image"]
@@ -149,5 +149,5 @@ def body_of_batch() -> dict[str, Any]:
 
 
 def schemas_of_search() -> dict[str, Any]:
-    """What the body of the search refers to."""
+    """Return the schemas that the request bodies refer to."""
     return {"Filters": json.loads(json.dumps(Filters.model_json_schema()))}

@@ -1,4 +1,4 @@
-"""Routes that show releases and change which one is current. The service follows by itself."""
+"""Routes that list releases and change the current one. The service then follows by itself."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ router = APIRouter(prefix="/v1/releases", tags=["releases"])
 
 
 class Releases(BaseModel):
-    """All of them, and which one the service answers under."""
+    """All releases, the current one, and the one that this gateway pins for new requests."""
 
     current: int
     answering: int
@@ -23,29 +23,29 @@ class Releases(BaseModel):
 
 
 class Limits(BaseModel):
-    """How far a release may lie below the current one."""
+    """How much worse than the current release a new one may be."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    map_drop: float = Field(0.01, ge=0, le=1, description="of MAP")
-    recall_drop: float = Field(0.02, ge=0, le=1, description="of the index's recall")
+    map_drop: float = Field(0.01, ge=0, le=1, description="largest drop in MAP")
+    recall_drop: float = Field(0.02, ge=0, le=1, description="largest drop in the index's recall")
 
 
 @router.get("", summary="All releases", responses=errors())
 async def releases(gateway: ThisGateway, principal: Caller) -> Releases:
-    """Rising by number; the highest is current."""
+    """All releases by ascending number; the highest is the current one."""
     store = gateway.store
 
     def read() -> list[Release]:
         return [read_release(store, number) for number in release_numbers(store)]
 
-    found = await asyncio.to_thread(read)
-    return Releases(current=found[-1].number, answering=gateway.release, releases=found)
+    all_releases = await asyncio.to_thread(read)
+    return Releases(current=all_releases[-1].number, answering=gateway.release, releases=all_releases)
 
 
 @router.get("/current", summary="The current release", responses=errors())
 async def current(gateway: ThisGateway, principal: Caller) -> Release:
-    """The one that was promoted last; the service answers under it as soon as all replicas have it."""
+    """The release that was promoted last; the service uses it as soon as all replicas have loaded it."""
     return await asyncio.to_thread(read_release, gateway.store)
 
 
@@ -56,14 +56,14 @@ async def promote_report(
     report: Annotated[str, Path(pattern="^[0-9a-f]+$", max_length=64, description="version of the report")],
     limits: Limits = Limits(),
 ) -> Promotion:
-    """Make what a report measured the current release, unless it lies too far below the one that is."""
+    """Make the versions that a report measured the current release, unless they are too much worse than it."""
     gate = Gate(map_drop=limits.map_drop, recall_drop=limits.recall_drop)
     return await asyncio.to_thread(promote, gateway.store, report, gate)
 
 
 @router.post("/{number}:rollback", summary="Roll back", responses=errors(404, 409, 422))
 async def roll_back(
-    gateway: ThisGateway, principal: Caller, number: Annotated[int, Path(ge=1, description="of the release")]
+    gateway: ThisGateway, principal: Caller, number: Annotated[int, Path(ge=1, description="number of the release")]
 ) -> Release:
-    """Make an earlier release current again, as a new one."""
+    """Make an earlier release current again, as a new release with a new number."""
     return await asyncio.to_thread(rollback, gateway.store, number)

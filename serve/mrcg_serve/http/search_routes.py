@@ -1,4 +1,4 @@
-"""Routes that search."""
+"""Search routes: one scan, or a batch of scans."""
 
 from __future__ import annotations
 
@@ -24,22 +24,25 @@ NDJSON = "application/x-ndjson"
     openapi_extra={"requestBody": body_of_search()},
 )
 async def search(
-    gateway: ThisGateway, principal: Caller, named: RequestId, asked: Annotated[SearchRequest, Depends(parse_search)]
+    gateway: ThisGateway,
+    principal: Caller,
+    request_id: RequestId,
+    search_request: Annotated[SearchRequest, Depends(parse_search)],
 ) -> Answer:
-    """The k most similar images of the gallery, best first, with the release that answered.
+    """The k most similar images of the gallery, best first, and the release that produced the answer.
 
-    A form brings a scan; JSON names an image of the gallery, or brings an embedding that the caller's own encoder made,
-    which has to be the release's.
+    Send a scan as a form, or JSON with the id of a gallery image or with an embedding. An embedding has to be made by
+    the release's encoder.
     """
-    return await gateway.search(principal, asked.subject, asked.params, named)
+    return await gateway.search(principal, search_request.subject, search_request.params, request_id)
 
 
 @router.post(
     "/search:batch",
-    summary="Search by many images",
+    summary="Search by several images",
     responses={
         200: {
-            "description": "a line of JSON for each scan, as they are answered",
+            "description": "one line of JSON per scan, in the order in which they finish",
             "content": {NDJSON: {"schema": {"$ref": "#/components/schemas/BatchLine"}}},
         },
         **errors(413, 415, 422),
@@ -48,12 +51,12 @@ async def search(
     response_class=StreamingResponse,
 )
 async def search_batch(
-    gateway: ThisGateway, principal: Caller, asked: Annotated[SearchBatchRequest, Depends(parse_batch)]
+    gateway: ThisGateway, principal: Caller, batch: Annotated[SearchBatchRequest, Depends(parse_batch)]
 ) -> StreamingResponse:
-    """The same for each of many scans. One that cannot be answered has its problem on its line, and ends no other."""
-    return StreamingResponse(_lines(gateway.search_many(principal, asked.scans, asked.params)), media_type=NDJSON)
+    """Search for each of several scans. If one fails, its line carries the problem; the others continue."""
+    return StreamingResponse(_lines(gateway.search_many(principal, batch.scans, batch.params)), media_type=NDJSON)
 
 
-async def _lines(answered: AsyncIterator[BatchLine]) -> AsyncIterator[str]:
-    async for line in answered:
+async def _lines(lines: AsyncIterator[BatchLine]) -> AsyncIterator[str]:
+    async for line in lines:
         yield line.model_dump_json() + "\n"

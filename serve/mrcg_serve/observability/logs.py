@@ -1,18 +1,18 @@
-"""Where replicas write what they log."""
+"""Where replicas write their logs."""
 
 from __future__ import annotations
 
 import logging
 
-#: Serve's own: one file a replica, a JSON object a line where Serve is told so, with the id of the request.
+#: Serve's logger. It writes one file per replica, with the request id, as JSON lines if Serve is configured to.
 _SERVE = "ray.serve"
-_OURS = ("mrcg", "mrcg_serve")
+_LOGGERS = ("mrcg", "mrcg_serve")
 
 
-def join() -> None:
-    """Write what the library and this shell log where Serve writes its own. Never pixels, vectors or identifiers."""
-    for name in _OURS:
-        log = logging.getLogger(name)
-        log.handlers = logging.getLogger(_SERVE).handlers
-        log.setLevel(logging.INFO)
-        log.propagate = False
+def use_serve_handlers() -> None:
+    """Send the logs of ``mrcg`` and ``mrcg_serve`` to Serve's log. Never log pixels, vectors or identifiers."""
+    for name in _LOGGERS:
+        logger = logging.getLogger(name)
+        logger.handlers = logging.getLogger(_SERVE).handlers
+        logger.setLevel(logging.INFO)
+        logger.propagate = False

@@ -1,1 +1,1 @@
-"""What gRPC carries: messages and stubs made from ``retrieval.proto`` by ``make proto``."""
+"""The gRPC interface of the service: messages and stubs that ``make proto`` generates from ``retrieval.proto``."""

@@ -1,4 +1,4 @@
-"""Between what gRPC carries and what the library knows. Their fields have the same names."""
+"""Convert between gRPC messages and library types. Their fields have the same names."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from google.protobuf.message import Message
 from mrcg.api.requests import EmbeddingQuery, ImageIdQuery, SearchParams
 from mrcg.api.responses import Answer, BatchLine
 from mrcg.errors import UsageError
-from mrcg_serve.requests import MOST_SCANS, SearchBatchRequest, SearchRequest
+from mrcg_serve.requests import MAX_SCANS, SearchBatchRequest, SearchRequest
 from mrcg_serve.rpc import retrieval_pb2 as rpc
 
-#: Fields of a hit that may be unknown: not set over gRPC, null in JSON.
-_UNKNOWN = dict.fromkeys(("label", "plane", "sequence", "site", "score"))
+#: Fields of a hit that may be unknown: unset in gRPC, null in JSON.
+_UNKNOWN_FIELDS = dict.fromkeys(("label", "plane", "sequence", "site", "score"))
 
 
 def search_from_proto(request: rpc.SearchRequest) -> SearchRequest:
-    """One search.
+    """Return the search of a gRPC request.
 
     Raises:
-        UsageError: neither image, image_id nor sent is given.
-        ValidationError: a field is wrong.
+        UsageError: the request has no image, image_id or sent.
+        ValidationError: a field is invalid.
     """
     params = _params(request)
     match request.WhichOneof("subject"):
@@ -39,14 +39,14 @@ def search_from_proto(request: rpc.SearchRequest) -> SearchRequest:
 
 
 def batch_from_proto(request: rpc.SearchBatchRequest) -> SearchBatchRequest:
-    """Many searches.
+    """Return the searches of a gRPC batch request.
 
     Raises:
-        UsageError: no scan is given, or too many.
-        ValidationError: a field is wrong.
+        UsageError: the request has no images, or too many.
+        ValidationError: a field is invalid.
     """
-    if not 1 <= len(request.images) <= MOST_SCANS:
-        raise UsageError(f"{len(request.images)} images: give 1 to {MOST_SCANS}")
+    if not 1 <= len(request.images) <= MAX_SCANS:
+        raise UsageError(f"{len(request.images)} images: give 1 to {MAX_SCANS}")
     return SearchBatchRequest(tuple(request.images), _params(request))
 
 
@@ -55,41 +55,41 @@ def _params(request: rpc.SearchRequest | rpc.SearchBatchRequest) -> SearchParams
 
 
 def answer_to_proto(answer: Answer) -> rpc.SearchAnswer:
-    """An answer for gRPC."""
+    """Convert an answer to its gRPC message."""
     message = rpc.SearchAnswer()
-    ParseDict(_plain(answer), message)
+    ParseDict(_answer_fields(answer), message)
     return message
 
 
 def line_to_proto(line: BatchLine) -> rpc.BatchLine:
-    """A line of a batch for gRPC."""
+    """Convert a line of a batch to its gRPC message."""
     fields = line.model_dump(exclude_none=True, exclude={"answer"})
     if line.answer is not None:
-        fields["answer"] = _plain(line.answer)
+        fields["answer"] = _answer_fields(line.answer)
     message = rpc.BatchLine()
     ParseDict(fields, message)
     return message
 
 
 def answer_from_proto(message: rpc.SearchAnswer) -> Answer:
-    """An answer that came over gRPC."""
-    fields = _fields(message, whole=True)
-    fields["hits"] = [{**_UNKNOWN, **hit} for hit in fields["hits"]]
+    """Convert a gRPC message to an answer."""
+    fields = _fields(message, with_defaults=True)
+    fields["hits"] = [{**_UNKNOWN_FIELDS, **hit} for hit in fields["hits"]]
     if "explanation" in fields:
         fields["explanation"]["weights"] = [row["values"] for row in fields["explanation"]["weights"]]
     return Answer.model_validate(fields)
 
 
-def _plain(answer: Answer) -> dict[str, Any]:
+def _answer_fields(answer: Answer) -> dict[str, Any]:
     fields = answer.model_dump(exclude_none=True)
     if answer.explanation is not None:
-        # A message has no lists of lists.
+        # Protobuf has no lists of lists.
         fields["explanation"]["weights"] = [{"values": row} for row in answer.explanation.weights]
     return fields
 
 
-def _fields(message: Message, whole: bool = False) -> dict[str, Any]:
+def _fields(message: Message, with_defaults: bool = False) -> dict[str, Any]:
     fields: dict[str, Any] = MessageToDict(
-        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=whole
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=with_defaults
     )
     return fields

@@ -1,4 +1,4 @@
-"""The gateway's searches over gRPC, through Serve's own proxy: the same as over HTTP (``rpc/retrieval.proto``)."""
+"""The gateway's searches over gRPC, through Serve's gRPC proxy; the same searches as over HTTP."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mrcg_serve.rpc.conversions import answer_to_proto, batch_from_proto, line_t
 
 log = logging.getLogger(__name__)
 
-#: Registers what Serve's proxy takes.
+#: The generated function that registers the service with Serve's gRPC proxy.
 SERVICER = "mrcg_serve.rpc.retrieval_pb2_grpc.add_RetrievalServicer_to_server"
 _STATUS = {
     403: grpc.StatusCode.PERMISSION_DENIED,
@@ -33,8 +33,8 @@ _STATUS = {
 }
 
 
-class Searches(Protocol):
-    """What answers: the gateway."""
+class SearchBackend(Protocol):
+    """What the servicer needs of the gateway."""
 
     authenticator: Authenticator
 
@@ -43,36 +43,36 @@ class Searches(Protocol):
         principal: str,
         subject: bytes | ImageIdQuery | EmbeddingQuery,
         params: SearchParams,
-        named: str | None = None,
+        request_id: str | None = None,
     ) -> Answer:
-        """One search."""
+        """Answer one search."""
         ...
 
     def search_many(self, principal: str, scans: Sequence[bytes], params: SearchParams) -> AsyncIterator[BatchLine]:
-        """Many."""
+        """Answer a search for each scan."""
         ...
 
 
-class Remote:
-    """Methods that Serve calls by the names of ``retrieval.proto``."""
+class RetrievalServicerMixin:
+    """gRPC methods of the gateway. Serve calls them by their names in ``retrieval.proto``."""
 
     async def Search(  # noqa: N802
-        self: Searches, request: rpc.SearchRequest, grpc_context: RayServegRPCContext
+        self: SearchBackend, request: rpc.SearchRequest, grpc_context: RayServegRPCContext
     ) -> rpc.SearchAnswer:
-        """One search, as ``POST /v1/search``."""
-        with _told(grpc_context):
+        """Answer one search, as ``POST /v1/search`` does."""
+        with _status_on_error(grpc_context):
             principal = self.authenticator.principal(_peer(grpc_context))
-            asked = search_from_proto(request)
-            return answer_to_proto(await self.search(principal, asked.subject, asked.params))
+            search = search_from_proto(request)
+            return answer_to_proto(await self.search(principal, search.subject, search.params))
 
     async def SearchBatch(  # noqa: N802
-        self: Searches, request: rpc.SearchBatchRequest, grpc_context: RayServegRPCContext
+        self: SearchBackend, request: rpc.SearchBatchRequest, grpc_context: RayServegRPCContext
     ) -> AsyncIterator[rpc.BatchLine]:
-        """Many searches, as ``POST /v1/search:batch``."""
-        with _told(grpc_context):
+        """Answer a search for each of several scans, as ``POST /v1/search:batch`` does."""
+        with _status_on_error(grpc_context):
             principal = self.authenticator.principal(_peer(grpc_context))
-            asked = batch_from_proto(request)
-            async for line in self.search_many(principal, asked.scans, asked.params):
+            batch = batch_from_proto(request)
+            async for line in self.search_many(principal, batch.scans, batch.params):
                 yield line_to_proto(line)
 
 
@@ -82,25 +82,26 @@ def _peer(context: RayServegRPCContext) -> Peer:
 
 
 @contextlib.contextmanager
-def _told(context: RayServegRPCContext) -> Iterator[None]:
-    """Give a search that fails the status that fits; Serve keeps what was set before something is raised."""
+def _status_on_error(context: RayServegRPCContext) -> Iterator[None]:
+    """Set the gRPC status that fits an error, then raise it again; Serve keeps a status that is already set."""
     try:
         yield
     except MrcgError as error:
-        _tell(context, problem_of(error))
+        _set_status(context, problem_of(error))
         raise
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        told = invalid(first["loc"], first["msg"])
-        _tell(context, told)
-        raise ValueError(told.detail) from None  # the error's own text has the value, which may be the upload
+        details = invalid(first["loc"], first["msg"])
+        _set_status(context, details)
+        # The text of the original error contains the value, which may be the upload.
+        raise ValueError(details.detail) from None
     except Exception as error:
         log.error("request failed", exc_info=error)
-        _tell(context, problem(500, "internal", "the service failed; its log says why"))
+        _set_status(context, problem(500, "internal", "the service failed; see its log for the reason"))
         raise
 
 
-def _tell(context: RayServegRPCContext, told: Problem) -> None:
-    context.set_code(_STATUS.get(told.status, grpc.StatusCode.INTERNAL))
-    # Of a call that fails Serve passes status and details on, no trailing metadata.
-    context.set_details(f"{told.code}: {told.detail}")
+def _set_status(context: RayServegRPCContext, details: Problem) -> None:
+    context.set_code(_STATUS.get(details.status, grpc.StatusCode.INTERNAL))
+    # The code goes into the details: for a failed call Serve passes on status and details, but no trailing metadata.
+    context.set_details(f"{details.code}: {details.detail}")

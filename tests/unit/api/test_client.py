@@ -94,7 +94,7 @@ def test_a_replica_that_died_is_not_an_error_of_the_service(said, ask):
     answers += [httpx.Response(500, text="Internal Server Error"), GOOD]
     assert ask() == ANSWER
     ours = {"content-type": "application/problem+json"}
-    answers += [httpx.Response(500, json={"detail": "the service failed; its log says why"}, headers=ours)]
+    answers += [httpx.Response(500, json={"detail": "the service failed; see its log for the reason"}, headers=ours)]
     with pytest.raises(ServiceError, match="500: the service failed"):
         ask()
     assert len(pauses) == 1
@@ -124,5 +124,5 @@ def test_nobody_waits_past_the_time_for_the_call(said, ask):
 def test_an_answer_of_another_version_is_named(said, ask):
     answers, _ = said
     answers += [httpx.Response(200, json={"hits": 1})]
-    with pytest.raises(ServiceError, match="cannot read: use the versions that fit"):
+    with pytest.raises(ServiceError, match="cannot read: use the client of the same version as the service"):
         ask()

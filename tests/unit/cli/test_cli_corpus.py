@@ -72,7 +72,7 @@ def test_a_report_can_fail_where_too_much_is_bad(messy, capsys):
 
 def test_a_report_needs_a_corpus(capsys, tmp_path):
     code, _, err = run(capsys, "corpus", "report", "--store", str(tmp_path))
-    assert (code, "has no corpus: `mrcg ingest` makes one" in err) == (1, True)
+    assert (code, "has no corpus; create one with `mrcg ingest`" in err) == (1, True)
 
 
 def test_a_key_is_made_once_for_its_owner_alone(capsys, tmp_path):
@@ -82,7 +82,11 @@ def test_a_key_is_made_once_for_its_owner_alone(capsys, tmp_path):
     key = path.read_text()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     code, out, err = run(capsys, "keys", "new", "--kind", "pseudonym", "--out", str(path))
-    assert (code, "is there already" in err, path.read_text()) == (2, True, key)
+    assert (
+        code,
+        "already exists: a new key would orphan every pseudonym" in " ".join(err.split()),
+        path.read_text(),
+    ) == (2, True, key)
     assert key.strip() not in out + err
     assert run(capsys, "keys", "new", "--kind", "house")[0] == 2
 
@@ -91,13 +95,16 @@ def test_a_signing_key_is_made_in_the_same_way_and_signs(capsys, tmp_path, monke
     assert re.fullmatch(r"[0-9a-f]{64}\n", run(capsys, "keys", "new", "--kind", "signing")[1])
     path = tmp_path / "key"
     code, out, err = run(capsys, "keys", "new", "--kind", "signing", "--out", str(path))
-    assert (code, f"use it with {SIGNING}={path}, keep a copy in a safe place" in out.replace("\n", " ")) == (0, True)
+    assert (code, f"set {SIGNING}={path} to use it, and keep a copy in a safe place" in out.replace("\n", " ")) == (
+        0,
+        True,
+    )
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert path.read_text().strip() not in out + err
     monkeypatch.setenv(SIGNING, str(path))
     assert signer_from_environment() is not None
     code, _, err = run(capsys, "keys", "new", "--kind", "signing", "--out", str(path))
-    assert (code, "could not answer for its signatures" in err.replace("\n", " ")) == (2, True)
+    assert (code, "would not verify signatures made with the old key" in err.replace("\n", " ")) == (2, True)
 
 
 def test_keys_that_cannot_be_made_say_why(capsys, tmp_path):
@@ -110,7 +117,7 @@ def test_keys_that_cannot_be_made_say_why(capsys, tmp_path):
 
 def test_formats_that_are_not_written_are_named(capsys, tmp_path):
     code, _, err = run(capsys, "sample", str(tmp_path), "--format", "gif")
-    assert (code, "one of png, dicom, nifti, mat" in err) == (2, True)
+    assert (code, "must be one of png, dicom, nifti, mat" in err) == (2, True)
 
 
 def test_sources_that_name_patients_need_a_key_before_any_work(tmp_path, store, monkeypatch):
@@ -131,5 +138,5 @@ def test_sources_that_name_patients_need_a_key_before_any_work(tmp_path, store, 
 
 def test_an_empty_manifest_is_an_empty_source(tmp_path):
     (tmp_path / "scans.csv").write_text("path,label\n")
-    with pytest.raises(SourceError, match="holds no files"):
+    with pytest.raises(SourceError, match="has no files"):
         survey(open_source(str(tmp_path / "scans.csv")))

@@ -7,7 +7,7 @@ from mrcg.config.loading import with_overrides
 from mrcg.corpus.sources import Source
 from mrcg.errors import IntegrityError, NotFoundError, SettingsError
 from mrcg.pipeline.stages import STAGES, Ancestry
-from mrcg.pipeline.update import MEASURED, ReleaseUpdate, purged_corpus
+from mrcg.pipeline.update import MEASURED_PARTS, ReleaseUpdate, purged_corpus
 from mrcg.releases.release import read_release
 
 GROWN = ["corpus", "splits", "embeddings", "indexes", "graphs", "reports"]
@@ -47,14 +47,14 @@ def test_models_stay_and_all_else_is_made_anew(line):
     }  # fmt: skip
     assert by_kind["indexes"].inputs["indexes"] == line.release.index
     assert by_kind["reports"].inputs["rerankers"] == line.release.reranker
-    assert by_kind["graphs"].settings["parts"] == list(MEASURED), "the training part taught the reranker already"
+    assert by_kind["graphs"].settings["parts"] == list(MEASURED_PARTS), "the training part taught the reranker already"
     assert by_kind["corpus"].inputs == {"corpus": line.release.corpus}
 
 
 def test_the_same_state_gives_the_same_versions(line, library_store):
     again = ReleaseUpdate.of(library_store, read_release(library_store))
     assert versions(grown(again)) == versions(grown(line))
-    assert versions(again.purged("a list")) == versions(line.purged("a list"))
+    assert versions(again.purge_steps("a list")) == versions(line.purge_steps("a list"))
 
 
 def test_another_source_list_or_way_gives_other_versions(line):
@@ -62,8 +62,8 @@ def test_another_source_list_or_way_gives_other_versions(line):
     three = [
         versions(line.steps(other, Ancestry(base=line.release.corpus))),
         versions(grown(line)),
-        versions(line.purged("a list")),
-        versions(line.purged("another list")),
+        versions(line.purge_steps("a list")),
+        versions(line.purge_steps("another list")),
     ]
     for kind in GROWN:
         assert len({one[kind] for one in three}) == len(three), kind
@@ -111,7 +111,9 @@ def test_an_index_of_other_settings_does_not_grow_from_the_old_one(line, library
     ],
 )
 def test_overrides_of_models_and_their_gallery_are_refused(line, library_store, override):
-    with pytest.raises(SettingsError, match=f"--set {override}: the models and their gallery's rules stay; `mrcg run`"):
+    key = override.partition("=")[0].strip()
+    message = f"--set {override}: the models or the gallery depend on {key}; change it with `mrcg run`"
+    with pytest.raises(SettingsError, match=message):
         ReleaseUpdate.of(library_store, read_release(library_store), [override])
     assert with_overrides(line.config, ["index.effort=7"]).index.effort == 7
 
@@ -126,13 +128,13 @@ def test_a_purged_corpus_differs_from_its_base_by_the_list_alone(line):
     step = purged_corpus(base, "a list")
     assert step.inputs == {"corpus": base.version}
     assert step.settings == {**base.settings, "suppressed": "a list", "purged": True}
-    assert versions(line.purged("a list"))["corpus"] == step.version
+    assert versions(line.purge_steps("a list"))["corpus"] == step.version
 
 
 def test_what_one_growth_was_told_is_not_told_to_the_next(line):
     purged = line.manifests | {
         step.stage.kind: line.manifests[step.stage.kind].model_copy(update={"settings": dict(step.settings)})
-        for step in line.purged("a list")
+        for step in line.purge_steps("a list")
     }
     assert purged["indexes"].settings["purge"]
     later = ReleaseUpdate(line.config, line.release, purged)
@@ -157,7 +159,7 @@ def test_cells_that_an_earlier_growth_did_not_look_at_are_learned_anew(line, kin
         update={"inputs": {**old.inputs, **inputs}, "settings": {**old.settings, **settings}, "counts": {"kind": kind}}
     )
     changed = ReleaseUpdate(line.config, line.release, {**line.manifests, "indexes": old})
-    (index,) = [step for step in changed.purged("a list") if step.stage.kind == "indexes"]
+    (index,) = [step for step in changed.purge_steps("a list") if step.stage.kind == "indexes"]
     assert ("indexes" in index.inputs) is grows
     assert index.settings["purge"]
     assert "indexes" in {kind for step in grown(changed) for kind in step.inputs if step.stage.kind == "indexes"}

@@ -5,7 +5,7 @@ import json
 import pytest
 from tests.unit.cli.test_main import run
 
-from mrcg.cli.store import bytes_of
+from mrcg.cli.store import parse_size
 from mrcg.errors import UsageError
 
 
@@ -26,10 +26,10 @@ def test_a_plan_says_what_it_costs_and_why(capsys):
     [("64GB", 64e9), ("64g", 64e9), ("1.5 TiB", 1.5 * 2**40), ("500_000", 5e5), (" 2 KiB ", 2048), ("7", 7), ("3B", 3)],
 )
 def test_sizes_are_read_as_people_write_them(text, size):
-    assert bytes_of(text) == size
+    assert parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "GB", "-1", "1..5", "1e9", "64 GX", "64 G B", "٣"])
 def test_what_is_no_size_is_refused(text):
-    with pytest.raises(UsageError, match="write a size as 64GB, 1.5TiB or a number of bytes"):
-        bytes_of(text)
+    with pytest.raises(UsageError, match="write a size such as 64GB, 1.5TiB or a number of bytes"):
+        parse_size(text)

@@ -51,7 +51,7 @@ def test_every_command_has_help(capsys, command):
 def test_sample_writes_and_says_so(capsys, tmp_path):
     assert run(capsys, "sample", tmp_path / "x", "--images", 8)[:2] == (
         0,
-        f"8 phantoms in 8 files in {tmp_path / 'x'} (8 written, 0 were there)\n",
+        f"8 phantoms in 8 files in {tmp_path / 'x'} (8 written, 0 already there)\n",
     )
     code, out, _ = run(capsys, "sample", tmp_path / "x", "--images", 8, "--json")
     assert (code, json.loads(out)["written"]) == (0, 0)
@@ -66,14 +66,18 @@ def test_sample_writes_and_says_so(capsys, tmp_path):
             2,
             "unknown key encoder.epoch; the nearest known key is encoder.epochs",
         ),
-        (["run", "--source", ".", "--store", "s", "--recipe", "none-such"], 2, "no recipe none-such: shipped are demo"),
+        (
+            ["run", "--source", ".", "--store", "s", "--recipe", "none-such"],
+            2,
+            "no recipe none-such: use a shipped one (demo, ",
+        ),
         (
             ["run", "--source", "tests", "--store", "s", "--set", "encoder.weights=w.safetensors"],
             1,
             "encoder.weights = w.safetensors: no such file",
         ),
         (["query", "no-image.png", "--store", "s"], 2, "no-image.png cannot be read: No such file"),
-        (["query", "README.md"], 2, "say where to search: --url of a running service, or --store"),
+        (["query", "README.md"], 2, "give --url of a running service, or --store"),
         (
             ["query", "README.md", "--url", "http://127.0.0.1:9"],
             1,
@@ -89,11 +93,23 @@ def test_sample_writes_and_says_so(capsys, tmp_path):
         (["verify", "--store", "foo://x"], 2, "foo://x cannot be opened"),
         (["gc", "--store", "s", "--keep-releases", "0"], 2, "--keep-releases"),
         (["gc", "--store", "s", "--grace-days", "-1"], 2, "--grace-days"),
-        (["plan", "--images", "many"], 2, "--images many: write a number, 50_000_000"),
-        (["plan", "--images", "0"], 2, "--images 0: write a number, 50_000_000"),
-        (["plan", "--images", "9", "--kind", "pq"], 2, "--kind pq: one of flat, hnsw, ivf_flat, ivf_sq, opq_ivf_pq"),
-        (["plan", "--images", "9", "--memory-per-node", "9 XB"], 2, "--memory-per-node 9 XB: write a size as 64GB"),
-        (["plan", "--images", "9", "--memory-per-node", "1MB"], 2, "at least): give --memory-per-node more"),
+        (["plan", "--images", "many"], 2, "--images many: write a number such as 50_000_000"),
+        (["plan", "--images", "0"], 2, "--images 0: write a number such as 50_000_000"),
+        (
+            ["plan", "--images", "9", "--kind", "pq"],
+            2,
+            "--kind pq: must be one of flat, hnsw, ivf_flat, ivf_sq, opq_ivf_pq",
+        ),
+        (
+            ["plan", "--images", "9", "--memory-per-node", "9 XB"],
+            2,
+            "--memory-per-node 9 XB: write a size such as 64GB",
+        ),
+        (
+            ["plan", "--images", "9", "--memory-per-node", "1MB"],
+            2,
+            "at least): raise index.node_bytes (--memory-per-node)",
+        ),
         (["plan", "--images", "9", "--recall", "1.5"], 2, "--recall"),
         (["releases", "diff", "1", "--store", "nothing-here"], 1, "has no release: `mrcg run` makes and promotes one"),
         (["releases", "promote", "abc", "--store", "nothing-here"], 1, "no version in"),
@@ -104,19 +120,23 @@ def test_sample_writes_and_says_so(capsys, tmp_path):
             "has no release: `mrcg run` makes and promotes one",
         ),
         (["reindex", "--store", "nothing-here"], 2, "--source"),
-        (["erase", "--store", "s"], 2, "say one of --patient ID, --image ID or --verify RECEIPT"),
-        (["erase", "--store", "s", "--patient", "a", "--image", "b"], 2, "say one of --patient ID, --image ID or"),
+        (["erase", "--store", "s"], 2, "give exactly one of --patient ID, --image ID or --verify RECEIPT"),
+        (
+            ["erase", "--store", "s", "--patient", "a", "--image", "b"],
+            2,
+            "give exactly one of --patient ID, --image ID or",
+        ),
         (
             ["erase", "--store", "s", "--image", "a"],
             2,
-            "a receipt has to be signed: `mrcg keys new --kind signing --out",
+            "a receipt must be signed: create a key with `mrcg keys new --kind signing --out",
         ),
         (["erase", "--store", "s", "--verify", "none.json"], 2, "--verify none.json cannot be read: No such file"),
         (["erase", "--store", "s", "--verify", "README.md"], 1, "this is not a receipt of `mrcg erase`: give the file"),
         (["run"], 2, "--source"),
         (["nothing"], 2, "nothing"),
         (["store", "ls", "--store", "foo://x"], 2, "foo://x cannot be opened"),
-        (["run", "--source", "tests", "--store", "tests/store"], 2, "lies in --source tests: it would be ingested"),
+        (["run", "--source", "tests", "--store", "tests/store"], 2, "is inside --source tests and would be ingested"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -162,7 +182,7 @@ def test_a_store_can_be_looked_at_searched_and_rolled_back(capsys, library_store
 def test_promote_by_hand(capsys, scans, store):
     release = make_release(store, scans)
     code, out, _ = run(capsys, "releases", "promote", release.report, "--store", store.url)
-    assert (code, out) == (0, "release 1 serves exactly this already\n")
+    assert (code, out) == (0, "release 1 already serves exactly these versions\n")
 
 
 # A store that was released twice ----------------------------------------------------------------------------------
@@ -227,14 +247,17 @@ def test_gc_says_what_would_go_and_then_removes_it(capsys, released, scans):
     code, out, _ = run(capsys, "gc", "--grace-days", 0, "--dry-run")
     assert code == 0
     assert f"would remove reports/{newer}" in out
-    assert "1 versions, 1 unfinished folders, 0 loose files would go" in out
+    assert "1 versions, 1 abandoned attempts, 0 unreferenced files would be removed" in out
     assert released.has("reports", newer)
     code, out, _ = run(capsys, "gc", "--grace-days", 0, "--json")
     swept = json.loads(out)
     assert (code, swept["versions"], len(swept["attempts"]), swept["dry_run"]) == (0, [f"reports/{newer}"], 1, False)
     assert swept["freed_bytes"] > 0
     assert not released.has("reports", newer)
-    assert "0 versions, 0 unfinished folders, 0 loose files removed, 0.0 MB" in run(capsys, "gc", "--grace-days", 0)[1]
+    assert (
+        "0 versions, 0 abandoned attempts, 0 unreferenced files removed, 0.0 MB"
+        in run(capsys, "gc", "--grace-days", 0)[1]
+    )
 
 
 def test_old_releases_hold_their_parts_until_they_need_not(capsys, released, scans):
@@ -245,12 +268,12 @@ def test_old_releases_hold_their_parts_until_they_need_not(capsys, released, sca
     assert (code, f"removed reports/{old}" in out) == (0, True)
     code, _, err = run(capsys, "releases", "rollback")
     assert code == 1
-    assert f"release 1 cannot serve again: reports/{old} is gone" in " ".join(err.split())
-    assert "gone" in run(capsys, "releases", "list")[1]
+    assert f"release 1 cannot serve again: reports/{old} is missing" in " ".join(err.split())
+    assert "missing" in run(capsys, "releases", "list")[1]
     missing = [one["missing"] for one in json.loads(run(capsys, "releases", "list", "--json")[1])]
     assert missing == [[f"reports/{old}"], []]
     code, out, _ = run(capsys, "verify")
-    assert (code, f"release 1 cannot be rolled back to: reports/{old} is gone" in out) == (0, True)
+    assert (code, f"release 1 cannot be rolled back to: reports/{old} is missing" in out) == (0, True)
 
 
 def test_promote_asks_the_gate_unless_it_is_told_not_to(capsys, released, scans):
@@ -266,7 +289,7 @@ def test_promote_asks_the_gate_unless_it_is_told_not_to(capsys, released, scans)
 
 
 def test_releases_are_compared_down_to_their_settings(capsys, released, scans):
-    assert run(capsys, "releases", "diff", 1)[1] == "releases 1 and 1 are alike\n"
+    assert run(capsys, "releases", "diff", 1)[1] == "releases 1 and 1 are identical\n"
     assert json.loads(run(capsys, "releases", "diff", 1, "--json")[1]) == []
     run(capsys, "releases", "promote", another(released, scans, 0.05), "--no-gate")
     changes = {one["what"]: one for one in json.loads(run(capsys, "releases", "diff", 1, "--json")[1])}
@@ -275,7 +298,7 @@ def test_releases_are_compared_down_to_their_settings(capsys, released, scans):
     code, out, _ = run(capsys, "releases", "diff", 1, 2)
     assert (code, "Release 1 to 2" in out, "reranked_map" in out) == (0, True, True)
     code, _, err = run(capsys, "releases", "diff", 1, 7)
-    assert (code, "has no release 7: `mrcg releases list` shows them" in " ".join(err.split())) == (1, True)
+    assert (code, "has no release 7: `mrcg releases list` shows all releases" in " ".join(err.split())) == (1, True)
 
 
 def test_a_store_without_a_release_says_how_to_get_one(capsys, tmp_path):
@@ -288,7 +311,7 @@ def test_a_store_without_a_release_says_how_to_get_one(capsys, tmp_path):
 
 
 def test_reindex_says_that_nothing_is_new(capsys, released, scans):
-    line = "nothing is new: release 1 holds all of this source\n"
+    line = "nothing to do: release 1 is up to date with this source\n"
     assert run(capsys, "reindex", "--source", scans)[:2] == (0, line)
     code, out, _ = run(capsys, "reindex", "--source", scans, "--json")
     assert (code, json.loads(out)) == (0, {"stages": [], "release": 1})
@@ -300,7 +323,7 @@ def test_reindex_says_that_nothing_is_new(capsys, released, scans):
         (
             ["--set", "encoder.epochs=3"],
             2,
-            "--set encoder.epochs=3: the models and their gallery's rules stay; `mrcg run`",
+            "--set encoder.epochs=3: the models or the gallery depend on encoder.epochs; change it with `mrcg run`",
         ),
         (["--set", "index.kinds=flat"], 2, "unknown key index.kinds; the nearest known key is index.kind"),
         (["--set", "index.kind=tree"], 2, "index.kind = 'tree' is not allowed"),
@@ -320,23 +343,23 @@ def signing(monkeypatch):
 def test_a_patient_is_found_only_with_the_key(capsys, released, signing, monkeypatch, tmp_path):
     code, _, err = run(capsys, "erase", "--patient", "JANE")
     assert code == 2
-    assert "without the key that made the pseudonyms nobody is found; set MRCG_PSEUDONYM_KEY" in " ".join(err.split())
+    assert "--patient needs the key that the pseudonyms were made with: set MRCG_PSEUDONYM_KEY" in " ".join(err.split())
     monkeypatch.setenv(PSEUDONYM_KEY, "11" * 32)
     code, _, err = run(capsys, "erase", "--patient", " ")
-    assert (code, "--patient: that is no patient's id" in " ".join(err.split())) == (2, True)
+    assert (code, "--patient is empty: give the patient id as in the source" in " ".join(err.split())) == (2, True)
     monkeypatch.setenv("MRCG_STORE", str(tmp_path / "keyed"))
     erasing.write_patients(tmp_path / "scans", 16)
     erasing.make_unreleased(Store(str(tmp_path / "keyed")), tmp_path / "scans", erasing.config_of_patients())
     code, _, err = run(capsys, "erase", "--patient", "JANE", "--here")
     assert code == 2
-    assert "was made with this MRCG_PSEUDONYM_KEY: set the one that made the pseudonyms" in " ".join(err.split())
+    assert "was made with this MRCG_PSEUDONYM_KEY: set the key that made the pseudonyms" in " ".join(err.split())
     # Where two keys were used, each finds its own corpora, and is told of the others'.
     other = Pseudonyms(bytes.fromhex("11" * 32))
     store, config = Store(str(tmp_path / "keyed")), erasing.config_of_patients()
     erasing.make_unreleased(store, tmp_path / "scans", config, other)
     code, out, err = run(capsys, "erase", "--patient", "PH-no_tumor-0-1", "--here")
     assert (code, "4 scans erased, 6 versions removed" in out.replace("\n", " ")) == (0, True)
-    assert "not looked at, for they were made with other keys: corpus " in " ".join(err.split())
+    assert "not searched, made with other keys: corpus " in " ".join(err.split())
 
 
 def test_an_image_is_erased_and_its_receipt_holds(capsys, released, signing, tmp_path):
@@ -353,7 +376,10 @@ def test_an_image_is_erased_and_its_receipt_holds(capsys, released, signing, tmp
     code, again, _ = run(capsys, "erase", "--image", ident, "--here", "--json")
     assert (code, json.loads(again)) == (0, json.loads((tmp_path / "receipt").read_text()))
     code, out, _ = run(capsys, "erase", "--verify", tmp_path / "receipt")
-    assert (code, "genuine, signed with your key; 1 scans, nothing of them is in" in " ".join(out.split())) == (0, True)
+    assert (code, "genuine, signed with your key; 1 scans erased, no trace left in" in " ".join(out.split())) == (
+        0,
+        True,
+    )
     code, out, _ = run(capsys, "erase", "--verify", tmp_path / "receipt", "--json")
     assert (code, json.loads(out)["holds"], json.loads(out)["left"]) == (0, True, [])
 
@@ -378,11 +404,14 @@ def test_a_receipt_that_does_not_hold_says_why(capsys, released, signing, tmp_pa
 
     data = path.read_text()
     path.write_text(data.replace('"scans": 4', '"scans": 3'))
-    assert "it is not what was signed: run `mrcg erase` again, restore the list from a copy, or ask" in refused()
+    assert (
+        "its content does not match its signature: run `mrcg erase` again, restore the suppression list from a backup, or ask"
+        in refused()
+    )
     path.write_text(data)
     shutil.copytree(tmp_path / "backup" / "corpus", Path(store.root) / "corpus", dirs_exist_ok=True)
     line = refused()
-    assert "still held by corpus/" in line
+    assert "erased data is still in corpus/" in line
     assert "removed versions are back: corpus/" in line
     assert run(capsys, "erase", "--patient", "PH-no_tumor-0-1", "--here")[0] == 0
     assert run(capsys, "erase", "--verify", path)[0] == 0
@@ -392,4 +421,4 @@ def test_a_receipt_that_does_not_hold_says_why(capsys, released, signing, tmp_pa
     code, out, _ = run(capsys, "erase", "--verify", path)
     assert (code, "signed with key " in out) == (0, True)
     shutil.rmtree(Path(store.root) / "log" / "suppression")
-    assert "they are not on the suppression list any more" in refused()
+    assert "its entries are missing from the suppression list" in refused()

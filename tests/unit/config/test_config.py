@@ -13,11 +13,11 @@ def test_shipped_recipes_load(name):
     assert isinstance(load_config(name), Config)
 
 
-def test_the_recipes_of_the_readme_are_shipped():
+def test_recipes_of_the_readme_are_shipped():
     assert {"demo", "paper", "mobilenet"} <= set(recipe_names())
 
 
-def test_unknown_key_names_the_nearest():
+def test_unknown_key_names_the_nearest_known_key():
     with pytest.raises(SettingsError, match=r"unknown key encoder\.epoch; the nearest known key is encoder\.epochs"):
         load_config("demo", ["encoder.epoch=3"])
 
@@ -29,8 +29,8 @@ def test_unknown_key_in_a_file(tmp_path):
         load_config(str(recipe))
 
 
-def test_unknown_recipe_lists_the_shipped():
-    with pytest.raises(SettingsError, match="no recipe nothing: shipped are demo, mobilenet, paper"):
+def test_unknown_recipe_lists_the_shipped_ones():
+    with pytest.raises(SettingsError, match=r"no recipe nothing: use a shipped one \(demo, mobilenet, paper\)"):
         load_config("nothing")
 
 
@@ -50,32 +50,32 @@ def test_value_out_of_range_names_key_and_value():
         (["reranker.graphs=held_out"], "set split.held_out_fraction above 0"),
     ],
 )
-def test_settings_that_would_be_ignored_are_refused(overrides, way_out):
+def test_settings_that_would_be_ignored_are_rejected(overrides, way_out):
     with pytest.raises(SettingsError, match=way_out):
         load_config("mobilenet", overrides)
 
 
 @pytest.mark.parametrize("override", ["encoder.epochs", "seed.x=1", "seed=[1", "encoder=3"])
-def test_override_that_cannot_be_read(override):
+def test_invalid_overrides_are_rejected(override):
     with pytest.raises(SettingsError):
         load_config("demo", [override])
 
 
-def test_a_recipe_that_is_not_a_mapping(tmp_path):
+def test_recipe_that_is_not_a_mapping(tmp_path):
     (tmp_path / "list.yaml").write_text("- 1\n")
-    with pytest.raises(SettingsError, match="expected keys and values"):
+    with pytest.raises(SettingsError, match="expected keys and values at the top level, got list"):
         load_config(str(tmp_path / "list.yaml"))
 
 
-def test_frozen():
+def test_settings_are_frozen():
     with pytest.raises(ValidationError):
         load_config().seed = 2
 
 
 @given(st.integers(min_value=0, max_value=1000))
-def test_an_override_arrives(epochs):
+def test_override_sets_the_value(epochs):
     assert load_config("demo", [f"encoder.epochs={epochs}"]).encoder.epochs == epochs
 
 
-def test_known_keys_reach_the_leaves():
+def test_known_keys_include_nested_keys():
     assert {"seed", "encoder.weights", "serve.gateway.cpus"} <= set(known_keys())

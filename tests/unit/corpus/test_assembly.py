@@ -6,7 +6,7 @@ from tests import making
 from tests.unit.imaging.test_raster import encoded, slice_of
 
 from mrcg.corpus import assembly
-from mrcg.corpus.assembly import bad_rows, forget_names
+from mrcg.corpus.assembly import bad_rows, rename_groups_of_removed
 from mrcg.corpus.sources import SourceFile
 from mrcg.storage import schemas
 
@@ -29,7 +29,7 @@ def test_copies_share_a_cluster_across_segments():
     assert (joined.counts["images"], joined.counts["distinct"], joined.counts["clusters"]) == (2, 1, 1)
 
 
-def test_a_file_that_is_listed_twice_is_there_once():
+def test_a_file_listed_twice_is_ingested_once():
     file = SourceFile("1.png", "s", 1)
     joined, out = making.join([segment(file), segment(file)], making.rules_of())
     assert joined.counts["images"] == 1
@@ -37,7 +37,7 @@ def test_a_file_that_is_listed_twice_is_there_once():
     assert refused["reason"].to_pylist() == ["listed_twice"]
 
 
-def test_counts_tell_bad_files_from_bad_slices_and_harmless_ones():
+def test_bad_files_exclude_bad_slices_and_harmless_reasons():
     rows = [
         {"source_key": "1", "stamp": "", "frame": None, "reason": "blank", "detail": "d"},
         {"source_key": "2", "stamp": "", "frame": 3, "reason": "blank", "detail": "d"},
@@ -48,7 +48,7 @@ def test_counts_tell_bad_files_from_bad_slices_and_harmless_ones():
     assert bad_rows(table)["source_key"].to_pylist() == ["1"]
 
 
-def test_nothing_usable_gives_empty_tables_and_the_first_reason():
+def test_without_usable_files_tables_are_empty_and_the_first_reason_is_reported():
     bad = making.ingest([SourceFile("x", "s", 1)], lambda file: b"words", making.rules_of())
     joined, out = making.join([bad], making.rules_of())
     assert (joined.counts["images"], joined.bad_files, joined.first_bad) == (0, 1, ("x", "not_an_image"))
@@ -56,11 +56,11 @@ def test_nothing_usable_gives_empty_tables_and_the_first_reason():
     assert np.array_equal(list(joined.counts["classes"]), [])
 
 
-# Names that are forgotten -----------------------------------------------------------------------------------------
+# Names of removed scans -------------------------------------------------------------------------------------------
 
 
 def scan(ident, group, joins=(), patient=None, study=None):
-    """A row of ``schemas.SCANS`` that says who it is and whom it belongs to."""
+    """A row of ``schemas.SCANS`` with an id, a group and, if given, a patient and a study."""
     return {
         "image_id": ident, "file": "images/a.parquet", "file_row": 0, "group_id": group, "joins": list(joins),
         "cluster_id": ident, "generation": 0, "source_key": ident, "stamp": "", "frame": 0, "patient": patient,
@@ -76,41 +76,43 @@ def groups_of(scans):
     return dict(zip(scans["image_id"].to_pylist(), scans["group_id"].to_pylist(), strict=True))
 
 
-def test_a_group_that_was_named_after_who_is_gone_is_named_after_its_smallest_member():
+def test_a_group_named_after_a_removed_scan_is_renamed_to_its_smallest_member():
     stay = table_of(scan("c", "a"), scan("b", "a"), scan("e", "e"))
-    renamed = forget_names(stay, table_of(scan("a", "a")))
+    renamed = rename_groups_of_removed(stay, table_of(scan("a", "a")))
     assert groups_of(renamed) == {"c": "b", "b": "b", "e": "e"}
     assert renamed.schema == schemas.SCANS
 
 
-def test_a_nameless_scan_in_the_group_of_a_patient_who_is_gone():
+def test_scans_without_a_patient_in_the_group_of_a_removed_patient_stay_together():
     stay = table_of(scan("m", "jane"), scan("k", "jane"), scan("z", "study", joins=["jane"]))
     gone = table_of(scan("a", "jane", patient="jane", study="study"))
-    renamed = forget_names(stay, gone)
+    renamed = rename_groups_of_removed(stay, gone)
     assert groups_of(renamed) == {"m": "k", "k": "k", "z": "z"}
-    assert renamed["joins"].to_pylist() == [[], [], ["k"]], "whom they belong to is still known"
+    assert renamed["joins"].to_pylist() == [[], [], ["k"]], "the join is renamed with its group"
 
 
-def test_a_patient_who_stays_keeps_her_name():
+def test_the_group_of_a_patient_with_remaining_scans_keeps_its_name():
     stay = table_of(scan("b", "jane", patient="jane", study="first"))
-    assert groups_of(forget_names(stay, table_of(scan("a", "jane", patient="jane", study="second")))) == {"b": "jane"}
+    assert groups_of(rename_groups_of_removed(stay, table_of(scan("a", "jane", patient="jane", study="second")))) == {
+        "b": "jane"
+    }
 
 
-def test_a_join_to_a_group_of_which_nobody_is_left_is_forgotten():
+def test_a_join_to_an_empty_group_is_dropped():
     stay = table_of(scan("b", "b", joins=["a", "c"]), scan("c", "c"))
-    assert forget_names(stay, table_of(scan("a", "a")))["joins"].to_pylist() == [["c"], []]
+    assert rename_groups_of_removed(stay, table_of(scan("a", "a")))["joins"].to_pylist() == [["c"], []]
 
 
-def test_where_nobody_bears_the_name_nothing_changes():
+def test_scans_are_unchanged_if_no_group_has_a_removed_name():
     stay = table_of(scan("b", "b", joins=["c"]), scan("c", "c"))
-    assert forget_names(stay, table_of(scan("a", "a"))) is stay
+    assert rename_groups_of_removed(stay, table_of(scan("a", "a"))) is stay
     empty = table_of()
-    assert forget_names(empty, table_of(scan("a", "a"))) is empty
+    assert rename_groups_of_removed(empty, table_of(scan("a", "a"))) is empty
 
 
 @st.composite
 def corpora(draw):
-    """Scans in groups named after members or patients, some of which go."""
+    """Scans in groups named after members or patients, and the scans of them that are removed."""
     size = draw(st.integers(2, 14))
     idents = [f"{number:02d}" for number in draw(st.permutations(range(size)))]
     people = [draw(st.sampled_from([None, None, "jane", "joe"])) for _ in idents]
@@ -125,9 +127,9 @@ def corpora(draw):
 
 
 @given(corpora())
-def test_nobody_is_found_in_the_name_of_a_group_and_who_was_together_stays_together(drawn):
+def test_group_names_hold_no_removed_id_and_groups_stay_together(drawn):
     stay, gone = drawn
-    renamed = forget_names(table_of(*stay), table_of(*gone)).to_pylist()
+    renamed = rename_groups_of_removed(table_of(*stay), table_of(*gone)).to_pylist()
     people = {row["patient"] for row in stay}
     forgotten = {row["image_id"] for row in gone} | {row["patient"] for row in gone} - people - {None}
     assert [row["image_id"] for row in renamed] == [row["image_id"] for row in stay]
@@ -144,7 +146,7 @@ def test_nobody_is_found_in_the_name_of_a_group_and_who_was_together_stays_toget
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 5)), max_size=20, unique_by=lambda one: one[0]), st.data())
-def test_a_cluster_whose_first_member_is_gone_is_named_after_the_smallest_that_is_left(members, data):
+def test_a_cluster_named_after_a_removed_scan_is_renamed_to_its_smallest_member(members, data):
     clusters = {}
     for ident, cluster in members:
         clusters.setdefault(cluster, []).append(f"{ident:02d}")

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tests import galleries
 from tests.galleries import Line, Scan, scans_table, vectors_of
 
-from mrcg.corpus.embeddings import EmbeddingRows, embedding_file, files_of, reusable
+from mrcg.corpus.embeddings import EmbeddingRows, embedding_file, files_of, reusable_file
 from mrcg.errors import IntegrityError
 from mrcg.storage import schemas
 from mrcg.storage.store import Store
@@ -43,7 +43,7 @@ def scans_in(*files):
     return pa.table({"file": pa.array([f"images/{one}.parquet" for one in files], pa.string())})
 
 
-def test_files_stand_in_the_order_of_the_rows():
+def test_files_are_in_row_order():
     found = files_of(scans_in("b", "b", "a", "c", "c", "c"))
     assert [(one.name, one.rows) for one in found] == [
         ("embeddings/b.arrow", 2),
@@ -54,8 +54,8 @@ def test_files_stand_in_the_order_of_the_rows():
     assert embedding_file("images/g001-00002-03.parquet") == "embeddings/g001-00002-03.arrow"
 
 
-def test_a_file_whose_rows_do_not_stand_together_is_no_corpus():
-    with pytest.raises(AssertionError, match="do not stand together"):
+def test_files_whose_rows_are_not_consecutive_are_refused():
+    with pytest.raises(AssertionError, match="are not consecutive"):
         files_of(scans_in("a", "b", "a"))
 
 
@@ -68,16 +68,16 @@ def test_blocks_are_the_vectors_of_the_rows(made, rows, size):
 
 
 @given(st.lists(st.integers(0, COUNT - 1), min_size=1, max_size=100))
-def test_rows_are_taken_in_any_order_and_as_often_as_they_are_asked_for(made, rows):
+def test_rows_are_taken_in_any_order_and_with_repeats(made, rows):
     assert (made[1].take(np.array(rows)) == VECTORS[rows]).all()
 
 
-def test_all_rows_are_there(made):
+def test_all_rows_are_returned(made):
     assert len(made[1]) == COUNT
     assert (made[1].take(np.arange(COUNT)) == VECTORS).all()
 
 
-def test_rows_that_stand_together_are_not_copied(made):
+def test_consecutive_rows_are_not_copied(made):
     (whole,) = made[1].blocks(np.arange(20, 30), 100)
     (some,) = made[1].blocks(np.arange(23, 27), 100)
     (apart,) = made[1].blocks(np.array([23, 26]), 100)
@@ -85,7 +85,7 @@ def test_rows_that_stand_together_are_not_copied(made):
     assert not np.shares_memory(whole, apart)
 
 
-def test_only_the_files_that_are_asked_for_are_read_and_each_is_checked(store):
+def test_only_requested_files_are_read_and_each_is_checked(store):
     artefact, rows = embeddings(store)
     damaged = store.path(artefact.relative(name(2)))
     with open(damaged, "r+b") as file:
@@ -95,29 +95,29 @@ def test_only_the_files_that_are_asked_for_are_read_and_each_is_checked(store):
         rows.take(np.array([25]))
 
 
-def test_a_file_that_has_other_rows_than_the_corpus_is_refused(made):
+def test_a_file_with_another_number_of_rows_than_the_corpus_is_refused(made):
     files = files_of(scans_table(SCANS[:10]).select(["file"]).slice(0, 9))
-    with pytest.raises(AssertionError, match="does not have the rows of the corpus"):
+    with pytest.raises(AssertionError, match="does not have as many rows as the corpus expects"):
         EmbeddingRows(made[0], files).take(np.array([3]))
 
 
-def test_a_file_that_stays_as_it_was_is_referred_to(made):
-    entry = reusable(made[0], name(3), ids(range(30, 40)))
-    assert entry == made[0].shared(name(3))
+def test_an_unchanged_file_is_shared(made):
+    entry = reusable_file(made[0], name(3), ids(range(30, 40)))
+    assert entry == made[0].reference(name(3))
     assert entry.folder == made[0].manifest.folder
 
 
 @pytest.mark.parametrize("rows", [[30, 31, 39], [39, 30], [35], []])
-def test_of_a_file_that_lost_rows_the_others_are_taken(made, rows):
-    data = reusable(made[0], name(3), ids(rows))
+def test_the_remaining_rows_of_a_file_are_reused(made, rows):
+    data = reusable_file(made[0], name(3), ids(rows))
     table = schemas.from_ipc(data)
     assert table.schema == schemas.embeddings(DIM)
     assert table["image_id"].to_pylist() == ids(rows).to_pylist()
     assert table["embedding"].to_pylist() == VECTORS[rows].tolist()
 
 
-def test_what_an_earlier_version_did_not_have_is_embedded_anew(made):
-    assert reusable(made[0], name(9), ids([30])) is None
-    # One scan of another file, or one that nobody knows, and the whole file is.
-    assert reusable(made[0], name(3), ids([30, 45])) is None
-    assert reusable(made[0], name(3), pa.array([SCANS[30].image_id, "f" * 32])) is None
+def test_a_file_with_new_rows_is_not_reusable(made):
+    assert reusable_file(made[0], name(9), ids([30])) is None
+    # A single scan of another file, or an unknown one, is enough.
+    assert reusable_file(made[0], name(3), ids([30, 45])) is None
+    assert reusable_file(made[0], name(3), pa.array([SCANS[30].image_id, "f" * 32])) is None

@@ -3,13 +3,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mrcg.config.loading import load_config
-from mrcg.corpus.grouping import conflicts, group_scans, without_repeats
+from mrcg.corpus.grouping import conflicts, group_scans, separate_repeats
 from mrcg.corpus.splits import make_splits
 from mrcg.storage import schemas
 
 
 def scan(n, look, patient=None, **more):
-    """A row; scans of one look are near-duplicates, others are far apart."""
+    """A row; scans of the same look are near-duplicates, others are far apart."""
     return {
         "image_id": f"i{n:04d}", "file": "f", "file_row": n, "label": "a", "group_id": "", "joins": [], "cluster_id": "",
         "generation": 0, "source_key": f"k{n}", "stamp": "s", "frame": 0, "patient": patient, "pixel_hash": f"p{n}",
@@ -29,19 +29,19 @@ def by_id(rows):
     return {row["image_id"]: row for row in rows}
 
 
-def test_patients_are_groups_and_nameless_scans_follow_their_looks():
+def test_patients_are_groups_and_scans_without_a_patient_are_grouped_by_cluster():
     rows = grouped(scan(1, 1, "P"), scan(2, 2, "P"), scan(3, 3), scan(4, 3), scan(5, 4))
     assert [row["group_id"] for row in rows] == ["P", "P", "i0003", "i0003", "i0005"]
     assert [row["cluster_id"] for row in rows] == ["i0001", "i0002", "i0003", "i0003", "i0005"]
     assert all(row["joins"] == [] for row in rows)
 
 
-def test_a_study_stands_for_a_patient_who_is_not_named():
+def test_without_a_patient_the_study_is_the_group():
     rows = grouped(scan(1, 1, study="S"), scan(2, 2, study="S"), scan(3, 3, "P", study="S"))
     assert [row["group_id"] for row in rows] == ["S", "S", "P"]
 
 
-def test_a_nameless_scan_like_a_patients_belongs_to_that_patient():
+def test_a_near_duplicate_without_a_patient_joins_the_patients_group():
     rows = grouped(scan(1, 1, "P"), scan(2, 1), scan(3, 1, "Q"))
     assert rows[1]["group_id"] == "P"
     assert rows[1]["joins"] == ["Q"]
@@ -62,7 +62,7 @@ def test_groups_do_not_depend_on_the_order(members, rng):
 
 
 @given(looks, looks)
-def test_what_was_grouped_keeps_its_group_and_its_split(first, then):
+def test_old_scans_keep_their_group_and_split(first, then):
     old = grouped(*(scan(n + 100, look, patient) for n, (look, patient) in enumerate(first)))
     # New ids may sort before old ones.
     new = [scan(n, look, patient, generation=1) for n, (look, patient) in enumerate(then)]
@@ -70,19 +70,19 @@ def test_what_was_grouped_keeps_its_group_and_its_split(first, then):
     keep = ("image_id", "group_id", "joins")
     assert [[row[k] for k in keep] for row in both[: len(old)]] == [[row[k] for k in keep] for row in old]
     settings = load_config(None, ["split.protocol=dedup", "split.train_fraction=0.5"]).split
-    # Two scans apart make sure that both parts have somebody.
+    # Twelve more scans make sure that both parts have a member.
     ends = grouped(*(scan(900 + n, 20 + n) for n in range(12)))
     before = make_splits(table(*old, *ends), settings, 1)["split"].to_pylist()[: len(old)]
     after = make_splits(table(*both, *ends), settings, 1)["split"].to_pylist()
     assert after[: len(old)] == before
-    # No near-duplicate of a nameless scan lies on the other side.
+    # No near-duplicate of a scan without a patient is in the other part.
     for row, part in zip(both, after, strict=False):
         for other, its in zip(both, after, strict=False):
             if row["cluster_id"] == other["cluster_id"] and row["patient"] is None and {part, its} == {"train", "test"}:
                 assert other["patient"] is None or row["generation"] == 0, (row, other)
 
 
-def test_a_scan_that_connects_old_groups_names_them_all():
+def test_a_new_scan_joins_the_old_group_of_its_near_duplicate():
     old = grouped(scan(1, 1), scan(2, 2))
     bridge = scan(3, 1, generation=1)
     near_both = bytearray(bridge["difference_hash"])
@@ -101,8 +101,8 @@ def test_slices_are_numbered_by_position_within_their_series():
     assert [row["slice_number"] for row in rows] == [1, 0, 0, None, None, 1, 0]
 
 
-def test_repeats_are_told_from_first_ones():
-    kept, repeated = without_repeats(table(scan(1, 1), scan(2, 2), scan(1, 1, source_key="again")))
+def test_repeated_ids_are_separated():
+    kept, repeated = separate_repeats(table(scan(1, 1), scan(2, 2), scan(1, 1, source_key="again")))
     assert kept["image_id"].to_pylist() == ["i0001", "i0002"]
     assert repeated["source_key"].to_pylist() == ["again"]
 

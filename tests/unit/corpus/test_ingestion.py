@@ -56,7 +56,7 @@ def test_bad_files_are_quarantined_with_a_reason_and_good_ones_kept():
     assert all(row["detail"] for row in segment.quarantine.to_pylist())
 
 
-def test_files_of_pixels_roll_over_and_row_groups_are_small():
+def test_pixel_files_roll_over_and_row_groups_are_small():
     settings = IngestSettings(file_bytes=2**16, images_per_row_group=4)
     files = [SourceFile(f"{n}.png", "", 1) for n in range(30)]
     contents = {file.key: encoded(slice_of(100 + n)) for n, file in enumerate(files)}
@@ -76,7 +76,7 @@ def test_files_of_pixels_roll_over_and_row_groups_are_small():
         assert images["image_id"][row["file_row"]].as_py() == row["image_id"]
 
 
-def test_a_file_of_pixels_does_not_appear_after_an_error():
+def test_a_pixel_file_is_not_published_after_an_error():
     out = making.Files()
 
     def read(file):
@@ -119,7 +119,7 @@ def test_identifiers_become_pseudonyms_and_facts_columns():
     assert row["image_id"] == image_id(row["source_key"], 3, pixel_hash(slice_of()))
     assert (row["year"], row["plane"], row["sequence"], row["spacing_mm"]) == (2020, "axial", "T2", 0.5)
     assert 0 < abs((row["acquired"] - datetime.date(2020, 3, 1)).days) <= 182
-    assert row["label"] is None, "the folder may be a name"
+    assert row["label"] is None, "the folder may be named after a patient"
     assert "JANE" not in str(row)
 
 
@@ -132,7 +132,7 @@ def test_with_a_key_only_listed_folders_are_labels():
     assert one_row(SourceFile("any/1", "s", 1, "any"), making.rules_of(rules.settings), plain)["label"] is None
 
 
-def test_what_a_manifest_says_goes_before_what_the_file_says():
+def test_the_manifest_takes_precedence_over_the_file():
     said = SourceFile(
         "1", "s", 1, label=None, labelled=True, patient="P1", site="north", plane="sagittal", sequence="T1",
         acquired="2021-05-06",
@@ -157,12 +157,12 @@ def test_a_volume_takes_its_sequence_from_its_name():
 
 def test_identifying_formats_need_a_key():
     data = b"\0" * 128 + b"DICM" + b"\0" * 100
-    with pytest.raises(UsageError, match=r"DICOM files name patients .*mrcg keys new --kind pseudonym"):
+    with pytest.raises(UsageError, match=r"DICOM files identify patients .*mrcg keys new --kind pseudonym"):
         making.ingest([SourceFile("1", "s", 1)], lambda _: data, making.rules_of())
 
 
 @pytest.mark.parametrize("kind", [PATIENT, IMAGE, PIXELS])
-def test_the_suppression_list_is_asked_before_anything_is_kept(kind):
+def test_suppressed_scans_are_not_stored(kind):
     file, rules = SourceFile("1", "s", 1), making.rules_of(pseudonyms=NAMES)
     row = one_row(file, rules)
     value = {PATIENT: row["patient"], IMAGE: row["image_id"], PIXELS: row["pixel_hash"]}[kind]
@@ -174,4 +174,4 @@ def test_the_suppression_list_is_asked_before_anything_is_kept(kind):
     assert out.content == {}
     assert segment.quarantine["reason"].to_pylist() == ["suppressed"]
     other = making.rules_of(pseudonyms=NAMES, suppressed=[token(None, kind, value)])
-    assert one_row(file, other)["image_id"] == row["image_id"], "an entry under another key means nobody"
+    assert one_row(file, other)["image_id"] == row["image_id"], "an entry made with another key matches nothing"

@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 from tests import making
 
 from mrcg.corpus import listing
-from mrcg.corpus.listing import PAGE, Plan, cut_segments, file_digests, known_files, pages_in, read_pages, write_listing
+from mrcg.corpus.listing import (
+    FILES_PER_PAGE,
+    Plan,
+    cut_segments,
+    file_digests,
+    known_files,
+    pages_in,
+    read_pages,
+    write_listing,
+)
 from mrcg.corpus.sources import SourceFile, survey
 from mrcg.imaging.samples import write_samples
 from mrcg.pipeline.stages import plan
@@ -48,17 +57,17 @@ def keys(parquet, rules=None):
 
 
 def test_a_listing_has_every_file_once_in_small_pages():
-    source = Walk(files(3 * PAGE + 5))
+    source = Walk(files(3 * FILES_PER_PAGE + 5))
     found, parquet = written(source)
-    assert (found.files, found.pages, parquet.num_row_groups) == (3 * PAGE + 5, 4, 4)
+    assert (found.files, found.pages, parquet.num_row_groups) == (3 * FILES_PER_PAGE + 5, 4, 4)
     assert keys(parquet) == [file.key for file in source.files]
     assert found.source == survey(source)
     assert len(found.kept) == 0
-    assert 1 < len(found.samples) <= listing.SAMPLES
+    assert 1 < len(found.samples) <= listing.SAMPLE_FILES
 
 
 @given(st.sets(st.integers(0, 199)), st.integers(0, 3))
-def test_only_what_is_new_or_changed_is_listed(changed, gone):
+def test_only_new_or_changed_files_are_listed(changed, gone):
     before = files(200)
     known = file_digests((f.key for f in before), (f.stamp for f in before))
     now = [SourceFile(f.key, "other" if n in changed else "s", n) for n, f in enumerate(before)][gone:]
@@ -72,29 +81,29 @@ def test_only_what_is_new_or_changed_is_listed(changed, gone):
 
 @given(st.integers(0, 500), st.floats(0, 1e7), st.integers(2**16, 2**30))
 def test_segments_cover_all_pages_in_order(pages, size, wanted):
-    segments = cut_segments(pages, pages * PAGE, size, wanted)
+    segments = cut_segments(pages, pages * FILES_PER_PAGE, size, wanted)
     assert [page for first, last in segments for page in range(first, last)] == list(range(pages))
     assert all(last > first for first, last in segments)
-    if pages >= listing.SEGMENTS:
-        assert len(segments) >= listing.SEGMENTS
+    if pages >= listing.MIN_SEGMENTS:
+        assert len(segments) >= listing.MIN_SEGMENTS
 
 
-def test_segments_make_files_of_the_wanted_size():
+def test_segments_have_about_the_target_size():
     # A million slices of 130 KB in files of 192 MB.
-    segments = cut_segments(10**6 // PAGE, 10**6, 130e3, 192 * 2**20)
-    sizes = [(last - first) * PAGE * 130e3 / 2**20 for first, last in segments]
+    segments = cut_segments(10**6 // FILES_PER_PAGE, 10**6, 130e3, 192 * 2**20)
+    sizes = [(last - first) * FILES_PER_PAGE * 130e3 / 2**20 for first, last in segments]
     assert min(sizes) > 128
     assert max(sizes) < 256
 
 
-def test_a_plan_comes_back_as_it_was():
+def test_a_plan_round_trips_through_json():
     import json
 
-    one = Plan(5, [(0, 2), (2, 3)])
-    assert Plan.from_json(json.loads(one.to_bytes())) == one
+    plan = Plan(5, [(0, 2), (2, 3)])
+    assert Plan.from_json(json.loads(plan.to_bytes())) == plan
 
 
-def test_what_a_corpus_has_read_is_known_and_what_may_pass_is_not(store, tmp_path):
+def test_known_files_exclude_transient_failures(store, tmp_path):
     folder = tmp_path / "scans"
     write_samples(folder, 4, seed=1)
     (folder / "words.png").write_text("words")
@@ -110,16 +119,16 @@ def test_what_a_corpus_has_read_is_known_and_what_may_pass_is_not(store, tmp_pat
     assert set(known.tolist()) == set(file_digests((f.key for f in there), (f.stamp for f in there)).tolist())
 
 
-def test_pages_are_read_alone(store):
+def test_a_range_of_pages_is_read(store):
     buffer = io.BytesIO()
     write_listing(Walk(files(200)), 200, making.rules_of(), np.empty(0, np.uint64), HashingFile(buffer))
     store.write_bytes("listing.parquet", buffer.getvalue())
     assert [file.size for file in read_pages(store, "listing.parquet", range(1, 3), making.rules_of())] == list(
-        range(PAGE, 3 * PAGE)
+        range(FILES_PER_PAGE, 3 * FILES_PER_PAGE)
     )
 
 
-def test_under_a_key_a_listing_tells_nothing_and_comes_back():
+def test_with_a_key_pages_are_encrypted_and_readable_again():
     rules = making.rules_of(pseudonyms=Pseudonyms(bytes(32)))
     source, buffer = Walk([SourceFile("JANE-DOE.dcm", "s", 1, patient="DOE^JANE")] * 3), io.BytesIO()
     write_listing(source, 3, rules, np.empty(0, np.uint64), HashingFile(buffer))

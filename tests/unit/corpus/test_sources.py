@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import scipy.io
 
-from mrcg.corpus.sources import listed, listing_table, open_source, survey
+from mrcg.corpus.sources import files_in_listing, listing_table, open_source, survey
 from mrcg.errors import SourceError
 
 
@@ -35,7 +35,7 @@ def test_folders_give_label_and_split(tmp_path):
     assert open_source(where).read(files[-1]) == b"d/3.png"
 
 
-def test_the_walk_is_in_the_order_of_the_keys(tmp_path):
+def test_the_walk_is_ordered_by_key(tmp_path):
     keys = ["a.png", "a/1", "a/b/2", "a-b/3", "b", "A/z", "a/b.x", "ab/1"]
     where = folder(tmp_path, *keys)
     assert [file.key for file in walked(where)] == sorted(keys)
@@ -48,7 +48,7 @@ def test_the_walk_is_in_the_order_of_the_keys(tmp_path):
     memory.rm("/walked", recursive=True)
 
 
-def test_links_are_followed_but_not_in_circles_and_pipes_are_no_files(tmp_path):
+def test_links_are_followed_without_cycles_and_pipes_are_skipped(tmp_path):
     where = folder(tmp_path / "src", "a/1.png")
     folder(tmp_path / "elsewhere", "2.png")
     os.symlink(tmp_path / "elsewhere", tmp_path / "src" / "b")
@@ -60,7 +60,7 @@ def test_links_are_followed_but_not_in_circles_and_pipes_are_no_files(tmp_path):
     ]  # fmt: skip
 
 
-def test_the_digest_follows_the_files(tmp_path):
+def test_the_digest_changes_with_the_files(tmp_path):
     where = folder(tmp_path, "a/1.png", "a/2.png")
     before = survey(open_source(where))
     assert survey(open_source(where)) == before
@@ -79,11 +79,11 @@ def test_no_such_source(tmp_path):
 
 
 def test_empty_source(tmp_path):
-    with pytest.raises(SourceError, match="holds no files; expected SRC/<class>/<image> or a manifest"):
+    with pytest.raises(SourceError, match="has no files; expected SRC/<class>/<image> or a manifest"):
         survey(open_source(str(tmp_path)))
 
 
-def test_folders_of_folds_and_of_a_validation_part(tmp_path):
+def test_fold_folders_give_folds_and_validation_folders_give_the_split(tmp_path):
     files = walked(folder(tmp_path, "fold2/a/1.png", "Fold_10/b/2.png", "val/a/3.png", "foldings/4.png"))
     assert [(f.label, f.split, f.fold) for f in files] == [
         ("b", None, 10), ("a", None, 2), ("foldings", None, None), ("a", "val", None),
@@ -104,7 +104,7 @@ def manifest(tmp_path, text, name="scans.csv"):
     return str(tmp_path / name)
 
 
-def test_a_manifest_says_what_files_are(tmp_path):
+def test_a_manifest_gives_the_metadata_of_files(tmp_path):
     folder(tmp_path / "x", "1.png")
     where = manifest(
         tmp_path,
@@ -119,7 +119,7 @@ def test_a_manifest_says_what_files_are(tmp_path):
     assert gone.size == -1
     assert open_source(where).read(two) == b"1.png"
     assert survey(open_source(where)).identifying
-    assert listed(listing_table([one, two])) == [one, two]
+    assert files_in_listing(listing_table([one, two])) == [one, two]
 
 
 def test_a_manifest_may_be_parquet(tmp_path):
@@ -133,14 +133,14 @@ def test_a_manifest_may_be_parquet(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file,label\n1.png,a\n", "no column path; a manifest has path and any of label, patient"),
-        ("path,fold\n1.png,first\n", "row 1: fold is not a whole number"),
-        ("path,acquired\n1.png,3.2.2021\n", "row 1: acquired is not a day like"),
+        ("file,label\n1.png,a\n", "has no column path; a manifest needs path and any of label, patient"),
+        ("path,fold\n1.png,first\n", "row 1: fold is not a whole number of at most 6 digits"),
+        ("path,acquired\n1.png,3.2.2021\n", "row 1: acquired is not a date like"),
         ("path,plane\n1.png,front\n", "row 1: plane is not one of axial, coronal, sagittal"),
         ("path,label\n1.png,a\n ,b\n", "row 2 has no path"),
     ],
 )
-def test_a_wrong_manifest_names_row_and_column(tmp_path, text, message):
+def test_errors_of_a_manifest_name_row_and_column(tmp_path, text, message):
     folder(tmp_path, "1.png")
     with pytest.raises(SourceError, match=message):
         walked(manifest(tmp_path, text))

@@ -26,7 +26,7 @@ def split(table, protocol, *more):
 
 
 @given(st.lists(st.integers(0, 30), min_size=40, max_size=120))
-def test_dedup_never_cuts_a_group(groups):
+def test_dedup_never_divides_a_group(groups):
     try:
         table = split(scans(len(groups), groups), "dedup")
     except SourceError:
@@ -39,7 +39,7 @@ def test_dedup_never_cuts_a_group(groups):
 
 
 @given(st.integers(60, 90), st.integers(1, 60), st.sampled_from(["paper", "dedup"]))
-def test_more_scans_never_move_the_old_ones(count, more, protocol):
+def test_new_scans_never_move_old_ones(count, more, protocol):
     before, after = split(scans(count), protocol), split(scans(count + more), protocol)
     assert after["split"].to_pylist()[:count] == before["split"].to_pylist()
     assert after["validation"].to_pylist()[:count] == before["validation"].to_pylist()
@@ -53,24 +53,24 @@ def test_fractions_are_about_right():
     assert not any(v and name != "train" for v, name in zip(validation, names, strict=True))
 
 
-def test_given_and_folds():
+def test_the_protocols_given_and_folds():
     table = split(scans(3, source_split=["Training", "test", None]), "given")
     assert table["split"].to_pylist() == ["train", "test", "none"]
     table = split(scans(3, fold=[0, 1, None]), "folds", "split.test_fold=1")
     assert table["split"].to_pylist() == ["train", "test", "none"]
 
 
-def test_unlabelled_scans_take_no_part():
+def test_unlabelled_scans_are_in_no_part():
     table = split(scans(60, label=[None] + ["a"] * 59), "paper")
     assert table["split"].to_pylist()[0] == "none"
 
 
-def test_a_protocol_without_what_it_needs():
+def test_an_empty_part_is_an_error():
     with pytest.raises(SourceError, match="protocol given: .* set another split.protocol"):
         split(scans(5), "given")
 
 
-def test_a_scan_that_joins_groups_of_different_parts_is_in_none():
+def test_a_scan_that_joins_groups_of_both_parts_is_in_neither():
     alone = split(scans(40), "dedup")["split"].to_pylist()
     one, other = alone.index("train"), alone.index("test")
     same = next(n for n in range(one + 1, 40) if alone[n] == "train")
@@ -79,13 +79,13 @@ def test_a_scan_that_joins_groups_of_different_parts_is_in_none():
     assert table["split"].to_pylist()[40:] == ["none", "train"]
 
 
-def test_without_labels_the_way_out_is_named():
+def test_without_labels_the_error_says_how_to_set_them():
     with pytest.raises(SourceError, match=r"no scan has a label: .* ingest.classes"):
         split(scans(5, label=[None] * 5), "paper")
 
 
 @given(st.lists(st.integers(0, 30), min_size=40, max_size=120))
-def test_what_is_held_out_is_whole_groups_of_the_training_part_that_do_not_validate(groups):
+def test_held_out_scans_are_whole_training_groups_outside_validation(groups):
     made = scans(len(groups), groups)
     try:
         table = split(made, "dedup", "split.held_out_fraction=0.4")
@@ -95,7 +95,7 @@ def test_what_is_held_out_is_whole_groups_of_the_training_part_that_do_not_valid
     for row, group in zip(table.to_pylist(), groups, strict=True):
         assert not row["held_out"] or (row["split"] == "train" and not row["validation"])
         assert of_group.setdefault(group, row["held_out"]) == row["held_out"]
-    # Nothing else moves by it.
+    # The other columns do not change.
     without = split(made, "dedup")
     assert not any(without["held_out"].to_pylist())
     assert table.drop_columns(["held_out"]).equals(without.drop_columns(["held_out"]))

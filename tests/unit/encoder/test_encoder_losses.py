@@ -20,7 +20,7 @@ def vectors(count, dim=4, seed=0):
     return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def apart(x, y):
+def squared_distance(x, y):
     return float(((x - y) ** 2).sum())
 
 
@@ -32,20 +32,22 @@ def mean_positive(losses):
 @given(st.integers(1, 8), st.floats(0.1, 10), st.integers(0, 99))
 def test_triplet_loss_equals_the_naive_one(count, margin, seed):
     a, p, n = vectors(count * 3, seed=seed).chunk(3)
-    naive = mean_positive(apart(x, y) - apart(x, z) + margin for x, y, z in zip(a, p, n, strict=True))
+    naive = mean_positive(
+        squared_distance(x, y) - squared_distance(x, z) + margin for x, y, z in zip(a, p, n, strict=True)
+    )
     assert float(triplet_loss(a, p, n, margin).mean()) == pytest.approx(naive)
 
 
 def naive_mined(x, labels, margin, mining):
-    everyone = range(len(labels))
+    images = range(len(labels))
     losses = []
-    for a in everyone:
-        near = [apart(x[a], x[p]) for p in everyone if p != a and labels[p] == labels[a]]
-        far = [apart(x[a], x[n]) for n in everyone if labels[n] != labels[a]]
+    for a in images:
+        positives = [squared_distance(x[a], x[p]) for p in images if p != a and labels[p] == labels[a]]
+        negatives = [squared_distance(x[a], x[n]) for n in images if labels[n] != labels[a]]
         if mining == "hard":
-            losses += [max(near) - min(far) + margin] if near and far else []
+            losses += [max(positives) - min(negatives) + margin] if positives and negatives else []
             continue
-        losses += [p - n + margin for p, n in itertools.product(near, far) if mining == "batch_all" or n > p]
+        losses += [p - n + margin for p, n in itertools.product(positives, negatives) if mining == "batch_all" or n > p]
     return mean_positive(losses)
 
 
@@ -58,7 +60,7 @@ def test_mined_triplets_equal_the_naive_ones(mining, labels, margin, seed):
 
 
 def naive_pair(x, y, same, margin):
-    distance = apart(x, y) ** 0.5
+    distance = squared_distance(x, y) ** 0.5
     return distance**2 if same else max(0.0, margin**0.5 - distance) ** 2
 
 
@@ -73,7 +75,7 @@ def test_contrastive_loss_equals_the_naive_one(labels, margin):
     assert int(loss.count) == len(pairs)
 
 
-def test_explicit_pairs_are_those_of_the_triplets():
+def test_explicit_pairs_come_from_the_triplets():
     a, p, n = vectors(12).chunk(3)
     pairs = [naive_pair(x, y, True, 9.0) for x, y in zip(a, p, strict=True)]
     pairs += [naive_pair(x, y, False, 9.0) for x, y in zip(a, n, strict=True)]
@@ -81,7 +83,7 @@ def test_explicit_pairs_are_those_of_the_triplets():
 
 
 @pytest.mark.parametrize("mining", ["batch_all", "semi_hard", "hard", "contrastive"])
-def test_anchors_of_several_workers_add_up_to_those_of_one(mining):
+def test_losses_of_several_workers_add_up_to_the_loss_of_one(mining):
     x, labels = vectors(9), torch.tensor([0, 1, 2, 0, 1, 2, 0, 0, 1])
 
     def loss(anchors):
@@ -90,15 +92,15 @@ def test_anchors_of_several_workers_add_up_to_those_of_one(mining):
         return mined_triplet_loss(x, labels, 5.0, mining, anchors)
 
     parts = [loss(slice(0, 4)), loss(slice(4, 9))]
-    whole = loss(slice(None))
-    assert float(sum(part.total for part in parts)) == pytest.approx(float(whole.total))
-    assert int(sum(part.count for part in parts)) == int(whole.count)
+    full = loss(slice(None))
+    assert float(sum(part.total for part in parts)) == pytest.approx(float(full.total))
+    assert int(sum(part.count for part in parts)) == int(full.count)
 
 
 def test_the_mean_over_workers_is_the_mean_over_all_terms():
     sums = [LossSum(torch.tensor(6.0), torch.tensor(2)), LossSum(torch.tensor(1.0), torch.tensor(5))]
     workers = [Worker(rank=rank, world=2, total=lambda _: torch.tensor(7.0)) for rank in range(2)]
-    means = [worker.mean(one) for worker, one in zip(workers, sums, strict=True)]
+    means = [worker.mean(loss) for worker, loss in zip(workers, sums, strict=True)]
     assert float(sum(means)) / 2 == pytest.approx(1.0)
     assert float(Worker().mean(LossSum(torch.tensor(0.0), torch.tensor(0)))) == 0
 
@@ -126,7 +128,7 @@ def test_gradients(loss):
 
 
 @pytest.mark.parametrize("mining", ["batch_all", "semi_hard", "hard"])
-def test_no_active_triplet_is_a_loss_of_zero_with_a_gradient(mining):
+def test_without_active_triplets_the_loss_is_zero_and_has_a_gradient(mining):
     x = torch.zeros(2, 3, requires_grad=True)
     loss = mined_triplet_loss(x, torch.tensor([0, 0]), 1.0, mining).mean()
     loss.backward()
@@ -135,7 +137,7 @@ def test_no_active_triplet_is_a_loss_of_zero_with_a_gradient(mining):
 
 
 @pytest.mark.parametrize("mining", ["batch_all", "semi_hard", "hard"])
-def test_an_embedding_that_is_no_number_is_not_hidden(mining):
+def test_a_nan_embedding_makes_the_loss_nan(mining):
     x = vectors(6)
     x[2] = torch.nan
     labels = torch.tensor([0, 0, 0, 1, 1, 1])

@@ -16,8 +16,8 @@ SPEC = EncoderSpec(
 )  # fmt: skip
 
 
-def settings(*more):
-    return load_config(None, ["encoder.embedding_dim=8", "encoder.input_size=32", *more]).encoder
+def settings(*overrides):
+    return load_config(None, ["encoder.embedding_dim=8", "encoder.input_size=32", *overrides]).encoder
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_the_papers_head_on_vgg16_with_frozen_convolutions():
 
 
 @pytest.mark.parametrize("freeze", [0, 2, 5, "none", "convolutions"])
-def test_stages_are_frozen_with_their_running_means(freeze):
+def test_modules_are_frozen_with_their_running_means(freeze):
     encoder = new_encoder(settings("encoder.backbone=resnet18", f"encoder.freeze={freeze}"), ("a", "b"), 1, None)
     count = {"none": 0, "convolutions": 8}.get(freeze, freeze)
     before = {k: v.clone() for k, v in encoder.trunk.state_dict().items()}
@@ -54,8 +54,8 @@ def test_stages_are_frozen_with_their_running_means(freeze):
     assert encoder.branches.training
 
 
-def test_more_stages_than_there_are_cannot_be_frozen():
-    with pytest.raises(SettingsError, match="encoder.freeze = 9: the trunk of resnet18 has 8 modules"):
+def test_freezing_more_modules_than_the_trunk_has_is_rejected():
+    with pytest.raises(SettingsError, match="encoder.freeze = 9: the trunk of resnet18 has 8 modules; lower it"):
         new_encoder(settings("encoder.backbone=resnet18", "encoder.freeze=9"), ("a", "b"), 1, None)
 
 
@@ -66,17 +66,17 @@ def test_memory_format_and_precision_change_little(change):
     other.load_state_dict(plain.state_dict())
     x = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
-        one, two = plain(x)[0], other(x)[0]
-    assert two.dtype == torch.float32
-    assert torch.allclose(one, two, atol=1e-4 if "channels_last" in change else 0.1)
+        expected, embeddings = plain(x)[0], other(x)[0]
+    assert embeddings.dtype == torch.float32
+    assert torch.allclose(expected, embeddings, atol=1e-4 if "channels_last" in change else 0.1)
 
 
 def test_unknown_backbone():
-    with pytest.raises(SettingsError, match=r"encoder.backbone = vgg61: torchvision has no model"):
+    with pytest.raises(SettingsError, match=r"encoder.backbone = vgg61: torchvision has no model of this name"):
         Encoder(SPEC.model_copy(update={"backbone": "vgg61"}))
 
 
-def test_pretrained_weights_arrive_in_the_trunk():
+def test_pretrained_weights_are_loaded_into_the_trunk():
     source = torchvision.models.resnet18(weights=None)
     encoder = Encoder(SPEC)
     load_pretrained(encoder, {k: v for k, v in source.state_dict().items() if not k.startswith("fc.")})
@@ -84,16 +84,18 @@ def test_pretrained_weights_arrive_in_the_trunk():
 
 
 @pytest.mark.parametrize("other", ["mobilenet_v2", "resnet34", "resnet50"])
-def test_weights_of_another_architecture_name_the_first_mismatch(other):
+def test_weights_of_another_architecture_are_rejected_with_the_first_mismatch(other):
     state = torchvision.models.get_model(other, weights=None).state_dict()
-    with pytest.raises(WeightsError, match=r"weights .*(resnet18 has not|resnet18 wants)"):
+    with pytest.raises(
+        WeightsError, match=r"weights .*(resnet18 does not have|resnet18 expects).*: set encoder.backbone"
+    ):
         load_pretrained(Encoder(SPEC), state)
 
 
 def test_incomplete_weights_name_what_is_missing():
     state = torchvision.models.resnet18(weights=None).state_dict()
     del state["layer1.0.conv1.weight"]
-    with pytest.raises(WeightsError, match=r"weights lack layer1.0.conv1.weight"):
+    with pytest.raises(WeightsError, match=r"weights lack layer1.0.conv1.weight of resnet18: set encoder.backbone"):
         load_pretrained(Encoder(SPEC), state)
 
 
@@ -101,9 +103,9 @@ def test_weights_are_resolved_by_content(tmp_path):
     data = safetensors.torch.save({"x": torch.ones(2)})
     for name in ("a.safetensors", "b.safetensors"):
         (tmp_path / name).write_bytes(data)
-    one, two = (resolve_weights(settings(f"encoder.weights={tmp_path / name}.safetensors")) for name in ("a", "b"))
-    assert one.digest == two.digest
-    assert one.to_safetensors() == data
+    first, second = (resolve_weights(settings(f"encoder.weights={tmp_path / name}.safetensors")) for name in ("a", "b"))
+    assert first.digest == second.digest
+    assert first.to_safetensors() == data
     assert resolve_weights(settings("encoder.weights=none")).to_safetensors() is None
 
 
@@ -115,7 +117,7 @@ def test_weights_are_resolved_by_content(tmp_path):
         ("http://127.0.0.1:9/w.safetensors", "cannot be fetched .*: set encoder.weights to none or to"),
     ],
 )
-def test_weights_that_cannot_be_had(weights, message, tmp_path, monkeypatch):
+def test_unavailable_weights_are_rejected(weights, message, tmp_path, monkeypatch):
     monkeypatch.setenv("MRCG_CACHE", str(tmp_path))
     with pytest.raises(WeightsError, match=message):
         resolve_weights(settings(f"encoder.weights={weights}"))
@@ -126,6 +128,6 @@ def test_input_is_normalised_as_imagenet():
     assert torch.allclose(x[0, :, 0, 0], torch.tensor([(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225]))
 
 
-def test_a_fingerprint_names_architecture_and_weights():
+def test_a_fingerprint_depends_on_architecture_and_weights():
     wider = SPEC.model_copy(update={"embedding_dim": 9})
     assert len({fingerprint(SPEC, b"a"), fingerprint(SPEC, b"b"), fingerprint(wider, b"a")}) == 3

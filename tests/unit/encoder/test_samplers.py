@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from mrcg.encoder.augmentation import augment
 from mrcg.encoder.samplers import class_balanced_batches, learning_rate, triplet_batches
-from mrcg.training.batches import own_share, shuffled_batches
+from mrcg.training.batches import shuffled_batches, worker_share
 
 
 @given(st.integers(0, 80), st.integers(2, 16), st.integers(0, 5))
@@ -16,7 +16,7 @@ def test_every_image_is_in_one_batch(count, size, epoch):
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(2, 16))
-def test_triplets_are_valid_and_every_possible_anchor_is_one(labels, size):
+def test_triplets_are_valid_and_every_possible_anchor_is_used(labels, size):
     y = np.array(labels)
     batches = triplet_batches(y, size, 1, 0)
     anchors = []
@@ -31,29 +31,29 @@ def test_triplets_are_valid_and_every_possible_anchor_is_one(labels, size):
 
 
 @given(st.integers(1, 60), st.integers(2, 16), st.integers(1, 4), st.integers(1, 2))
-def test_workers_share_every_batch_and_take_equally_many_steps(count, size, world, least):
+def test_workers_share_every_batch_and_take_the_same_number_of_steps(count, size, world, min_rows):
     batches = shuffled_batches(count, size, 1, 0)
-    shares = [own_share(batches, rank, world, least) for rank in range(world)]
+    shares = [worker_share(batches, rank, world, min_rows) for rank in range(world)]
     assert len({len(share) for share in shares}) == 1
     for parts in zip(*shares, strict=True):
-        assert world == 1 or min(map(len, parts)) >= least
+        assert world == 1 or min(map(len, parts)) >= min_rows
         assert len({i for part in parts for i in part.tolist()}) == sum(map(len, parts))
     taken = sum(len(part) for share in shares for part in share)
-    assert taken == sum(len(b) for b in batches if world == 1 or len(b) >= least * world)
+    assert taken == sum(len(b) for b in batches if world == 1 or len(b) >= min_rows * world)
 
 
 @given(st.lists(st.integers(0, 4), min_size=2, max_size=60), st.integers(2, 24), st.integers(2, 6), st.integers(0, 3))
-def test_balanced_batches_have_equally_many_of_some_classes(labels, size, per_class, epoch):
+def test_balanced_batches_have_equally_many_images_of_each_class(labels, size, per_class, epoch):
     y = np.array(labels)
     sizes = {c: int((y == c).sum()) for c in set(labels)}
     for batch in class_balanced_batches(y, size, per_class, 1, epoch):
         assert len(set(batch.tolist())) == len(batch)
-        here = {int(c): int((y[batch] == c).sum()) for c in np.unique(y[batch])}
-        assert len(here) == min(len(sizes), max(2, size // per_class))
-        assert all(count == min(per_class, sizes[c]) for c, count in here.items())
+        counts = {int(c): int((y[batch] == c).sum()) for c in np.unique(y[batch])}
+        assert len(counts) == min(len(sizes), max(2, size // per_class))
+        assert all(count == min(per_class, sizes[c]) for c, count in counts.items())
 
 
-def test_balanced_batches_come_to_every_image_of_a_class_before_any_comes_twice_more():
+def test_balanced_batches_use_all_images_of_a_class_equally_often():
     y = np.repeat([0, 1, 2], [30, 7, 12])
     seen = np.bincount(np.concatenate(class_balanced_batches(y, 12, 4, 1, 0)), minlength=len(y))
     for c in range(3):
@@ -62,30 +62,30 @@ def test_balanced_batches_come_to_every_image_of_a_class_before_any_comes_twice_
 
 def test_epochs_differ_and_repeat():
     y = np.array([0, 1] * 20)
-    one, again, next_epoch = (np.concatenate(triplet_batches(y, 8, 1, epoch)) for epoch in (0, 0, 1))
-    assert (one == again).all()
-    assert not (one == next_epoch).all()
+    first, again, next_epoch = (np.concatenate(triplet_batches(y, 8, 1, epoch)) for epoch in (0, 0, 1))
+    assert (first == again).all()
+    assert not (first == next_epoch).all()
 
 
-def test_the_cosine_starts_rises_and_ends_near_zero():
+def test_the_cosine_schedule_warms_up_and_ends_near_zero():
     rates = [learning_rate("cosine", 1.0, step, 100) for step in range(100)]
     assert rates[0] < rates[4] == max(rates) == 1.0
     assert rates[-1] < 0.01
     assert learning_rate("constant", 0.5, 99, 100) == 0.5
 
 
-def test_augmentation_is_seeded_small_and_differs_by_image():
+def test_augmentation_is_seeded_and_small_and_differs_between_images():
     grey = torch.zeros(6, 32, 32, dtype=torch.uint8)
     grey[:, 8:24, 8:24] = 200
 
-    def made(seed):
+    def augmented(seed):
         return augment(grey, seed)
 
     before = torch.random.get_rng_state()
-    assert torch.equal(made(1), made(1))
+    assert torch.equal(augmented(1), augmented(1))
     assert torch.equal(before, torch.random.get_rng_state())
-    assert not torch.equal(made(1), made(2))
-    assert not torch.equal(made(1)[0], made(1)[1])
-    assert made(1).min() >= 0
-    assert made(1).max() <= 1
-    assert abs(float(made(1).mean()) - float(grey.float().mean()) / 255) < 0.1
+    assert not torch.equal(augmented(1), augmented(2))
+    assert not torch.equal(augmented(1)[0], augmented(1)[1])
+    assert augmented(1).min() >= 0
+    assert augmented(1).max() <= 1
+    assert abs(float(augmented(1).mean()) - float(grey.float().mean()) / 255) < 0.1

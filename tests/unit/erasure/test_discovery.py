@@ -62,16 +62,16 @@ def naively_tainted(manifests, key, roots):
 @given(lines())
 def test_what_was_made_from_somebody_is_tainted_and_nothing_else(drawn):
     manifests, roots = drawn
-    found = discovery.tainted(manifests, roots)
+    found = discovery.affected_versions(manifests, roots)
     assert found == {key for key in manifests if naively_tainted(manifests, key, roots)}
 
 
 @given(lines())
 def test_models_taint_nothing_and_are_not_tainted(drawn):
     manifests, roots = drawn
-    assert not {key for key in discovery.tainted(manifests, roots) if key[0] in discovery.MODELS}
+    assert not {key for key in discovery.affected_versions(manifests, roots) if key[0] in discovery.MODELS}
     models = [key for key in manifests if key[0] in discovery.MODELS]
-    assert discovery.tainted(manifests, models) == set(models), "as roots they would be alone"
+    assert discovery.affected_versions(manifests, models) == set(models), "as roots they would be alone"
 
 
 @given(lines())
@@ -89,12 +89,14 @@ def test_a_line_that_was_purged_is_clean(drawn):
         one = made(kind, 99, inputs, purge=kind == "indexes")
         manifests[kind, one.version] = one
         purged[kind] = one.version
-    found = discovery.tainted(manifests, roots)
+    found = discovery.affected_versions(manifests, roots)
     assert not found.intersection(purged.items())
 
 
 def test_damaged_versions_taint_nothing_that_is_known():
-    assert discovery.tainted({("corpus", "a"): None, ("splits", "b"): None}, [("corpus", "a")]) == {("corpus", "a")}
+    assert discovery.affected_versions({("corpus", "a"): None, ("splits", "b"): None}, [("corpus", "a")]) == {
+        ("corpus", "a")
+    }
 
 
 def test_every_kind_is_pixels_tables_or_a_model():
@@ -142,17 +144,17 @@ def model_of(line, splits, name="a"):
 
 def learned(store):
     located = discovery.locate(store, "image_id", MINE)
-    return set(discovery.learned_from(store, all_manifests(store), located))
+    return set(discovery.models_trained_on(store, all_manifests(store), located))
 
 
 def test_who_is_where_and_who_is_not(store, line):
     (where,) = discovery.locate(store, "patient", [SCANS[0].patient])
     assert where.corpus == line.corpus
-    assert where.mine["image_id"].to_pylist() == MINE
+    assert where.matching["image_id"].to_pylist() == MINE
     assert where.others.num_rows == 36
     assert discovery.locate(store, "patient", ["nobody"]) == []
     (nobody,) = discovery.each_corpus(store, "patient", ["nobody"])
-    assert (nobody.mine.num_rows, nobody.others.num_rows) == (0, 40)
+    assert (nobody.matching.num_rows, nobody.others.num_rows) == (0, 40)
 
 
 def test_models_that_learned_from_somebody_are_named_and_no_others(store, line):
@@ -188,7 +190,7 @@ def test_splits_that_an_erasure_made_in_their_place_tell_it_too(store, line, dra
     published(store, "reports", {}, inputs, {})
     store.remove(f"splits/{splits}")
     assert learned(store) == (models if drawn in MINE else set())
-    nobody = discovery.learned_from(store, all_manifests(store), [])
+    nobody = discovery.models_trained_on(store, all_manifests(store), [])
     assert set(nobody) == models, "who has no scan any more may have been learned from"
 
 
@@ -196,10 +198,10 @@ def test_vectors_are_known_by_their_hashes_but_not_those_that_others_share(store
     vectors = VECTORS.copy()
     vectors[20] = vectors[1]  # somebody else's, the very same
     Line.of(store, SCANS, vectors)
-    found = discovery.vectors_of(store, all_manifests(store), set(MINE))
+    found = discovery.vector_hashes(store, all_manifests(store), set(MINE))
     assert len(found) == 3
     assert all(len(one) == 32 for one in found)
-    assert discovery.vectors_of(store, all_manifests(store), set()) == set()
+    assert discovery.vector_hashes(store, all_manifests(store), set()) == set()
 
 
 # What is left -----------------------------------------------------------------------------------------------------
@@ -208,7 +210,7 @@ def test_vectors_are_known_by_their_hashes_but_not_those_that_others_share(store
 def asked(store):
     """Hashes of what names the first patient, and of their vectors."""
     names = [entry_of(one) for one in (*MINE, SCANS[0].patient)]
-    return names, sorted(discovery.vectors_of(store, all_manifests(store), set(MINE)))
+    return names, sorted(discovery.vector_hashes(store, all_manifests(store), set(MINE)))
 
 
 def test_names_and_vectors_are_found_in_every_kind_of_file(store, line):
@@ -218,7 +220,7 @@ def test_names_and_vectors_are_found_in_every_kind_of_file(store, line):
     published(
         store, "reports", {}, {"corpus": line.corpus}, {"a.html": page, "b.md": page, "c.txt": page, "d.json": page}
     )
-    assert sorted(discovery.traces(store, names, vectors)) == sorted(
+    assert sorted(discovery.find_traces(store, names, vectors)) == sorted(
         [
             *(store.artefact("corpus", line.corpus).relative(name) for name in ["scans/00000.parquet"]),
             *(
@@ -235,13 +237,13 @@ def test_names_and_vectors_are_found_in_every_kind_of_file(store, line):
             ),
         ]
     )
-    assert discovery.traces(store, [entry_of("nobody")], [digest("none", 32)]) == []
+    assert discovery.find_traces(store, [entry_of("nobody")], [digest("none", 32)]) == []
 
 
 def test_a_vector_without_a_name_is_found(store, line):
     version, _ = line.index(SMALL)
     _, vectors = asked(store)
-    assert discovery.traces(store, [], vectors) == [
+    assert discovery.find_traces(store, [], vectors) == [
         store.artefact("embeddings", line.embeddings).relative("embeddings/g000-00000-00.arrow"),
         store.artefact("indexes", version).relative("parts/00000-000-00.vectors.f16"),
     ]
@@ -253,25 +255,27 @@ def test_an_id_in_a_list_is_found(store, line):
     rows[0]["joins"] = ["a" * 32, MINE[0]]
     files = {"scans/00000.parquet": schemas.to_parquet(pa.Table.from_pylist(rows, schemas.SCANS))}
     version = published(store, "corpus", {"listing": "joined"}, {}, files)
-    found = discovery.traces(store, [entry_of(MINE[0])], [])
+    found = discovery.find_traces(store, [entry_of(MINE[0])], [])
     assert store.artefact("corpus", version).relative("scans/00000.parquet") in found
 
 
 def test_a_damaged_version_is_not_passed_over(store, line):
     store.write_bytes(f"embeddings/{line.embeddings}/manifest.json", b"{}")
-    with pytest.raises(IntegrityError, match=f"embeddings/{line.embeddings} is damaged: `mrcg verify` says how"):
-        discovery.traces(store, [], [])
+    with pytest.raises(
+        IntegrityError, match=f"embeddings/{line.embeddings} is damaged: `mrcg verify` shows the problem"
+    ):
+        discovery.find_traces(store, [], [])
 
 
 def test_an_index_that_holds_more_than_is_listed_has_residue(store, line):
     first, _ = line.index(SMALL)
-    assert discovery.with_residue(store, all_manifests(store)) == []
+    assert discovery.with_unlisted_rows(store, all_manifests(store)) == []
     left = Line.of(store, SCANS[4:], VECTORS[4:])
     second, _ = left.index(SMALL, base=first)
-    assert discovery.with_residue(store, all_manifests(store)) == [("indexes", second)]
+    assert discovery.with_unlisted_rows(store, all_manifests(store)) == [("indexes", second)]
     purged, _ = left.index(SMALL, base=second, purge=True)
-    assert discovery.with_residue(store, all_manifests(store)) == [("indexes", second)]
+    assert discovery.with_unlisted_rows(store, all_manifests(store)) == [("indexes", second)]
     _, vectors = asked(store)
-    found = discovery.traces(store, [], vectors)
+    found = discovery.find_traces(store, [], vectors)
     assert not [one for one in found if purged in one]
     assert [one for one in found if second in one or first in one]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests import erasing, making
 
 from mrcg.corpus.listing import file_digests, known_files
-from mrcg.corpus.reader import Corpus, pixels_writer, read_quarantine, rows_in, without_rows
+from mrcg.corpus.reader import Corpus, keep_rows, pixels_writer, read_quarantine, rows_in
 from mrcg.corpus.sources import open_source, survey
 from mrcg.erasure.purge import purge_corpus
 from mrcg.errors import NotFoundError
@@ -51,7 +51,7 @@ def pixels_of(sizes, group):
 def test_rows_that_are_left_are_as_they_were(sizes, group, data):
     whole, images = pixels_of(sizes, group)
     kept = sorted(data.draw(st.sets(st.integers(0, len(sizes) - 1), min_size=1)))
-    written = without_rows(whole, kept)
+    written = keep_rows(whole, kept)
     parquet = pq.ParquetFile(pa.BufferReader(written))
     rows = parquet.read().to_pylist()
     assert [row["image_id"] for row in rows] == [f"{number:032x}" for number in kept]
@@ -62,12 +62,12 @@ def test_rows_that_are_left_are_as_they_were(sizes, group, data):
     sizes_of_groups = [parquet.metadata.row_group(n).num_rows for n in range(parquet.num_row_groups)]
     assert max(sizes_of_groups) <= group, "one image is still read with a few others"
     assert 0 not in sizes_of_groups
-    assert without_rows(whole, kept) == written, "the same rows give the same bytes"
+    assert keep_rows(whole, kept) == written, "the same rows give the same bytes"
 
 
 def test_nothing_of_a_row_that_went_is_in_the_file():
     whole, images = pixels_of([(16, 16)] * 12, 4)
-    written = without_rows(whole, [0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11])
+    written = keep_rows(whole, [0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11])
     assert f"{4:032x}".encode() in whole, "statistics name the first of each group"
     assert f"{4:032x}".encode() not in written
     values = b"".join(pq.read_table(pa.BufferReader(written))["pixels"].to_pylist())
@@ -235,5 +235,7 @@ def test_whoever_opened_the_old_corpus_is_told_to_open_the_new_one(store, corpus
     ident = corpus.scans["image_id"][9].as_py()
     assert corpus.image(ident).shape == (128, 128)
     store.remove(corpus.artefact.manifest.folder)
-    with pytest.raises(NotFoundError, match=f"the pixels of {ident} went with an old release: serve the current one"):
+    with pytest.raises(
+        NotFoundError, match=f"the pixels of {ident} were deleted with an old release; serve the current release"
+    ):
         corpus.image(ident)

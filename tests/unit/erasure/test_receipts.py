@@ -12,7 +12,7 @@ from tests.galleries import published
 
 from mrcg.corpus.ingestion import is_suppressed
 from mrcg.corpus.reader import read_quarantine, read_scans
-from mrcg.erasure.discovery import traces
+from mrcg.erasure.discovery import find_traces
 from mrcg.erasure.records import (
     RECEIPTS,
     RECORDS,
@@ -20,7 +20,7 @@ from mrcg.erasure.records import (
     check_receipt,
     plan_erasure,
     read_receipt,
-    versions_back,
+    reappeared_versions,
 )
 from mrcg.errors import IntegrityError, NotFoundError, StoreError, UsageError
 from mrcg.imaging.samples import SampleFormat, write_samples
@@ -255,12 +255,12 @@ def test_while_a_job_reads_what_has_to_go_she_is_forbidden_and_not_erased(made):
     inputs = {"corpus": versions["corpus"], "encoders": versions["encoders"]}
     with begin(store, "embeddings", "0" * 12, inputs):
         with pytest.raises(
-            StoreError, match=f"a job is at work on corpus/{versions['corpus']}, which has to go: let it"
+            StoreError, match=f"a running job uses corpus/{versions['corpus']}, which must be deleted: wait for it"
         ):
             eraser(store).erase(JANES)
         assert store.has("corpus", versions["corpus"])
         stones = Tombstones(store)
-        stones.look()
+        stones.refresh()
         assert len(stones.entries) == 4
         assert suppressed(store) == {token(KEY, PATIENT, pseudonym(JANE))}
     shutil.rmtree(Path(store.root) / "embeddings" / "_attempts")
@@ -380,7 +380,7 @@ def test_a_single_file_that_is_restored_is_seen_and_erased_again(erased):
     assert not verdict.holds
     assert verdict.versions_back == (f"indexes/{path.relative_to(backup).parts[1]}",)
     eraser(store).erase(JANES)
-    assert versions_back(store, signed.receipt.removed_versions) == []
+    assert reappeared_versions(store, signed.receipt.removed_versions) == []
     assert not (Path(store.root) / path.relative_to(backup)).exists()
 
 
@@ -405,12 +405,12 @@ def test_scans_of_hers_from_a_job_that_had_begun_before_are_seen_and_erased(eras
 def test_what_is_left_is_named_and_keeps_the_receipt_from_being_signed(made, monkeypatch):
     store, _ = made
     monkeypatch.setattr("mrcg_jobs.erasure.remove_versions", lambda *_: None)
-    with pytest.raises(IntegrityError, match="still hold them: run the same command again"):
+    with pytest.raises(IntegrityError, match="erased data is still in .* more files: run the same command again"):
         eraser(store).erase(JANES)
     monkeypatch.undo()
     assert not store.listdir(RECEIPTS)
     assert len(store.listdir(RECORDS)) == 1
     record = plan_erasure(store, JANES, KEY)
-    assert traces(store, record.names, record.vectors)
+    assert find_traces(store, record.names, record.vectors)
     assert checked(store, eraser(store).erase(JANES)).holds
     assert read_quarantine(store.artefact("corpus", store.versions("corpus")[0])).num_rows == 0

@@ -1,4 +1,4 @@
-"""Everything that a report is made from, by library calls; scores are told by the test and not by a model."""
+"""The inputs of a report, made by library calls; scores come from a stub, not from a model."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ def make_inputs(
     def put(kind, files, counts=None):
         return store.artefact(kind, publish(store, steps[kind], files, counts).version)
 
-    made = {"corpus": store.artefact("corpus", publish_corpus(store, steps["corpus"], scans, config).version)}
-    corpus = Corpus(made["corpus"])
+    inputs = {"corpus": store.artefact("corpus", publish_corpus(store, steps["corpus"], scans, config).version)}
+    corpus = Corpus(inputs["corpus"])
     table = make_splits(corpus.scans, config.split, config.seed)
-    made["splits"] = put("splits", {SPLITS: schemas.to_parquet(table)}, {"protocol": config.split.protocol})
+    inputs["splits"] = put("splits", {SPLITS: schemas.to_parquet(table)}, {"protocol": config.split.protocol})
     epochs = [{"epoch": e, "loss": 1 / (1 + e), "triplet": 0.1, "validation_map": 1 - 0.5 / (1 + e)} for e in range(6)]
     history = {"history.json": json.dumps({"best_epoch": 4, "epochs": epochs}).encode()}
-    made["encoders"] = put("encoders", history)
+    inputs["encoders"] = put("encoders", history)
     vectors = embeddings_around_classes(corpus, noise)
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), DIM)
     rows = pa.table({"image_id": corpus.scans["image_id"], "embedding": column}, schema=schemas.embeddings(DIM))
-    made["embeddings"] = put("embeddings", {"embeddings/00000.arrow": schemas.to_ipc(rows)}, {"fingerprint": "ab"})
+    inputs["embeddings"] = put("embeddings", {"embeddings/00000.arrow": schemas.to_ipc(rows)}, {"fingerprint": "ab"})
     split, index = (
-        Split(made["splits"]),
+        Split(inputs["splits"]),
         index_of(vectors, corpus.scans["image_id"].to_pylist(), corpus.labels, corpus.groups, 2),
     )
     put("indexes", {"index.json": b"{}"})
@@ -60,9 +60,9 @@ def make_inputs(
         queries = np.flatnonzero(which if part in parts else which & False)
         near = neighbour_lists(index, queries, lookups.gallery, config.graph.neighbours, part != "test")
         tables.append(graph_table(queries, part, near, codes_of(corpus.labels)))
-    made["graphs"] = put("graphs", {"graphs/00000.parquet": schemas.to_parquet(pa.concat_tables(tables))})
-    made["rerankers"] = put("rerankers", history)
-    return made
+    inputs["graphs"] = put("graphs", {"graphs/00000.parquet": schemas.to_parquet(pa.concat_tables(tables))})
+    inputs["rerankers"] = put("rerankers", history)
+    return inputs
 
 
 def embeddings_around_classes(corpus: Corpus, noise: float) -> np.ndarray:
@@ -73,11 +73,11 @@ def embeddings_around_classes(corpus: Corpus, noise: float) -> np.ndarray:
 
 
 def score_by_distance(reranker, graphs, vectors_nd, batch_size, device):
-    """In the place of a model: near is likely right, with some noise, too sure of itself."""
+    """Stub for a model: near hits get high scores, with noise; the scores are overconfident."""
     distances = np.where(graphs.neighbours_qn >= 0, graphs.distances_qn, 0.0)
     noise = np.random.default_rng(2).normal(size=distances.shape)
-    middle = np.median(distances) if distances.size else 0.0
-    logits = 0.3 * (middle - distances) + noise + 3.0 * (graphs.relevant_qn - 0.5)
+    median = np.median(distances) if distances.size else 0.0
+    logits = 0.3 * (median - distances) + noise + 3.0 * (graphs.relevant_qn - 0.5)
     scores = 1 / (1 + np.exp(-2.0 * logits))
     return np.where(graphs.neighbours_qn >= 0, scores, -1.0).astype(np.float32)
 
@@ -87,22 +87,22 @@ def scored_by_distance(monkeypatch):
     """``evaluate`` without a reranker."""
     stub = SimpleNamespace(reranker=None, device="cpu")
 
-    def opened(artefact, *, encoder_fingerprint):
-        assert encoder_fingerprint == "ab", "the embeddings say which encoder made them"
+    def open_stub(artefact, *, encoder_fingerprint):
+        assert encoder_fingerprint == "ab", "the fingerprint comes from the embeddings"
         return stub
 
-    monkeypatch.setattr("mrcg.evaluation.evaluate.Scorer.open", opened)
+    monkeypatch.setattr("mrcg.evaluation.evaluate.Scorer.open", open_stub)
     monkeypatch.setattr("mrcg.evaluation.evaluate.score_graphs", score_by_distance)
 
 
 @pytest.fixture(scope="session")
 def inputs(scans, tmp_path_factory):
-    """What a report on 96 phantoms is made from, protocol ``paper``."""
+    """The inputs of a report on 96 phantoms, protocol ``paper``."""
     return make_inputs(Store(str(tmp_path_factory.mktemp("measured") / "store")), scans, tiny_config())
 
 
 @pytest.fixture(scope="session")
 def dedup_inputs(scans, tmp_path_factory):
-    """The same under protocol ``dedup``, without validation graphs."""
+    """The same inputs under protocol ``dedup``, without validation graphs."""
     store = Store(str(tmp_path_factory.mktemp("dedup") / "store"))
     return make_inputs(store, scans, tiny_config("split.protocol=dedup"), parts=("train", "test"))

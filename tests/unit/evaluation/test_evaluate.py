@@ -19,13 +19,13 @@ def settings(*more):
     return tiny_config("evaluate.bootstrap=200", "evaluate.map_images=40", *more).evaluate
 
 
-def measured(inputs, encoder=False):
-    given = {kind: one for kind, one in inputs.items() if kind != "encoders"}
-    return evaluate(given, settings(), FACTS, inputs["encoders"] if encoder else None)
+def run_evaluate(inputs, encoder=False):
+    artefacts = {kind: artefact for kind, artefact in inputs.items() if kind != "encoders"}
+    return evaluate(artefacts, settings(), FACTS, inputs["encoders"] if encoder else None)
 
 
-def test_a_report_has_all_it_promises(inputs):
-    files = measured(inputs, encoder=True)
+def test_report_has_all_files_and_figures(inputs):
+    files = run_evaluate(inputs, encoder=True)
     assert set(files) == {REPORT, TABLES, PICTURE, PAGE, QUERIES}
     report = Report.model_validate_json(files[REPORT])
     test = read_graphs(inputs["graphs"], "test")
@@ -41,7 +41,7 @@ def test_a_report_has_all_it_promises(inputs):
     right = sum(labels[q] == labels[hit] for q, hit in zip(test.queries, test.neighbours_qn[:, 0], strict=True))
     place = report.confusion.found.index
     assert sum(row[place(c)] for c, row in zip(report.confusion.classes, report.confusion.ann, strict=True)) == right
-    assert sum(one.count for one in report.calibration.raw.bins) == (test.neighbours_qn >= 0).sum()
+    assert sum(score_bin.count for score_bin in report.calibration.raw.bins) == (test.neighbours_qn >= 0).sum()
     assert report.calibration.map.temperature > 1
     assert report.calibration.calibrated.expected_error < report.calibration.raw.expected_error
     validation = read_graphs(inputs["graphs"], "validation")
@@ -57,11 +57,11 @@ def test_a_report_has_all_it_promises(inputs):
 
 
 def test_equal_inputs_give_equal_files(inputs):
-    assert measured(inputs) == measured(inputs)
+    assert run_evaluate(inputs) == run_evaluate(inputs)
 
 
 def test_dedup_without_a_validation_part(dedup_inputs):
-    files = measured(dedup_inputs)
+    files = run_evaluate(dedup_inputs)
     report = Report.model_validate_json(files[REPORT])
     assert (report.protocol, report.leaking_queries, report.masked_hits) == ("dedup", 0, 0)
     assert report.calibration.map is None
@@ -72,22 +72,22 @@ def test_dedup_without_a_validation_part(dedup_inputs):
     assert "no query is flagged" in files[PAGE].decode()
 
 
-def test_dedup_leaves_out_hits_of_the_querys_own_patient(dedup_inputs, monkeypatch):
-    """The first two hits of the first query become scans of its patient."""
-    before = Report.model_validate_json(measured(dedup_inputs)[REPORT])
+def test_dedup_masks_hits_of_the_querys_own_patient(dedup_inputs, monkeypatch):
+    """The first two hits of the first query get the patient of the query."""
+    before = Report.model_validate_json(run_evaluate(dedup_inputs)[REPORT])
     test = read_graphs(dedup_inputs["graphs"], "test")
     own = [int(test.queries[0]), *test.neighbours_qn[0, :2].tolist()]
 
     def with_patient(artefact):
-        scans = real(artefact)
+        scans = read_scans(artefact)
         names = ["p" if row in own else None for row in range(scans.num_rows)]
         return scans.set_column(scans.schema.get_field_index("patient"), "patient", [names])
 
     from mrcg.corpus import reader
 
-    real = reader.read_scans
+    read_scans = reader.read_scans
     monkeypatch.setattr(reader, "read_scans", with_patient)
-    after = Report.model_validate_json(measured(dedup_inputs)[REPORT])
+    after = Report.model_validate_json(run_evaluate(dedup_inputs)[REPORT])
     assert after.masked_hits == 2
     assert after.leakage.same_patient == 1
     assert sum(b.count for b in after.calibration.raw.bins) == sum(b.count for b in before.calibration.raw.bins) - 2

@@ -2,10 +2,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrcg.evaluation.masking import Owners, reachable, shared_with, without_own
+from mrcg.evaluation.masking import ScanAttributes, count_shared, mask_own_hits, reachable
 from mrcg.reranker.graph_table import GraphTable
 
-OWNERS = Owners(
+SCANS = ScanAttributes(
     labels=["a", "a", "a", "b", "a"],
     groups=["g0", "g0", "g2", "g3", "g4"],
     patients=["p", None, "p", None, "q"],
@@ -19,29 +19,29 @@ def table(queries, rows):
     )
 
 
-def test_own_group_and_own_patient_leave_and_the_rest_moves_up():
-    masked, count = without_own(table([0], [[1, 3, 2, 4, -1]]), OWNERS)
+def test_hits_of_own_group_and_patient_are_removed_and_the_rest_moves_up():
+    masked, count = mask_own_hits(table([0], [[1, 3, 2, 4, -1]]), SCANS)
     assert masked.neighbours_qn.tolist() == [[3, 4, -1, -1, -1]]
     assert masked.relevant_qn.tolist() == [[True, True, False, False, False]]
     assert masked.distances_qn.tolist() == [[1.0, 3.0, np.inf, np.inf, np.inf]]
     assert count == 2
 
 
-def test_an_unknown_patient_is_nobodys_own():
-    masked, count = without_own(table([3], [[1, 0, -1]]), OWNERS)
+def test_unknown_patients_are_not_the_same_patient():
+    masked, count = mask_own_hits(table([3], [[1, 0, -1]]), SCANS)
     assert masked.neighbours_qn.tolist() == [[1, 0, -1]]
     assert count == 0
 
 
-scans = st.lists(
+scan_rows = st.lists(
     st.tuples(st.sampled_from(["a", "b"]), st.sampled_from("xyz"), st.sampled_from(["p", "q", None]), st.booleans()),
     min_size=1, max_size=15,
 )  # fmt: skip
 
 
-@given(scans, st.booleans())
+@given(scan_rows, st.booleans())
 def test_reachable_equals_the_naive_count(rows, mask_own):
-    owners = Owners([r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows])
+    scans = ScanAttributes([r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows])
     gallery = np.array([r[3] for r in rows])
     expected = []
     for label, group, patient, _ in rows:
@@ -52,22 +52,22 @@ def test_reachable_equals_the_naive_count(rows, mask_own):
                 for ok, other, o in zip(gallery, rows, own, strict=True)
             )
         )
-    assert reachable(np.arange(len(rows)), gallery, owners, mask_own).tolist() == expected
+    assert reachable(np.arange(len(rows)), gallery, scans, mask_own).tolist() == expected
 
 
-@given(scans)
+@given(scan_rows)
 def test_masked_lists_hold_no_own_scan_and_keep_the_order_of_the_others(rows):
-    owners = Owners([r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows])
+    scans = ScanAttributes([r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows])
     lists = table(range(len(rows)), [list(range(len(rows)))] * len(rows))
-    masked, count = without_own(lists, owners)
+    masked, count = mask_own_hits(lists, scans)
     for q, (_, group, patient, _) in enumerate(rows):
-        wanted = [r for r, o in enumerate(rows) if o[1] != group and (patient is None or o[2] != patient)]
-        found = masked.neighbours_qn[q]
-        assert found[found >= 0].tolist() == wanted
-        assert masked.relevant_qn[q].sum() == len(wanted)
+        expected = [r for r, o in enumerate(rows) if o[1] != group and (patient is None or o[2] != patient)]
+        hits = masked.neighbours_qn[q]
+        assert hits[hits >= 0].tolist() == expected
+        assert masked.relevant_qn[q].sum() == len(expected)
     assert count == sum((masked.neighbours_qn < 0).sum(axis=1))
 
 
-def test_who_shares_a_name_with_the_gallery():
+def test_count_of_queries_that_share_a_name_with_the_gallery():
     test, train = np.array([True, True, True, False, False]), np.array([False, False, False, True, True])
-    assert shared_with(test, train, ["a", "b", None, "a", None]) == 1
+    assert count_shared(test, train, ["a", "b", None, "a", None]) == 1

@@ -3,7 +3,7 @@ from tests.making import tiny_config
 
 from mrcg.corpus.sources import Source
 from mrcg.evaluation.paper_systems import SYSTEMS, Reproduction, Row, Trial, TrialEpoch, reproduction_markdown
-from mrcg.pipeline.stages import MEASURE_ENCODER, MEASURE_RERANKER, measuring, plan
+from mrcg.pipeline.stages import MEASURE_ENCODER, MEASURE_RERANKER, measuring_step, plan
 
 SOURCE = Source("somewhere", "listing", 1, 1, False)
 
@@ -13,8 +13,8 @@ def steps(system, *overrides):
     return config, {step.stage.kind: step for step in plan(config, SOURCE, "none")}
 
 
-def test_the_settings_are_those_of_the_paper():
-    """DESIGN §3, baselines."""
+def test_settings_are_those_of_the_paper():
+    """See docs/method.md#baselines."""
     rates = {name: steps(name)[0].reranker.learning_rate for name in SYSTEMS if name != "siamese"}
     assert rates == {
         "siamese+chebnet": 1e-4, "siamese+gcn": 1e-4, "siamese+graphsage": 1e-3, "siamese+gat": 1e-4, "mrcg": 5e-4,
@@ -30,35 +30,35 @@ def test_the_settings_are_those_of_the_paper():
             assert (encoder.learning_rate, encoder.margin) == (5e-4, 10.0)
 
 
-def test_the_siamese_network_is_trained_once_for_its_five_rows():
+def test_siamese_network_is_trained_once_for_five_rows():
     assert len({steps(name)[1]["graphs"].version for name in SYSTEMS if name != "mrcg"}) == 1
     assert len({steps(name)[1]["rerankers"].version for name in SYSTEMS}) == 6
 
 
-def test_mrcg_is_the_encoder_that_a_run_trains():
+def test_mrcg_uses_the_encoder_that_a_run_trains():
     run = {step.stage.kind: step.version for step in plan(tiny_config(), SOURCE, "none")}
     assert steps("mrcg")[1]["graphs"].version == run["graphs"]
 
 
-def test_what_goes_beyond_the_paper_is_off():
+def test_settings_beyond_the_paper_are_turned_off():
     config, _ = steps("mrcg", "reranker.features=[difference,rank]", "reranker.loss=listwise", "reranker.scale=true")
     reranker = config.reranker
     assert (reranker.features, reranker.loss, reranker.scale) == (("difference",), "focal", False)
 
 
 @pytest.mark.parametrize("epochs", [3, 40])
-def test_the_last_ten_epochs_are_kept_or_all_there_are(epochs):
+def test_last_ten_epochs_are_kept_or_all_if_fewer(epochs):
     config, _ = steps("siamese", f"encoder.epochs={epochs}", f"reranker.epochs={epochs}", "encoder.patience=2")
     assert config.encoder.snapshots == min(10, epochs)
     assert config.encoder.patience == 0
     assert steps("mrcg", f"reranker.epochs={epochs}")[0].reranker.snapshots == min(10, epochs)
 
 
-def test_a_trial_is_of_the_weights_it_names():
+def test_trial_depends_on_the_encoder_version():
     config, made = steps("siamese")
-    trial = measuring(MEASURE_ENCODER, config, made.values())
+    trial = measuring_step(MEASURE_ENCODER, config, made.values())
     assert trial.inputs["encoders"] == made["encoders"].version
-    assert trial.version != measuring(MEASURE_RERANKER, config, made.values()).version
+    assert trial.version != measuring_step(MEASURE_RERANKER, config, made.values()).version
 
 
 def epoch(number, value):
@@ -67,7 +67,7 @@ def epoch(number, value):
     )
 
 
-def test_tables_have_mean_and_deviation_and_the_published_figure():
+def test_tables_have_mean_deviation_and_published_figure():
     trial = Trial(protocol="paper", queries=3, gallery=7, epochs=(epoch(0, 0.8), epoch(1, 0.9)))
     rows = tuple(
         Row(

@@ -1,4 +1,4 @@
-"""The child of a ``IsolatedReader`` whose decoder does what a file tells it to; imports little, for it starts often."""
+"""An ``IsolatedReader`` child whose decoder does what the file says. It imports little, because it starts often."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from mrcg.imaging import isolated_reader
 from mrcg.imaging.slices import Facts, Reading, Slice
 
 SECRET = "JANE^DOE"
-#: What it reads in a file that tells it nothing.
+#: The reading of any file that is not a command.
 READ = Reading([Slice(np.arange(400, dtype=np.uint8).reshape(20, 20), 3, Facts(plane="axial"))])
 
 

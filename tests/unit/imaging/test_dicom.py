@@ -24,7 +24,7 @@ SECRET = "JANE^DOE42"
 
 
 def mr(stored=STORED, **fields) -> FileDataset:
-    """An MR image that says SECRET wherever a name may stand; a field that is None is left out."""
+    """Return an MR image with SECRET in every field that may hold a name; fields that are None are left out."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = MR, "1.2.3.4"
     meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
@@ -76,7 +76,7 @@ def reason(dataset, settings=SETTINGS):
 
 
 def linear(levels, centre, width):
-    """PS3.3 C.11.2.1.2.1, one level at a time, for 0..255."""
+    """The linear window of PS3.3 C.11.2.1.2.1, computed level by level, for output 0..255."""
     out = []
     for level in levels.reshape(-1).tolist():
         if level <= centre - 0.5 - (width - 1) / 2:
@@ -100,7 +100,7 @@ def percentiles(levels):
     st.floats(0.3, 1.5),
     st.sampled_from(["MONOCHROME1", "MONOCHROME2"]),
 )
-def test_levels_are_rescaled_windowed_and_turned_around(kind, rescale, centre, width, photometric):
+def test_levels_are_rescaled_windowed_and_inverted(kind, rescale, centre, width, photometric):
     stored = STORED.astype(np.int32) % 256 if kind == np.uint8 else STORED.astype(np.int32) - 2000 * (kind == np.int16)
     slope, intercept = rescale or (1, 0)
     levels = stored * slope + intercept
@@ -115,14 +115,14 @@ def test_levels_are_rescaled_windowed_and_turned_around(kind, rescale, centre, w
         assert np.abs(only(dataset, settings).pixels - naive).max() <= 0.51
 
 
-def test_without_a_window_that_works_percentiles_are_taken():
+def test_without_a_usable_window_percentiles_are_used():
     expected = only(mr(**WIDE), PERCENTILES).pixels
     for window in ((None, None), (100, 1), (100, 0), (100_000, 50), (100, None)):
         dataset = mr(WindowCenter=window[0], WindowWidth=window[1])
         assert (only(dataset).pixels == expected).all(), window
 
 
-def test_the_first_of_several_windows_and_its_function():
+def test_the_first_of_several_windows_is_used_with_its_function():
     first = only(mr(WindowCenter=1000, WindowWidth=900)).pixels
     assert (only(mr(WindowCenter=[1000, 5], WindowWidth=[900, 7])).pixels == first).all()
     exact = only(mr(WindowCenter=1000, WindowWidth=900, VOILUTFunction="LINEAR_EXACT")).pixels
@@ -146,13 +146,13 @@ def voi_lut(bits):
         (12, {"RescaleSlope": 1, "RescaleIntercept": 0}),
     ],
 )
-def test_a_voi_lut_goes_before_the_window(bits, rescale):
+def test_a_voi_lut_takes_precedence_over_the_window(bits, rescale):
     dataset = mr(VOILUTSequence=[voi_lut(bits)], **rescale, **WIDE)
     assert np.abs(only(dataset).pixels - (STORED.astype(int) ** 2 >> (24 - bits)) * 255 / (2**bits - 1)).max() <= 0.51
 
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
-def test_padding_is_black_and_does_not_count(photometric):
+def test_padding_is_black_and_ignored(photometric):
     stored = STORED.astype(np.int16)
     stored[:, :5], stored[:, 5:8] = -2000, -1990
     fields = {"PixelPaddingValue": -2000, "PixelPaddingRangeLimit": -1990, "PhotometricInterpretation": photometric}
@@ -181,7 +181,7 @@ def enhanced(places, windows, **fields):
     return mr(frames, **fields), frames
 
 
-def test_frames_have_their_own_place_and_window():
+def test_frames_have_their_own_position_and_window():
     windows = [(4000, 6000), (3000, 2000), (5000, 4000)]
     dataset, frames = enhanced([30, -5, 12.5], windows, **WIDE)
     found = slices(dataset)
@@ -192,7 +192,7 @@ def test_frames_have_their_own_place_and_window():
         assert (one.facts.plane, one.facts.spacing) == ("coronal", 0.75)
 
 
-def test_a_frame_that_shows_nothing_is_refused_alone():
+def test_only_the_blank_frame_is_refused():
     dataset, frames = enhanced([1, 2, 3], [(4000, 6000)] * 3)
     frames[1] = 9
     dataset.PixelData = frames.tobytes()
@@ -203,7 +203,7 @@ def test_a_frame_that_shows_nothing_is_refused_alone():
     assert not read_dicom(written(dataset), SETTINGS).slices
 
 
-def test_classic_frames_without_places_keep_their_order():
+def test_classic_frames_without_positions_keep_their_order():
     found = slices(mr(np.stack([STORED, STORED[::-1], STORED[:, ::-1]]), ImagePositionPatient=None))
     assert [(one.frame, one.facts.position) for one in found] == [(0, None), (1, None), (2, None)]
 
@@ -223,7 +223,7 @@ def test_compression_changes_no_pixel(syntax, stored):
     assert all((a.pixels == b.pixels).all() for a, b in zip(slices(packed), plain, strict=True))
 
 
-def test_every_way_to_write_a_header():
+def test_headers_are_read_in_every_encoding():
     expected = only(mr(**WIDE)).pixels
     plain, deflated, bare, big = mr(**WIDE), mr(**WIDE), Dataset(), Dataset()
     deflated.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
@@ -277,7 +277,7 @@ def test_the_plane_comes_from_the_direction_cosines(orientation, plane):
         ({"RepetitionTime": 500, "EchoTime": 10, "ContrastBolusAgent": "Dotarem"}, "T1c"),
     ],
 )
-def test_the_sequence_comes_from_words_then_from_times(fields, sequence):
+def test_the_sequence_comes_from_descriptions_then_from_times(fields, sequence):
     assert only(mr(**fields)).facts.sequence == sequence
 
 
@@ -302,7 +302,7 @@ def test_the_sequence_of_enhanced_frames_comes_from_their_times(contrast):
         ({}, None),
     ],
 )
-def test_the_day_is_the_nearest_that_is_one(fields, day):
+def test_the_day_is_the_first_valid_date(fields, day):
     data = written(mr(**fields))
     assert only(data).facts.acquired == day
 

@@ -1,4 +1,4 @@
-"""DICOM that is refused, and what the refusal says."""
+"""DICOM files that are refused, and the messages of the refusals."""
 
 import warnings
 
@@ -56,23 +56,23 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("fields", "expected"), REFUSED)
-def test_what_cannot_be_used_has_a_reason(fields, expected):
+def test_unusable_files_are_refused_with_a_reason(fields, expected):
     assert reason(mr(**fields)) == expected
 
 
 @pytest.mark.parametrize(("fields", "expected"), REFUSED[:4])
-def test_burned_in_text_and_screen_shots_are_taken_where_a_setting_says_so(fields, expected):
+def test_settings_allow_burned_in_text_and_screenshots(fields, expected):
     settings = SETTINGS.model_copy(update={f"allow_{expected}": True})
     assert (only(mr(**fields), settings).pixels == only(mr()).pixels).all()
     other = {"burned_in": "secondary_capture", "secondary_capture": "burned_in"}[expected]
     assert reason(mr(**fields), SETTINGS.model_copy(update={f"allow_{other}": True})) == expected
 
 
-def test_a_single_slice_of_another_modality_is_taken():
+def test_a_single_slice_of_another_modality_is_read():
     assert only(mr(SOPClassUID=CT, Modality="CT")).pixels.shape == STORED.shape
 
 
-def test_levels_that_are_not_numbers_are_refused():
+def test_non_finite_levels_are_refused():
     levels = STORED.astype(np.float32)
     levels[3, 3] = np.nan
     fields = {"PixelData": None, "BitsStored": 32, "HighBit": 31, "PixelRepresentation": None}
@@ -89,7 +89,7 @@ def in_syntax(syntax, data=b"\0" * 64):
     return dataset
 
 
-def test_transfer_syntaxes_without_a_decoder_and_streams_that_are_none():
+def test_unknown_transfer_syntaxes_and_invalid_streams_are_refused():
     assert reason(in_syntax(uid.MPEG2MPML)) == "transfer_syntax"
     for syntax in SYNTAXES:
         assert reason(in_syntax(syntax, SECRET.encode() * 8)) == "undecodable"
@@ -99,18 +99,18 @@ def test_transfer_syntaxes_without_a_decoder_and_streams_that_are_none():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_truncated_files_end_in_a_reason():
+def test_truncated_files_are_refused_with_a_reason():
     plain = written(mr())
     assert reason(plain[:-100]) == "truncated"
     assert reason(plain[:400]) == "no_pixels"
     for syntax in SYNTAXES:
         packed = mr()
         packed.compress(syntax)
-        # pydicom leaves out the element whose end it does not find.
+        # pydicom drops an element whose end is missing.
         assert reason(written(packed)[:-1000]) in ("no_pixels", "truncated")
 
 
-#: Ten digits that a writer takes for a number of every kind, replaced in the file.
+#: Ten digits that pydicom writes for every kind of number; the test replaces them in the file.
 DIGITS = "1234567890"
 NUMBERS = [
     "RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "NumberOfFrames", "PixelSpacing",
@@ -120,7 +120,7 @@ NUMBERS = [
 
 @pytest.mark.parametrize("keyword", NUMBERS)
 @pytest.mark.parametrize("blank", [False, True])
-def test_no_message_tells_what_a_header_says(keyword, blank):
+def test_no_message_quotes_a_header_value(keyword, blank):
     count = {"PixelSpacing": 2, "ImageOrientationPatient": 6, "ImagePositionPatient": 3}.get(keyword, 1)
     fields = {"WindowWidth": 4096, "RescaleSlope": 1, "RescaleIntercept": 0} | {keyword: [DIGITS] * count}
     data = written(mr(**fields, **({"PixelData": bytes(STORED.nbytes)} if blank else {})))
@@ -133,13 +133,13 @@ def test_no_message_tells_what_a_header_says(keyword, blank):
         assert only(data).pixels.shape == STORED.shape
 
 
-#: Bytes of a header: all before the pixels.
+#: Number of bytes of the header: everything before the pixels.
 PLAIN = written(mr(**WIDE))
 HEADER = PLAIN.rindex(b"\xe0\x7f\x10\0OW")
 
 
 @given(st.integers(132, HEADER), st.binary(max_size=6), st.integers(0, 6))
-def test_a_damaged_header_ends_in_pixels_or_a_reason(at, noise, gone):
+def test_a_damaged_header_gives_pixels_or_a_reason(at, noise, gone):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -151,7 +151,7 @@ def test_a_damaged_header_ends_in_pixels_or_a_reason(at, noise, gone):
 
 
 @pytest.mark.parametrize("damage", ["representation", "syntax"])
-def test_damage_where_the_header_is_checked_has_a_reason(damage):
+def test_damage_to_checked_header_fields_gives_a_reason(damage):
     if damage == "representation":
         assert reason(PLAIN[: HEADER + 4] + b"O\xd4" + PLAIN[HEADER + 6 :])
     else:
@@ -160,5 +160,5 @@ def test_damage_where_the_header_is_checked_has_a_reason(damage):
         assert reason(written(dataset, implicit_vr=False, little_endian=True)) == "undecodable"
 
 
-def test_a_microscope_is_no_screen_shot():
+def test_a_microscope_image_is_not_a_screenshot():
     assert only(mr(SOPClassUID=SECONDARY + "7.1.2")).pixels.shape == STORED.shape

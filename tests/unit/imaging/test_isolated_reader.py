@@ -21,18 +21,18 @@ from mrcg.errors import ImageError
 from mrcg.execution import sandbox
 from mrcg.execution.sandbox import start_child, without_cause
 from mrcg.imaging import isolated_reader, readers
-from mrcg.imaging.isolated_reader import IsolatedReader, decoding
+from mrcg.imaging.isolated_reader import IsolatedReader, make_decoder
 
 ROOT = Path(__file__).parents[3]
 SETTINGS = ReadSettings(max_side=128)
 MEMORY = 2**30
 GOOD, OTHER = encoded(slice_of()), encoded(slice_of(50))
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="tells by Linux means whether a child lives")
+pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux to see whether a child lives")
 
 
 class Breaking(IsolatedReader):
-    """A guard whose child decodes as `breaking` does."""
+    """A reader whose child decodes with the decoder of `breaking`."""
 
     def _start(self):
         self._child, self._pipe = start_child("tests.unit.imaging.breaking", self._settings, self._memory)
@@ -68,7 +68,7 @@ def equal(one, two):
 
 
 def ended(child):
-    """Whether the process of a pidfd has ended; waits for it."""
+    """Return whether the process of a pidfd ends; wait for it."""
     try:
         return bool(select.select([child], [], [], 60)[0])
     finally:
@@ -82,12 +82,12 @@ VOLUME[:, :, 4] = 0
 @pytest.mark.parametrize(
     "data", [GOOD, OTHER, encoded(slice_of(300)), nibabel.Nifti1Image(VOLUME, np.eye(4)).to_bytes()]
 )
-def test_the_same_reading_as_without_a_guard(direct, data):
+def test_the_reading_is_the_same_as_without_isolation(direct, data):
     assert equal(direct.read(data), readers.read(data, SETTINGS))
 
 
 @pytest.mark.parametrize("data", [b"", b"words", GOOD[:300], encoded(np.full((40, 40), 7, np.uint8))])
-def test_the_same_refusal_as_without_a_guard(direct, data):
+def test_the_refusal_is_the_same_as_without_isolation(direct, data):
     with pytest.raises(ImageError) as caught:
         readers.read(data, SETTINGS)
     expected = caught.value
@@ -106,7 +106,7 @@ def test_a_crash_refuses_the_file_and_the_next_one_is_read(breaking, data):
     ("data", "expected"),
     [(b"memory", "too_much_memory"), (b"pieces", "too_much_memory"), (b"deep", "unreadable")],
 )
-def test_a_greedy_decoder_refuses_the_file_and_its_child_goes_on(breaking, data, expected):
+def test_a_file_over_the_memory_limit_is_refused_and_the_child_survives(breaking, data, expected):
     breaking.read(b"good")
     child = breaking._child.pid
     assert reason(breaking.read, data) == expected
@@ -114,7 +114,7 @@ def test_a_greedy_decoder_refuses_the_file_and_its_child_goes_on(breaking, data,
     assert breaking._child.pid == child
 
 
-def test_a_late_child_is_ended_and_replaced(breaking):
+def test_a_child_that_times_out_is_replaced(breaking):
     breaking.read(b"good")
     child = os.pidfd_open(breaking._child.pid)
     breaking._seconds = 0.2
@@ -124,7 +124,7 @@ def test_a_late_child_is_ended_and_replaced(breaking):
     assert equal(breaking.read(b"good"), READ)
 
 
-def test_what_led_to_a_refusal_and_what_a_decoder_says_stay_in_the_child(breaking, capfd):
+def test_error_causes_and_decoder_output_stay_in_the_child(breaking, capfd):
     assert reason(breaking.read, b"quote") == "undecodable"
     breaking.read(b"talk")
     assert SECRET not in "".join(capfd.readouterr())
@@ -136,7 +136,7 @@ def png(levels):
     return out.getvalue()
 
 
-def test_real_files_that_take_more_memory_than_allowed():
+def test_real_files_over_the_memory_limit_are_refused():
     ramp = np.ascontiguousarray(np.broadcast_to(np.arange(300, dtype=np.uint8)[:, None, None], (300, 300, 300)))
     volume = gzip.compress(nibabel.Nifti1Image(ramp, np.eye(4)).to_bytes(), 1)
     large = png(np.tile(np.arange(256, dtype=np.uint16) * 100, (7000, 28))[:, :7000])
@@ -147,7 +147,7 @@ def test_real_files_that_take_more_memory_than_allowed():
             assert equal(narrow.read(GOOD), readers.read(GOOD, SETTINGS))
 
 
-def test_the_child_ends_with_its_guard_and_a_later_read_starts_another():
+def test_the_child_ends_with_its_reader_and_a_later_read_starts_another():
     with IsolatedReader(SETTINGS, 60, MEMORY) as one:
         one.read(GOOD)
         child = os.pidfd_open(one._child.pid)
@@ -160,7 +160,7 @@ def test_the_child_ends_with_its_guard_and_a_later_read_starts_another():
 
 
 @pytest.mark.parametrize("data", [b"good", b"hang"])
-def test_the_child_dies_with_a_parent_that_is_killed(data):
+def test_the_child_ends_when_its_parent_is_killed(data):
     code = f"""
 import sys
 from mrcg.config.settings import ReadSettings
@@ -180,7 +180,7 @@ sys.stdin.read()
     assert ended(child)
 
 
-def test_a_child_that_died_between_two_files_is_no_reason_to_refuse_one():
+def test_a_child_that_died_between_two_files_refuses_neither():
     with IsolatedReader(SETTINGS, 60, MEMORY) as one:
         one.read(GOOD)
         one._child.kill()
@@ -188,7 +188,7 @@ def test_a_child_that_died_between_two_files_is_no_reason_to_refuse_one():
         assert equal(one.read(OTHER), readers.read(OTHER, SETTINGS))
 
 
-def test_a_guard_outlives_the_thread_that_used_it_first():
+def test_a_reader_outlives_the_thread_that_first_used_it():
     with IsolatedReader(SETTINGS, 60, MEMORY) as one:
         thread = threading.Thread(target=one.read, args=(GOOD,))
         thread.start()
@@ -200,7 +200,7 @@ def test_a_guard_outlives_the_thread_that_used_it_first():
         assert one._child.pid == child
 
 
-def test_errors_are_bare_and_memory_and_depth_become_reasons(monkeypatch):
+def test_errors_have_no_cause_and_memory_and_depth_become_reasons(monkeypatch):
     try:
         try:
             raise ValueError(SECRET)
@@ -210,8 +210,8 @@ def test_errors_are_bare_and_memory_and_depth_become_reasons(monkeypatch):
         plain = without_cause(error)
     assert (plain.__cause__, plain.__context__, plain.__traceback__) == (None, None, None)
     monkeypatch.setattr(isolated_reader, "read", breaking_read)
-    assert reason_of(decoding(SETTINGS), b"memory") == "too_much_memory"
-    assert reason_of(decoding(SETTINGS), b"deep") == "unreadable"
+    assert reason_of(make_decoder(SETTINGS), b"memory") == "too_much_memory"
+    assert reason_of(make_decoder(SETTINGS), b"deep") == "unreadable"
 
 
 def reason_of(call, data):
@@ -220,18 +220,18 @@ def reason_of(call, data):
     return caught.value.reason
 
 
-def test_a_child_that_is_slow_to_start_is_said_to_be(monkeypatch):
+def test_a_slow_start_of_the_child_is_reported(monkeypatch):
     monkeypatch.setattr(sandbox, "START_SECONDS", 0.0)
-    with pytest.raises(RuntimeError, match="did not start: it took longer than 0 s"):
+    with pytest.raises(RuntimeError, match="did not start: not ready after 0 s"):
         start_child("mrcg.imaging.isolated_reader", SETTINGS, MEMORY)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_child_that_dies_before_it_is_ready_is_said_to():
+def test_a_child_that_dies_before_it_is_ready_is_reported():
     caught = None
     try:
         start_child("mrcg.no_such_module", SETTINGS, MEMORY)
     except Exception as error:
         caught = type(error)
-    gc.collect()  # a child that was not waited for is warned of here, and not in another test
+    gc.collect()  # the warning about a child that was not waited for must appear here, not in another test
     assert caught is RuntimeError

@@ -23,7 +23,7 @@ def older(**content) -> bytes:
 
 
 def newer(**content) -> bytes:
-    """Version 7.3: columns first, text as codes, 512 bytes in front."""
+    """Return a version 7.3 file: column-major arrays, text as character codes, a 512-byte header."""
     out = io.BytesIO()
     with h5py.File(out, "w", userblock_size=512) as file:
         for name, value in content.items():
@@ -69,7 +69,7 @@ def test_both_versions_of_a_file_give_the_same_slice(tmp_path):
 
 
 @BOTH
-def test_levels_are_stretched_and_not_turned(write):
+def test_levels_are_stretched_and_the_image_is_not_transposed(write):
     (one,) = read_matlab(write(cjdata=cjdata(tumorMask=LEVELS > 9)), SETTINGS).slices
     low, high = np.percentile(LEVELS, (0.5, 99.5))
     assert np.abs(one.pixels - np.clip((LEVELS - low) / (high - low), 0, 1) * 255).max() <= 0.51
@@ -106,7 +106,7 @@ def test_patients(write, stated, patient):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_cannot_be_used_has_a_reason(write, content, expected):
+def test_unusable_files_are_refused_with_a_reason(write, content, expected):
     assert reason(write(**content)) == expected
 
 
@@ -117,12 +117,12 @@ def test_a_struct_without_the_fields(write, content):
 
 
 @BOTH
-def test_cjdata_that_is_no_struct(write):
+def test_cjdata_that_is_not_a_struct_is_refused(write):
     assert reason(write(cjdata=LEVELS)) == "not_cjdata"
 
 
 @BOTH
-def test_half_a_label_is_none(write):
+def test_a_fractional_label_is_unknown(write):
     assert reason(write(cjdata=cjdata(label=1.5))) == "unknown_label"
 
 
@@ -160,6 +160,6 @@ def test_folds_of_samples(tmp_path):
 
 
 @pytest.mark.parametrize("fold", [np.nan, np.inf])
-def test_folds_that_are_no_numbers(fold):
+def test_folds_that_are_not_whole_numbers_are_refused(fold):
     with pytest.raises(ImageError):
         read_folds(older(cvind=np.array([[1.0, fold]])))

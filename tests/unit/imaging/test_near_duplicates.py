@@ -37,7 +37,7 @@ def test_groups_equal_those_of_all_pairs(values, max_bits):
 
 
 @given(st.binary(min_size=32, max_size=32), st.sets(st.integers(0, 255), min_size=12, max_size=12))
-def test_no_way_of_flipping_twelve_bits_hides_a_copy(value, flipped):
+def test_any_twelve_flipped_bits_are_still_found(value, flipped):
     bits = np.unpackbits(np.frombuffer(value, np.uint8))
     bits[list(flipped)] ^= 1
     assert near_pairs(matrix([value, np.packbits(bits).tobytes()]), 12).tolist() == [[0, 1]]
@@ -45,13 +45,13 @@ def test_no_way_of_flipping_twelve_bits_hides_a_copy(value, flipped):
     assert near_pairs(matrix([value, np.packbits(bits).tobytes()]), 12).tolist() == []
 
 
-def test_pairs_reach_over_blocks(monkeypatch):
+def test_pairs_are_found_across_blocks(monkeypatch):
     monkeypatch.setattr(near_duplicates, "_BLOCK", 3)
     values = [bytes([n]) + bytes(31) for n in range(16)]
     assert len(near_pairs(matrix(values), 12)) == 16 * 15 / 2
 
 
-def test_copies_are_joined_one_by_one():
+def test_copies_are_paired_with_the_first_only():
     values = [bytes(32)] * 500
     assert near_pairs(matrix(values), 12).tolist() == [[0, n] for n in range(1, 500)]
 

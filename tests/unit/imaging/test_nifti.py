@@ -15,7 +15,7 @@ from mrcg.imaging.sequences import PLANES
 
 SETTINGS = ReadSettings(max_voxels=50_000, volume_planes=("axial", "coronal", "sagittal"), volume_slices=0)
 AXIAL = SETTINGS.model_copy(update={"volume_planes": ("axial",)})
-#: To the right, to the front, up; the spread of the slices along each axis differs.
+#: Axes point right, to the front and up; the spread of the slices differs along each axis.
 VOLUME = (np.random.default_rng(0).normal(0, 1, (16, 18, 20)) * np.geomspace(1, 900, 20)).astype(np.int16)
 AFFINE = np.array([[1.0, 0, 0, -8], [0, 2, 0, -20], [0, 0, 3, 5], [0, 0, 0, 1]])
 
@@ -57,7 +57,7 @@ def test_the_order_in_which_voxels_are_stored_does_not_matter(order, flips, two)
     ) == (EXPECTED)
 
 
-def test_planes_lie_as_radiologists_look_at_them():
+def test_planes_have_the_radiological_orientation():
     found = read_nifti(nifti(), SETTINGS).slices
     assert [one.facts.plane for one in found] == ["axial"] * 20 + ["coronal"] * 18 + ["sagittal"] * 16
     levels = stretched()
@@ -70,17 +70,17 @@ def test_planes_lie_as_radiologists_look_at_them():
     assert len({one.frame for one in found}) == len(found)
 
 
-def test_right_is_on_the_left_front_and_head_are_up():
+def test_right_is_on_the_left_and_front_and_head_are_at_the_top():
     volume = np.random.default_rng(0).integers(0, 50, VOLUME.shape).astype(np.int16)
     volume[-4:, -4:, -4:] = 1000
     for one in read_nifti(nifti(volume), SETTINGS).slices:
-        # Far to the right, front and top: in the upper left corner of every plane.
+        # Rightmost, frontmost and topmost: the upper left corner in every plane.
         if one.frame % 100_000 == (15, 17, 19)[PLANES.index(one.facts.plane)]:
             assert (one.pixels[:4, :4] == 255).all()
             assert one.pixels[4:, 4:].max() < 50
 
 
-def test_an_oblique_volume_is_taken_as_the_nearest_straight_one():
+def test_an_oblique_volume_is_read_along_the_nearest_axes():
     turn = np.eye(4)
     turn[:2, :2] = [[np.cos(0.3), -np.sin(0.3)], [np.sin(0.3), np.cos(0.3)]]
     assert [one[2] for one in everything(read_nifti(nifti(affine=turn @ AFFINE), SETTINGS))] == [
@@ -117,13 +117,13 @@ def test_slope_and_intercept_are_applied():
 def test_every_kth_slice_and_of_those_the_most_informative(step, most):
     settings = AXIAL.model_copy(update={"volume_step": step, "volume_slices": most})
     numbers = [one.frame % 100_000 for one in read_nifti(nifti(), settings).slices]
-    # In this volume the spread grows with the number of the slice.
+    # The spread of this volume grows with the slice number.
     stepped = list(range(0, 20, step))
     assert numbers == (stepped[-most:] if most else stepped)
 
 
 @pytest.mark.parametrize("extra", [1, 2, 3])
-def test_further_dimensions_of_size_one_are_nothing(extra):
+def test_further_dimensions_of_size_one_are_ignored(extra):
     assert everything(read_nifti(nifti(VOLUME.reshape(*VOLUME.shape, *[1] * extra)), SETTINGS)) == EXPECTED
 
 
@@ -132,7 +132,7 @@ def test_a_plane_is_a_volume_of_one_slice():
     assert np.abs(one.pixels - stretched(VOLUME[:, :, 10])[::-1, ::-1].T).max() <= 0.51
 
 
-def test_a_slice_that_shows_nothing_is_refused_alone():
+def test_only_the_blank_slice_is_refused():
     volume = VOLUME.copy()
     volume[:, :, 7] = 3
     reading = read_nifti(nifti(volume), AXIAL)
@@ -175,11 +175,11 @@ COLOUR = np.zeros(VOLUME.shape, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
         (patched(312, bytes(12)), "unreadable"),
     ],
 )
-def test_what_cannot_be_used_has_a_reason(data, expected):
+def test_unusable_files_are_refused_with_a_reason(data, expected):
     assert reason(data) == expected
 
 
-def test_a_compressed_bomb_is_given_up_at_the_limit():
+def test_decompression_stops_at_the_limit():
     limit = SETTINGS.max_voxels * 8
     bomb = gzip.compress(nifti()[:352] + bytes(limit * 20))
     assert len(bomb) < limit / 10
@@ -189,24 +189,24 @@ def test_a_compressed_bomb_is_given_up_at_the_limit():
     assert reason(noise) == "too_many_pixels"
 
 
-def test_as_many_voxels_as_are_allowed_are_taken():
+def test_the_largest_allowed_volume_is_read():
     exact = SETTINGS.model_copy(update={"max_voxels": VOLUME.size})
     assert everything(read_nifti(nifti(), exact)) == EXPECTED
     assert everything(read_nifti(gzip.compress(nifti()), exact)) == EXPECTED
     assert reason(nifti(), exact.model_copy(update={"max_voxels": VOLUME.size - 1})) == "too_many_pixels"
 
 
-def test_as_many_voxels_as_are_allowed_are_taken_of_the_widest_type():
+def test_the_largest_allowed_volume_of_the_widest_type_is_read():
     exact = SETTINGS.model_copy(update={"max_voxels": VOLUME.size})
     assert everything(read_nifti(gzip.compress(nifti(VOLUME.astype(np.float64))), exact)) == EXPECTED
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_complex_voxels_are_no_grey_levels():
+def test_complex_voxels_are_refused():
     assert reason(nifti(VOLUME.astype(np.complex64))) == "colour"
 
 
-def test_the_limit_holds_for_every_plane():
+def test_the_limit_applies_to_every_plane():
     settings = SETTINGS.model_copy(update={"max_pixels": 16 * 18})
     assert reason(nifti(), settings) == "too_many_pixels"
     assert len(read_nifti(nifti(), settings.model_copy(update={"volume_planes": ("axial",)})).slices) == 20
@@ -214,7 +214,7 @@ def test_the_limit_holds_for_every_plane():
 
 @given(st.integers(0, 351), st.binary(min_size=1, max_size=8))
 @pytest.mark.filterwarnings("ignore")
-def test_a_damaged_header_ends_in_slices_or_a_reason(at, noise):
+def test_a_damaged_header_gives_slices_or_a_reason(at, noise):
     try:
         reading = read_nifti(patched(at, noise), SETTINGS)
         assert all(one.pixels.ndim == 2 for one in reading.slices)

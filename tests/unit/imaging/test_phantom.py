@@ -24,7 +24,7 @@ def test_slices_of_a_patient_are_alike_but_not_equal():
     assert 0 < np.abs(a - b).mean() < np.abs(a - stranger).mean()
 
 
-def test_samples_that_are_there_are_left_alone(tmp_path):
+def test_existing_samples_are_not_written_again(tmp_path):
     assert write_samples(tmp_path, 8, 1) == (8, 8)
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png")}
     assert write_samples(tmp_path, 8, 1) == (8, 0)

@@ -38,7 +38,7 @@ def reason(data, limits=LIMITS):
 
 
 @given(arrays.arrays(np.uint8, st.tuples(st.integers(16, 60), st.integers(16, 60))))
-def test_lossless_grey_comes_back(pixels):
+def test_lossless_grey_is_read_unchanged(pixels):
     if np.bincount(pixels.reshape(-1)).max() >= 0.999 * pixels.size:
         assert reason(encoded(pixels)) == "blank"
     else:
@@ -46,7 +46,7 @@ def test_lossless_grey_comes_back(pixels):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP", "BMP"])
-def test_formats_are_found_by_content(kind):
+def test_formats_are_detected_by_content(kind):
     smooth = np.add.outer(np.arange(40), np.arange(40)).astype(np.uint8) * 3
     options = {"quality": 95} if kind in ("JPEG", "WEBP") else {}
     grey = decode(encoded(smooth, kind, **options), LIMITS)
@@ -69,7 +69,7 @@ def test_sixteen_bits_are_stretched():
     assert (np.diff(grey.astype(int), axis=1) >= 0).all()
 
 
-def test_floats_that_are_not_numbers_are_refused():
+def test_non_finite_floats_are_refused():
     levels = np.ones((40, 40), dtype=np.float32)
     levels[3, 3] = np.nan
     assert reason(encoded(levels, "TIFF")) == "not_finite"
@@ -95,12 +95,12 @@ def test_a_long_image_is_shrunk():
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_cannot_be_used_has_a_reason(data, expected):
+def test_unusable_files_are_refused_with_a_reason(data, expected):
     assert reason(data) == expected
 
 
 @given(st.binary(max_size=400), st.integers(0, 1600))
-def test_damaged_files_end_in_pixels_or_a_reason(noise, at):
+def test_damaged_files_give_pixels_or_a_reason(noise, at):
     data = encoded(slice_of())
     broken = data[:at] + noise + data[at + len(noise) :]
     try:
@@ -109,7 +109,7 @@ def test_damaged_files_end_in_pixels_or_a_reason(noise, at):
         assert error.reason
 
 
-def test_ids_tell_source_frame_and_pixels_apart():
+def test_ids_depend_on_source_frame_and_pixels():
     pixels = pixel_hash(slice_of())
     ids = {image_id("a", 0, pixels), image_id("b", 0, pixels), image_id("a", 1, pixels), image_id("a", 0, "other")}
     assert len(ids) == 4

@@ -1,6 +1,6 @@
-"""The readers and the files that pydicom and nibabel carry for their own tests: nobody here wrote these.
+"""The readers against the test files of pydicom and nibabel, which were not written for this project.
 
-What has to become of a file is decided by pydicom, nibabel, NumPy, Pillow and h5py alone.
+The expected outcome of every file comes only from pydicom, nibabel, NumPy, Pillow and h5py.
 """
 
 import io
@@ -25,7 +25,7 @@ from mrcg.errors import ImageError
 from mrcg.imaging.dicom import stored_frames
 from mrcg.imaging.isolated_reader import IsolatedReader
 
-# Many of these files are odd on purpose, and the libraries say so.
+# Many of these files are odd on purpose, and the libraries warn about them.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 SETTINGS = ReadSettings(min_side=1, allow_secondary_capture=True, allow_burned_in=True)
@@ -43,33 +43,33 @@ IMAGES = ("PNG", "JPEG", "TIFF", "WEBP", "BMP")
 
 
 @pytest.fixture(scope="module")
-def guard():
+def isolated():
     with IsolatedReader(SETTINGS, 60, 2**30) as one:
         yield one
 
 
 @pytest.fixture(scope="module")
-def outcomes(guard):
-    """What the readers made of each file: a reading or an error."""
+def outcomes(isolated):
+    """The outcome of every file: a reading or an error."""
     found, children = {}, set()
     for path in FILES:
         try:
-            found[path] = guard.read(path.read_bytes())
+            found[path] = isolated.read(path.read_bytes())
         except ImageError as error:
             found[path] = error
-        children.add(guard._child and guard._child.pid)
+        children.add(isolated._child and isolated._child.pid)
     assert len(children) == 1, "one child read them all: none crashed it"
     return found
 
 
 def dataset_of(path):
-    """The dataset of a DICOM file, with or without a preamble; None where it is no DICOM file."""
+    """Return the dataset of a DICOM file, with or without a preamble; None if it is not DICOM."""
     dataset = pydicom.dcmread(path, force=True)
     return dataset if pydicom.misc.is_dicom(path) or "SOPClassUID" in dataset else None
 
 
 def decoded(path):
-    """(frames, rows, columns[, samples]) as pydicom decodes them; None where it cannot."""
+    """Return pixels (frames, rows, columns[, samples]) as pydicom decodes them; None if it cannot."""
     dataset = pydicom.dcmread(path, force=True)
     try:
         pixels = dataset.pixel_array
@@ -87,7 +87,7 @@ def is_grey(dataset):
 
 
 def volume_of(path):
-    """The NIfTI image of a file that holds one; None where it does not."""
+    """Return the NIfTI image of a file; None if the file holds none."""
     if not path.name.endswith((".nii", ".nii.gz")):
         return None
     image = nibabel.load(path)
@@ -110,7 +110,7 @@ def name(path):
     return path.relative_to(next(folder for folder in FOLDERS if path.is_relative_to(folder))).as_posix()
 
 
-def test_there_are_many_of_them(outcomes):
+def test_there_are_many_files_of_every_outcome(outcomes):
     kinds = Counter(type(outcome).__name__ for outcome in outcomes.values())
     assert len(FILES) > 200
     assert len(DATASETS) > 150
@@ -142,7 +142,7 @@ def test_dicom_is_read_where_pydicom_reads_a_grey_image(path, outcomes):
 
 
 def assert_follows(grey, stored, dataset):
-    """Grey levels are those of the stored values, in their order; from dark to bright, or the other way round."""
+    """Grey levels must have the order of the stored values, or the reverse order for MONOCHROME1."""
     assert grey.shape == stored.shape
     counted = np.ones(stored.shape, bool) if "PixelPaddingValue" not in dataset else stored != dataset.PixelPaddingValue
     values, place = np.unique(stored[counted], return_inverse=True)
@@ -176,7 +176,7 @@ def test_nifti_is_read_where_nibabel_reads_one_volume_of_numbers(path, outcomes)
     levels = np.clip((volume - low) * 255 / (high - low), 0, 255)
     for one in outcome.slices:
         number = one.frame % 100_000
-        # From above, as radiologists look from below: front up, the patient's right on the left.
+        # Radiological orientation: front at the top, the patient's right on the left.
         seen = np.array(
             [[levels[x, y, number] for x in reversed(range(volume.shape[0]))] for y in reversed(range(volume.shape[1]))]
         )
@@ -210,7 +210,7 @@ def is_image(path):
 
 
 def is_other(path):
-    """None of the formats, as far as the libraries can tell."""
+    """Return whether the libraries detect none of the formats."""
     magic = path.read_bytes()[:20]
     return not (
         path in DATASETS or path in VOLUMES or is_image(path) or h5py.is_hdf5(path) or magic.startswith(b"MATLAB 5.0")
@@ -222,7 +222,7 @@ def has_cjdata(path):
         return "cjdata" in file
 
 
-#: Whether a reason is true.
+#: For each reason a check that it is true for a file.
 TRUE = {
     "no_pixels": lambda path: not any(keyword in DATASETS[path] for keyword in PIXELS),
     "dicomdir": lambda path: DATASETS[path].file_meta.MediaStorageSOPClassUID == DICOMDIR,
@@ -242,7 +242,7 @@ TRUE = {
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)
-def test_what_is_refused_is_refused_for_a_true_reason(path, outcomes):
+def test_the_reason_of_every_refusal_is_true(path, outcomes):
     outcome = outcomes[path]
     if isinstance(outcome, ImageError):
         assert TRUE[outcome.reason](path), f"{outcome.reason}: {outcome}"
@@ -250,7 +250,7 @@ def test_what_is_refused_is_refused_for_a_true_reason(path, outcomes):
         assert path in DATASETS or path in VOLUMES
 
 
-def test_the_page_is_what_the_readers_do():
+def test_the_formats_page_is_up_to_date():
     text = (REPOSITORY / "docs" / "formats.md").read_text(encoding="utf-8")
     for package in ("pydicom", "nibabel"):
         (stated,) = re.findall(rf"{package} (\d[\w.]*)", text)

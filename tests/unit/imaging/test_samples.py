@@ -21,7 +21,7 @@ FORMATS = list(SampleFormat)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """All formats, each in a folder of its name."""
+    """Samples of all formats, each in a folder named after its format."""
     made = tmp_path_factory.mktemp("samples")
     for kind in FORMATS:
         files, written = write_samples(made / kind, IMAGES, SEED, kind)
@@ -34,7 +34,7 @@ def content(folder):
 
 
 def patients(*classes):
-    """Phantoms of each patient, in the order of the files."""
+    """Return the phantoms of each patient, in the order of the files."""
     of = phantoms(IMAGES, SEED, classes) if classes else phantoms(IMAGES, SEED)
     return [list(group) for _, group in itertools.groupby(of, key=lambda one: (one.label, one.patient))]
 
@@ -51,7 +51,7 @@ def test_the_same_files_for_the_same_arguments(folder, tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_only_what_differs_is_written(tmp_path, kind):
+def test_only_changed_files_are_written(tmp_path, kind):
     files, _ = write_samples(tmp_path, 8, SEED, kind)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert write_samples(tmp_path, 8, SEED, kind) == (files, 0)
@@ -72,7 +72,7 @@ def test_png_holds_the_phantom(folder):
         assert (found.pixels == one.pixels).all()
 
 
-def test_dicom_holds_the_phantom_and_made_up_headers(folder):
+def test_dicom_holds_the_phantom_and_invented_headers(folder):
     names, series, instances, syntaxes = [], [], [], set()
     for patient in patients():
         facts = []
@@ -110,7 +110,7 @@ def test_nifti_holds_the_patient(folder):
         assert slices[0].facts.spacing == pytest.approx(SPACING_MM)
 
 
-def test_mat_holds_the_phantom_and_folds_never_cut_a_patient(folder):
+def test_mat_holds_the_phantom_and_folds_never_split_a_patient(folder):
     folds = read_folds((folder / "mat" / "cvind.mat").read_bytes())
     number, names, together = 0, [], []
     for patient in patients(*TUMOURS):
@@ -132,7 +132,7 @@ def test_mat_holds_the_phantom_and_folds_never_cut_a_patient(folder):
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_folder_that_cannot_be_written(tmp_path, kind):
+def test_an_unwritable_folder_is_reported(tmp_path, kind):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="file cannot be written: "):
         write_samples(tmp_path / "file", 4, SEED, kind)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from mrcg.imaging.sequences import PLANES, SEQUENCES, normal_of, plane_of, sequence_of_text, sequence_of_times
 
 DESCRIPTIONS = {
-    # Siemens, GE, Philips, as on consoles
+    # from Siemens, GE and Philips consoles
     "t1_tse_tra": "T1",
     "t1_mprage_sag_p2_iso": "T1",
     "t1_mprage_sag_p2_iso_Gd": "T1c",
@@ -30,7 +30,7 @@ DESCRIPTIONS = {
     "T1w TSE post contrast": "T1c",
     "T1 pre and post contrast": "T1c",
     "T1 post no fs": "T1c",
-    # without contrast, though the word is there
+    # without contrast, although the word occurs
     "T1 SE pre contrast": "T1",
     "T1 precontrast": "T1",
     "T1 w/o contrast": "T1",
@@ -46,7 +46,7 @@ DESCRIPTIONS = {
     "t2_tirm_tra_dark-fluid": "FLAIR",
     "AX T2 FLAIR": "FLAIR",
     "FLAIR 3D": "FLAIR",
-    # BIDS names of files
+    # BIDS file names
     "sub-01_T1w.nii.gz": "T1",
     "sub-01_ce-gadolinium_T1w.nii.gz": "T1c",
     "sub-01_T2w.nii.gz": "T2",
@@ -115,7 +115,7 @@ def test_times_of_spin_echoes(times, sequence):
 
 
 @given(st.sampled_from(range(3)), st.floats(-40, 40), st.floats(-180, 180), st.booleans())
-def test_a_plane_stays_the_nearest_when_tilted(axis, tilt, turn, flipped):
+def test_a_tilted_slice_has_the_nearest_plane(axis, tilt, turn, flipped):
     normal = np.roll([1.0, 0, 0], axis)
     first, second = np.roll([0.0, 1, 0], axis), np.roll([0.0, 0, 1], axis)
     tilt, turn = np.radians([tilt, turn])
@@ -130,6 +130,6 @@ def test_a_plane_stays_the_nearest_when_tilted(axis, tilt, turn, flipped):
 @pytest.mark.parametrize(
     "orientation", [[], [1, 0, 0], [0] * 6, [1, 0, 0, 1, 0, 0], [1, 0, 0, 0, np.nan, 0], [1, 0, 0, 0, np.inf, 0]]
 )
-def test_what_is_no_orientation_has_no_plane(orientation):
+def test_an_invalid_orientation_has_no_plane(orientation):
     assert normal_of(orientation) is None
     assert plane_of(orientation) is None

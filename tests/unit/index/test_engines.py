@@ -1,4 +1,4 @@
-"""The parts that lie on a node, joined: they answer as one index that was filled with all that is there."""
+"""Joined parts return the same candidates as one index of all live rows."""
 
 import functools
 from functools import partial
@@ -46,13 +46,13 @@ def filled(kind, rows):
 
 
 def rows_table(rows):
-    """Table of ``schemas.ROWS``; -1 is a scan that is gone."""
+    """Table of ``schemas.ROWS``; -1 is a deleted scan."""
     known = [{"image_id": f"{row:032x}", "row": row} if row >= 0 else {"row": None} for row in rows.tolist()]
     return pa.Table.from_pylist(known, schemas.ROWS)
 
 
 def parts_of(folder, kind, cut, gone=()):
-    """Parts as they lie on disk: each holds some rows, those too that are gone by now."""
+    """Parts as on disk: each holds some rows, including those deleted later."""
     parts = []
     for number, rows in enumerate(cut):
         path = folder / f"{number}.faiss"
@@ -65,7 +65,7 @@ def parts_of(folder, kind, cut, gone=()):
 
 
 def thirds(seed=3):
-    """Three parts of unequal size that interleave; a later one is not sorted among the others."""
+    """Three parts of unequal size whose rows interleave."""
     of = np.random.default_rng(seed).choice(3, size=COUNT, p=[0.6, 0.3, 0.1])
     return [np.flatnonzero(of == number) for number in range(3)]
 
@@ -82,14 +82,14 @@ def engine(folder, kind, cut, gone=()):
 @joinable
 @pytest.mark.parametrize("gone", [(), GONE])
 @pytest.mark.parametrize("share", [None, 0.4])
-def test_joined_parts_answer_as_one_index_filled_with_what_is_there(kind, gone, share, tmp_path):
+def test_joined_parts_equal_one_index_of_all_live_rows(kind, gone, share, tmp_path):
     joined, stored = engine(tmp_path, kind, thirds(), gone)
-    there = np.setdiff1d(np.arange(COUNT), gone)
-    assert (stored.rows == there).all()
-    allowed = None if share is None else np.random.default_rng(5).random(len(there)) < share
+    live = np.setdiff1d(np.arange(COUNT), gone)
+    assert (stored.rows == live).all()
+    allowed = None if share is None else np.random.default_rng(5).random(len(live)) < share
     found = joined.candidates(QUERIES, 40, allowed, 5)
-    rough, places = faiss_backend.candidates(filled(kind, there), SHAPES[kind], QUERIES, 40, allowed, 5)
-    assert (found.places_qc == places).all()
+    rough, positions = faiss_backend.candidates(filled(kind, live), SHAPES[kind], QUERIES, 40, allowed, 5)
+    assert (found.positions_qc == positions).all()
     assert (found.rough_qc == rough).all()
 
 
@@ -97,35 +97,35 @@ def test_joined_parts_answer_as_one_index_filled_with_what_is_there(kind, gone, 
 @pytest.mark.parametrize("cut", [1, 3])
 @pytest.mark.parametrize("gone", [(), GONE])
 @pytest.mark.parametrize("share", [None, 0.4])
-def test_candidates_are_there_allowed_once_and_exactly_as_far_as_they_are(kind, cut, gone, share, tmp_path):
+def test_candidates_are_live_allowed_unique_and_have_exact_distances(kind, cut, gone, share, tmp_path):
     made, stored = engine(tmp_path, kind, thirds() if cut == 3 else [np.arange(COUNT)], gone)
     allowed = np.ones(len(stored), bool) if share is None else np.random.default_rng(5).random(len(stored)) < share
-    # The place before the first is the last one.
+    # Deleted rows have position -1, which indexes the last position: that must not make them allowed.
     allowed[-1] = True
     found = made.candidates(QUERIES, 40, None if share is None else allowed, 12)
-    for query, places, exact in zip(QUERIES, found.places_qc, found.exact_qc, strict=True):
-        real = places[places >= 0]
+    for query, positions, exact in zip(QUERIES, found.positions_qc, found.exact_qc, strict=True):
+        real = positions[positions >= 0]
         assert len(set(real.tolist())) == len(real) >= 40
         assert allowed[real].all()
         vectors = VECTORS[stored.rows[real]]
-        assert (exact[places >= 0] == exact_distances(query[None], vectors[None])[0]).all()
+        assert (exact[positions >= 0] == exact_distances(query[None], vectors[None])[0]).all()
 
 
 @every_kind
 @pytest.mark.parametrize("cut", [1, 3])
-def test_an_engine_needs_no_file_of_a_part_any_more(kind, cut, tmp_path):
+def test_an_engine_does_not_need_the_files_after_loading(kind, cut, tmp_path):
     made, _ = engine(tmp_path, kind, thirds() if cut == 3 else [np.arange(COUNT)], GONE)
     before = made.candidates(QUERIES, 20, None, 12)
     for path in tmp_path.glob("*.faiss"):
         path.write_bytes(b"")
         path.unlink()
     after = made.candidates(QUERIES, 20, None, 12)
-    assert (after.places_qc == before.places_qc).all()
+    assert (after.positions_qc == before.positions_qc).all()
     assert (after.rough_qc == before.rough_qc).all()
 
 
 @every_kind
-def test_a_part_that_stays_on_disk_answers_the_same(kind, tmp_path):
+def test_a_mapped_part_returns_the_same_candidates(kind, tmp_path):
     parts = parts_of(tmp_path, kind, [np.arange(COUNT)])
     stored = StoredVectors(parts, DIM)
     loaded, mapped = (
@@ -136,20 +136,20 @@ def test_a_part_that_stays_on_disk_answers_the_same(kind, tmp_path):
 
 
 @every_kind
-def test_a_part_of_which_all_is_gone_and_an_empty_one_add_nothing(kind, tmp_path):
+def test_empty_and_fully_deleted_parts_add_no_candidates(kind, tmp_path):
     nothing, some, rest = np.empty(0, np.int64), np.arange(50), np.arange(50, 300)
     made, stored = engine(tmp_path, kind, [some, nothing, rest], some)
     assert (stored.rows == rest).all()
     found = made.candidates(QUERIES, 10, None, 12)
-    assert all((places >= 0).sum() == 10 for places in found.places_qc)
+    assert all((positions >= 0).sum() == 10 for positions in found.positions_qc)
 
 
 @every_kind
 @pytest.mark.parametrize("cut", [[], [np.empty(0, np.int64)], [np.arange(20)]])
-def test_where_nothing_is_there_nothing_is_found(kind, cut, tmp_path):
+def test_an_index_without_live_rows_finds_nothing(kind, cut, tmp_path):
     made, stored = engine(tmp_path, kind, cut, np.arange(20))
     assert len(stored) == 0
-    assert (made.candidates(QUERIES, 1, None, 3).places_qc == -1).all()
+    assert (made.candidates(QUERIES, 1, None, 3).positions_qc == -1).all()
 
 
 @given(
@@ -158,32 +158,32 @@ def test_where_nothing_is_there_nothing_is_found(kind, cut, tmp_path):
     st.integers(0, 100),
     st.lists(st.integers(0, 10**6), min_size=1, max_size=30),
 )
-def test_places_are_the_rows_that_are_there_in_order(sizes, share, seed, asked):
+def test_positions_are_the_live_rows_in_ascending_order(sizes, share, seed, picks):
     rng = np.random.default_rng(seed)
     numbers = rng.permutation(sum(sizes))
     cut = np.split(numbers, np.cumsum(sizes)[:-1]) if sizes else []
     gone = numbers[rng.random(len(numbers)) < share]
     stored = StoredVectors([Part(None, VECTORS[r], rows_table(np.where(np.isin(r, gone), -1, r))) for r in cut], DIM)
-    there = sorted(set(numbers.tolist()) - set(gone.tolist()))
-    assert stored.rows.tolist() == there
-    place = {row: number for number, row in enumerate(there)}
+    live = sorted(set(numbers.tolist()) - set(gone.tolist()))
+    assert stored.rows.tolist() == live
+    place = {row: number for number, row in enumerate(live)}
     for number, rows in enumerate(cut):
-        assert stored.places_of(number).tolist() == [place.get(row, -1) for row in rows.tolist()]
-    if there:
-        places = np.array([one % len(there) for one in asked], dtype=np.int64)
-        expected = VECTORS[stored.rows[places]]
-        assert (stored.fp16(places) == expected).all()
+        assert stored.positions_of(number).tolist() == [place.get(row, -1) for row in rows.tolist()]
+    if live:
+        positions = np.array([pick % len(live) for pick in picks], dtype=np.int64)
+        expected = VECTORS[stored.rows[positions]]
+        assert (stored.fp16(positions) == expected).all()
 
 
 @given(st.integers(0, 40), st.integers(0, 300), st.integers(1, 3), st.floats(0, 1), st.integers(0, 100))
-def test_stored_vectors_are_as_far_as_they_are(queries, width, cut, share, seed):
+def test_distances_of_stored_vectors_are_exact(queries, width, cut, share, seed):
     rng = np.random.default_rng(seed)
     of = rng.integers(0, cut, COUNT)
     parts = [Part(None, VECTORS[of == n], rows_table(np.flatnonzero(of == n))) for n in range(cut)]
-    asked = rng.normal(size=(queries, DIM)).astype(np.float32)
-    places = np.where(rng.random((queries, width)) < share, rng.integers(0, COUNT, (queries, width)), -1)
+    vectors = rng.normal(size=(queries, DIM)).astype(np.float32)
+    positions = np.where(rng.random((queries, width)) < share, rng.integers(0, COUNT, (queries, width)), -1)
     threads = faiss.omp_get_max_threads()
-    found = StoredVectors(parts, DIM).distances(asked, places)
-    expected = exact_distances(asked, VECTORS[np.maximum(places, 0)])
-    assert (found == np.where(places >= 0, expected, np.inf)).all()
+    found = StoredVectors(parts, DIM).distances(vectors, positions)
+    expected = exact_distances(vectors, VECTORS[np.maximum(positions, 0)])
+    assert (found == np.where(positions >= 0, expected, np.inf)).all()
     assert faiss.omp_get_max_threads() == threads

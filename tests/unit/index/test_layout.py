@@ -12,10 +12,10 @@ from mrcg.index.layout import (
     IndexFacts,
     PartFacts,
     Shape,
-    allot,
+    allocate_shards,
+    count_scans_by_site,
     part_files,
     part_name,
-    scans_of_sites,
     shard_of,
     shards_of,
 )
@@ -30,41 +30,41 @@ def ids(count):
 
 @given(counts_of_sites, shards)
 def test_every_site_gets_shards_that_exist(counts, shards):
-    found = allot(counts, shards)
+    found = allocate_shards(counts, shards)
     assert set(found) == set(counts)
     assert all(first >= 0 and count >= 1 and first + count <= shards for first, count in found.values())
 
 
 @given(counts_of_sites, shards)
-def test_two_sites_share_one_shard_at_most(counts, shards):
-    owned = [set(range(first, first + count)) for first, count in allot(counts, shards).values()]
+def test_two_sites_share_at_most_one_shard(counts, shards):
+    owned = [set(range(first, first + count)) for first, count in allocate_shards(counts, shards).values()]
     assert all(len(one & other) <= 1 for place, one in enumerate(owned) for other in owned[:place])
 
 
 @given(counts_of_sites, shards)
 def test_no_shard_gets_more_than_twice_its_share(counts, shards):
     load = Counter()
-    for site, (first, count) in allot(counts, shards).items():
+    for site, (first, count) in allocate_shards(counts, shards).items():
         load.update(dict.fromkeys(range(first, first + count), counts[site] / count))
     assert max(load.values(), default=0) <= 2 * sum(counts.values()) / shards + 1
 
 
-def test_one_site_has_all_shards_and_many_small_ones_share():
-    assert allot({"": 1000}, 5) == {"": (0, 5)}
-    assert allot({"big": 900, "small": 50, "tiny": 50}, 4) == {"big": (0, 3), "small": (3, 1), "tiny": (3, 1)}
-    assert allot({}, 3) == {}
+def test_a_single_site_has_all_shards_and_small_sites_share_one():
+    assert allocate_shards({"": 1000}, 5) == {"": (0, 5)}
+    assert allocate_shards({"big": 900, "small": 50, "tiny": 50}, 4) == {"big": (0, 3), "small": (3, 1), "tiny": (3, 1)}
+    assert allocate_shards({}, 3) == {}
 
 
 @given(counts_of_sites, shards, st.text(max_size=3), st.integers(0, 10**6))
-def test_a_shard_follows_from_site_and_id(counts, shards, site, number):
-    sites, image = allot(counts, shards), digest(["scan", number], 32)
+def test_a_shard_is_determined_by_site_and_id(counts, shards, site, number):
+    sites, image = allocate_shards(counts, shards), digest(["scan", number], 32)
     first, count = sites.get(site, (0, shards))
     assert first <= shard_of(site, image, sites, shards) < first + count
     assert shard_of(None, image, sites, shards) == shard_of("", image, sites, shards)
 
 
-def test_shards_of_many_are_those_of_each():
-    sites, images = allot({"a": 60, "b": 40}, 5), ids(50)
+def test_shards_of_agrees_with_shard_of():
+    sites, images = allocate_shards({"a": 60, "b": 40}, 5), ids(50)
     of = ["a", "b", None, "new", ""] * 10
     expected = [shard_of(*one, sites, 5) for one in zip(of, images, strict=True)]
     assert shards_of(strings(images), strings(of), sites, 5).tolist() == expected
@@ -72,17 +72,19 @@ def test_shards_of_many_are_those_of_each():
 
 
 @given(st.lists(st.none() | st.sampled_from(["", "a", "b"]), max_size=30))
-def test_scans_of_sites_are_counted(of):
-    assert scans_of_sites(strings(of)) == Counter(site or "" for site in of)
+def test_scans_are_counted_by_site(of):
+    assert count_scans_by_site(strings(of)) == Counter(site or "" for site in of)
 
 
 def test_a_site_spreads_evenly_over_its_shards():
-    found = Counter(shards_of(strings(ids(4000)), strings(["a"] * 4000), allot({"a": 1, "b": 1}, 8), 8).tolist())
+    found = Counter(
+        shards_of(strings(ids(4000)), strings(["a"] * 4000), allocate_shards({"a": 1, "b": 1}, 8), 8).tolist()
+    )
     assert set(found) == {0, 1, 2, 3}
     assert all(abs(count - 1000) < 120 for count in found.values())
 
 
-def test_names_of_parts_sort_as_they_were_made_and_never_meet():
+def test_part_names_are_unique_and_sort_in_order_of_creation():
     names = [part_name(*one) for one in [(0, 0, 0), (0, 0, 1), (0, 2, 0), (1, 0, 0), (12, 0, 0)]]
     assert names == sorted(set(names))
     files = part_files(names[1])
@@ -94,7 +96,7 @@ def test_names_of_parts_sort_as_they_were_made_and_never_meet():
     assert all(re.fullmatch(r"\d{5}-\d{3}-\d{2}", name) for name in names)
 
 
-def test_facts_come_back_as_they_were_written():
+def test_facts_survive_a_round_trip():
     facts = IndexFacts(
         shape=Shape(kind="ivf_sq", dim=8, lists=4, refine=2),
         shards=2,
@@ -112,6 +114,6 @@ def test_facts_come_back_as_they_were_written():
 
 
 @pytest.mark.parametrize("kind", ["flat", "hnsw"])
-def test_only_cells_are_trained(kind):
+def test_only_ivf_kinds_are_trained(kind):
     assert not Shape(kind=kind, dim=8, links=16).trained
     assert Shape(kind="ivf_flat", dim=8, lists=2).trained

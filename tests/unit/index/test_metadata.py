@@ -27,23 +27,23 @@ def image(row):
 
 
 def table(facts, rows):
-    """Table of ``schemas.ROWS``; row None is a scan that is gone."""
+    """Table of ``schemas.ROWS``; row None is a deleted scan."""
     known = [
         dict.fromkeys(schemas.ROWS.names)
         if row is None
-        else {"image_id": image(row), "row": row, "group_id": "g", **one}
-        for one, row in zip(facts, rows, strict=True)
+        else {"image_id": image(row), "row": row, "group_id": "g", **scan}
+        for scan, row in zip(facts, rows, strict=True)
     ]
     return pa.Table.from_pylist(known, schemas.ROWS)
 
 
 def gallery(facts, parts=1):
-    """A gallery of these scans, cut into parts that hold them in no order and some that are gone."""
+    """A gallery of scans, cut into unordered parts, each with a deleted row."""
     order = np.random.default_rng(len(facts)).permutation(len(facts)).tolist()
     tables = []
     for part in range(parts):
-        mine = [row for row in order if row % parts == part]
-        tables.append(table([*(facts[row] for row in mine), {}], [*mine, None]))
+        part_rows = [row for row in order if row % parts == part]
+        tables.append(table([*(facts[row] for row in part_rows), {}], [*part_rows, None]))
     return Gallery(tables)
 
 
@@ -54,21 +54,21 @@ def passes(facts, where):
 
 
 @given(rows, wheres, st.integers(1, 4))
-def test_a_filter_lets_through_what_a_plain_one_does(facts, where, parts):
+def test_a_filter_agrees_with_plain_python(facts, where, parts):
     mask = gallery(facts, parts).mask(where)
     assert mask.dtype == bool
-    assert mask.tolist() == [passes(one, where) for one in facts]
+    assert mask.tolist() == [passes(scan, where) for scan in facts]
 
 
 @pytest.mark.parametrize("name", COLUMNS)
-def test_what_is_not_known_never_passes(name):
+def test_an_unknown_value_never_passes(name):
     known, unknown = dict.fromkeys((*COLUMNS, "year"), None) | {name: "x"}, dict.fromkeys((*COLUMNS, "year"), None)
     assert gallery([known, unknown]).mask(Where(**{name: ("x", "None", "")})).tolist() == [True, False]
     assert gallery([known, unknown]).mask(Where(years=(0, 9999))).tolist() == [False, False]
     assert gallery([known, unknown]).mask(Where()).tolist() == [True, True]
 
 
-def test_an_empty_string_is_a_value_and_not_what_is_unknown():
+def test_an_empty_string_is_a_known_value():
     facts = [dict.fromkeys((*COLUMNS, "year"), None) | {"site": site} for site in ("", None)]
     assert gallery(facts).mask(Where(site=("",))).tolist() == [True, False]
 
@@ -84,22 +84,22 @@ def test_rows_ids_and_labels_are_those_of_the_scans(facts, parts):
     made, everywhere = gallery(facts, parts), np.arange(len(facts))
     assert len(made) == len(facts)
     assert made.ids(everywhere) == [image(row) for row in range(len(facts))]
-    assert made.values("label", everywhere[::-1]) == [one["label"] for one in reversed(facts)]
-    asked = [image(row) for row in (3, 99, 0, 3)]
-    assert made.rows_of(asked).tolist() == [row for row in (3, 0, 3) if row < len(facts)]
+    assert made.values("label", everywhere[::-1]) == [scan["label"] for scan in reversed(facts)]
+    images = [image(row) for row in (3, 99, 0, 3)]
+    assert made.rows_of(images).tolist() == [row for row in (3, 0, 3) if row < len(facts)]
 
 
 @given(rows, st.sampled_from(COLUMNS), st.integers(1, 4))
-def test_codes_tell_values_apart_and_what_is_unknown(facts, name, parts):
+def test_codes_distinguish_values_and_unknown(facts, name, parts):
     codes = gallery(facts, parts).codes(name)
     assert len(codes) == len(facts)
     for one, other in itertools.product(range(len(facts)), repeat=2):
         assert (codes[one] == codes[other]) == (facts[one][name] == facts[other][name])
-    assert [code == -1 for code in codes] == [one[name] is None for one in facts]
+    assert [code == -1 for code in codes] == [scan[name] is None for scan in facts]
 
 
 def some_shards():
-    """Rows 1, 4 and 6 are here; the others belong to shards that are open elsewhere."""
+    """Rows 1, 4 and 6 are open; the others belong to shards that are not."""
     here = {
         row: dict.fromkeys((*COLUMNS, "year"), None) | {"label": label}
         for row, label in [(6, "x"), (1, "y"), (4, None)]
@@ -122,7 +122,7 @@ def test_rows_of_shards_that_are_not_open_are_unknown():
 
 
 @pytest.mark.parametrize("row", [0, 5, 7])
-def test_nothing_is_said_of_a_row_that_is_not_here(row):
+def test_a_row_that_is_not_open_is_an_error(row):
     with pytest.raises((AssertionError, IndexError)):
         some_shards().ids(np.array([row]))
 

@@ -16,7 +16,7 @@ from mrcg.index_build.recall import DEPTH
 from mrcg.index_build.sizing import KINDS
 from mrcg.storage.store import Store
 
-#: What each kind needs to be itself: a PQ wants 39 vectors for each of its 256 codes.
+#: Vectors and dimensions with which each kind is not replaced by flat: PQ needs 39 vectors for each of its 256 codes.
 SIZES = {
     "flat": (1500, 16),
     "hnsw": (1500, 16),
@@ -36,7 +36,7 @@ def gallery(store, scans, dim=16):
 
 def files(store, version):
     """Name and content hash of every file of an index."""
-    return {one.name: one.sha256 for one in store.manifest("indexes", version).files}
+    return {file.name: file.sha256 for file in store.manifest("indexes", version).files}
 
 
 def on_disk(store, version, name):
@@ -44,8 +44,8 @@ def on_disk(store, version, name):
     return Path(store.path(artefact.relative(name)))
 
 
-def place(path):
-    """A file that is written again is another one, whatever its bytes are."""
+def identity(path):
+    """Identity of a file: writing it again changes it, even with the same bytes."""
     return path.stat().st_ino, path.stat().st_mtime_ns
 
 
@@ -59,7 +59,7 @@ def built(request, tmp_path_factory):
     return line, config, version, made.facts
 
 
-def test_every_kind_finds_what_is_asked_of_it(built):
+def test_every_kind_reaches_its_min_recall(built):
     line, config, version, facts = built
     assert facts.shape.kind == config.index.kind
     assert facts.recall >= config.index.min_recall
@@ -69,7 +69,7 @@ def test_every_kind_finds_what_is_asked_of_it(built):
     assert recall_at(index.search(queries, DEPTH).rows_qk, exact) > config.index.min_recall - 0.02
 
 
-def test_the_recall_that_is_said_is_that_of_the_index_as_it_is_searched(built):
+def test_the_recorded_recall_equals_that_of_a_search(built):
     line, config, version, facts = built
     index = line.open(version)
     sample = np.sort(np.random.default_rng(seed_of(config.seed, "recall")).permutation(len(index))[:100])
@@ -80,29 +80,31 @@ def test_the_recall_that_is_said_is_that_of_the_index_as_it_is_searched(built):
     assert index.nprobe_or_ef == facts.nprobe_or_ef
 
 
-def test_every_scan_is_in_one_row_of_the_shard_that_it_belongs_to(built):
+def test_every_scan_is_in_exactly_one_row_of_its_shard(built):
     line, _, version, facts = built
     index = line.open(version)
     stored = vectors_of(scans_of(len(index)), facts.shape.dim)
     assert sorted(np.concatenate([part.rows for part in index.parts]).tolist()) == list(range(len(index)))
-    for part, one in zip(index.parts, facts.parts, strict=True):
-        assert (one.rows, one.live) == (len(part), len(part))
+    for part, part_facts in zip(index.parts, facts.parts, strict=True):
+        assert (part_facts.rows, part_facts.live) == (len(part), len(part))
         assert (np.diff(part.rows) > 0).all()
         assert (part.vectors_nd == stored[part.rows]).all()
-        assert {shard_of(None, image, facts.sites, 3) for image in part.table["image_id"].to_pylist()} == {one.shard}
+        assert {shard_of(None, image, facts.sites, 3) for image in part.table["image_id"].to_pylist()} == {
+            part_facts.shard
+        }
 
 
-def test_the_files_are_those_of_the_layout_and_the_facts_are_among_them(built):
+def test_the_files_are_those_of_the_layout_including_the_facts(built):
     line, _, version, facts = built
     named = {FACTS} | ({TRAINED} if facts.shape.trained else set())
     for part in facts.parts:
-        here = part_files(part.name)
-        named |= {here.vectors, here.rows} | (set() if facts.shape.kind == "flat" else {here.index})
+        names = part_files(part.name)
+        named |= {names.vectors, names.rows} | (set() if facts.shape.kind == "flat" else {names.index})
     assert set(files(line.store, version)) == named
     assert read_facts(line.store.artefact("indexes", version)) == facts
 
 
-def test_what_was_changed_after_it_was_published_is_not_opened(built):
+def test_a_file_changed_after_publication_is_not_opened(built):
     line, _, version, facts = built
     for name in (part_files(facts.parts[0].name).vectors, part_files(facts.parts[0].name).rows):
         path = on_disk(line.store, version, name)
@@ -125,25 +127,25 @@ def test_the_same_scans_give_the_same_bytes(kind, tmp_path):
     assert made[0] == made[1]
 
 
-def test_another_seed_learns_other_cells(store):
+def test_another_seed_trains_other_cells(store):
     line = gallery(store, scans_of(1000), 8)
     one, other = (line.index(index_config("index.kind=ivf_flat", f"seed={seed}"))[0] for seed in (1, 2))
     assert files(store, one)[TRAINED] != files(store, other)[TRAINED]
 
 
-def test_a_recall_that_cannot_be_reached_is_said_with_the_way_out(store, monkeypatch):
+def test_an_unreachable_recall_is_an_error_that_names_the_way_out(store, monkeypatch):
     monkeypatch.setattr("mrcg.index_build.recall.TRIES", 2)
     line = gallery(store, scans_of(3000))
     with pytest.raises(
         TrainingError,
-        match=r"recall@50 of ivf_flat is 0\.\d+ at effort 2, index.min_recall asks for 0.99: take another index.kind",
+        match=r"recall@50 of ivf_flat is 0\.\d+ at nprobe 2, below index.min_recall 0.99: choose another index.kind",
     ):
         line.index(index_config("index.kind=ivf_flat", "index.effort=1", "index.min_recall=0.99"))
     assert store.versions("indexes") == []
 
 
-def test_small_cells_of_many_shards_do_not_pass_for_a_good_search(store):
-    """A shard with fewer vectors in its cells than are asked for is completed by a scan; recall must not count that."""
+def test_completion_by_scan_does_not_count_towards_recall(store):
+    """A shard whose cells have fewer vectors than requested is completed by a scan; recall must not count that."""
     line = gallery(store, scans_of(3000))
     config = index_config("index.kind=ivf_flat", "index.shards=8", "index.effort=1", "index.min_recall=0.9")
     version, made = line.index(config)
@@ -156,8 +158,8 @@ def test_small_cells_of_many_shards_do_not_pass_for_a_good_search(store):
 
 
 @pytest.mark.parametrize("kind", ["ivf_flat", "ivf_sq"])
-def test_many_copies_of_one_scan_are_no_loss_of_recall(kind, store):
-    """Blank slices are all alike, and more than are looked at: any of them is as near as the others."""
+def test_many_copies_of_one_scan_do_not_lower_recall(kind, store):
+    """Blank slices are identical and more than the candidates: any of them is as near as the others."""
     scans, vectors = scans_of(2000), vectors_of(scans_of(2000), 16)
     vectors[np.random.default_rng(1).permutation(2000)[:400]] = vectors[5]
     config = index_config(f"index.kind={kind}", "index.shards=3", "index.min_recall=0.97")
@@ -165,19 +167,19 @@ def test_many_copies_of_one_scan_are_no_loss_of_recall(kind, store):
     assert made.facts.recall >= 0.97
 
 
-def test_scans_that_are_gone_do_not_make_recall_look_better_than_it_is(store, monkeypatch):
-    """A small shard that lacks scans is scanned, the whole index is not."""
+def test_deleted_scans_do_not_inflate_recall(store, monkeypatch):
+    """A small shard with deleted scans would be scanned, the full index is not."""
     monkeypatch.setattr("mrcg.index.sharded_index.SCAN_BELOW", 1000)
     config = index_config("index.kind=ivf_flat", "index.shards=3", "index.min_recall=0.9")
     base, before = gallery(store, scans_of(3000)).index(config)
-    left = [one for one in scans_of(3000) if one.number % 8]
-    _, made = gallery(store, left).index(config, base)
-    assert made.facts.measured == len(left)
+    remaining = [scan for scan in scans_of(3000) if scan.number % 8]
+    _, made = gallery(store, remaining).index(config, base)
+    assert made.facts.measured == len(remaining)
     assert before.facts.recall < 1
     assert made.facts.recall < 1
 
 
-def test_recall_is_measured_again_only_after_much_has_changed(store):
+def test_recall_is_measured_again_only_after_a_tenth_has_changed(store):
     config = index_config("index.kind=ivf_flat", "index.shards=2")
     base, first = gallery(store, scans_of(1000), 8).index(config)
     few, little = gallery(store, scans_of(1050), 8).index(config, base)
@@ -186,29 +188,29 @@ def test_recall_is_measured_again_only_after_much_has_changed(store):
     assert much.facts.measured == 1101
 
 
-def test_what_did_not_change_stays_with_the_version_that_wrote_it(store):
+def test_unchanged_files_are_shared_with_the_version_that_wrote_them(store):
     config = index_config("index.kind=ivf_flat", "index.shards=2")
     base, first = gallery(store, scans_of(1000), 8).index(config)
     grown, second = gallery(store, scans_of(1040), 8).index(config, base)
     assert second.facts.generation == 1
     assert second.facts.parts[:2] == first.facts.parts
-    own = {one.name for one in store.manifest("indexes", grown).files if one.folder is None}
+    own = {file.name for file in store.manifest("indexes", grown).files if file.folder is None}
     new = {name for part in second.facts.parts[2:] for name in vars(part_files(part.name)).values()}
     assert own == new | {FACTS}
     assert {part.shard for part in second.facts.parts[2:]} == {0, 1}
     assert sum(part.live for part in second.facts.parts) == 1040
 
 
-def test_a_gallery_that_has_doubled_is_trained_again(store):
+def test_an_index_is_trained_again_when_the_gallery_has_doubled(store):
     config = index_config("index.kind=ivf_flat", "index.shards=2")
     base, first = gallery(store, scans_of(500), 8).index(config)
     doubled, second = gallery(store, scans_of(1001), 8).index(config, base)
     assert (second.facts.trained_on, second.facts.generation) == (1001, 0)
     assert second.facts.shape.lists > first.facts.shape.lists
-    assert all(one.folder is None for one in store.manifest("indexes", doubled).files)
+    assert all(file.folder is None for file in store.manifest("indexes", doubled).files)
 
 
-def test_a_large_shard_is_filled_in_parts_and_answers_as_one(store):
+def test_a_large_shard_is_built_in_parts_and_searched_as_one(store):
     line = gallery(store, scans_of(5000), 64)
     whole, one = line.index(index_config("index.kind=flat", "index.shards=1"))
     cut, several = line.index(index_config("index.kind=flat", "index.shards=1", f"index.part_bytes={2**20}"))
@@ -220,7 +222,7 @@ def test_a_large_shard_is_filled_in_parts_and_answers_as_one(store):
     assert (first.distances_qk == second.distances_qk).all()
 
 
-def test_a_gallery_too_small_for_cells_is_scanned(store):
+def test_a_gallery_too_small_for_cells_is_flat(store):
     version, made = gallery(store, scans_of(60), 8).index(index_config("index.kind=ivf_sq", "index.shards=2"))
     assert (made.facts.shape.kind, made.facts.recall) == ("flat", 1.0)
     assert TRAINED not in files(store, version)
@@ -236,12 +238,12 @@ def test_shards_are_keyed_by_site(store):
     for part, facts in zip(gallery(store, scans, 8).open(version).parts, made.facts.parts, strict=True):
         held.setdefault(facts.shard, Counter()).update(part.table["site"].to_pylist())
     owned = {site: {shard for shard, sites in held.items() if site in sites} for site in ("north", "south", None)}
-    # The tenth that has no site is too little for a shard of its own.
+    # The tenth without a site is too small for a shard of its own.
     assert owned == {None: {0}, "north": {0, 1, 2}, "south": {3, 4}}
     assert sum(held.values(), Counter()) == {"north": 600, "south": 300, None: 100}
 
 
-def test_a_site_that_comes_later_spreads_over_all_shards(store):
+def test_a_site_added_later_is_spread_over_all_shards(store):
     scans = [Scan(number, site="north") for number in range(600)]
     config = index_config("index.kind=flat", "index.shards=3")
     base, _ = gallery(store, scans, 8).index(config)
@@ -255,10 +257,10 @@ class KilledError(Exception):
 
 
 class Dying(LocalExecutor):
-    """Does so many pieces and dies with the next."""
+    """Runs a number of tasks and dies at the next one."""
 
-    def __init__(self, pieces):
-        self.left = pieces
+    def __init__(self, tasks):
+        self.left = tasks
 
     def map(self, work, items, bytes_each=0, gpus_each=0):
         for item in items:
@@ -268,8 +270,8 @@ class Dying(LocalExecutor):
             yield work(item)
 
 
-#: A plan, a training, three parts filled, three shards examined.
-PIECES = 8
+#: A plan, a training, three parts built, three shards measured.
+TASKS = 8
 KILLED = index_config("index.kind=ivf_flat", "index.shards=3")
 
 
@@ -279,34 +281,34 @@ def undisturbed(tmp_path_factory):
     return store, *gallery(store, scans_of(1000), 8).index(KILLED)
 
 
-@pytest.mark.parametrize("pieces", range(PIECES))
-def test_a_build_that_was_killed_does_only_what_is_missing(pieces, undisturbed, store, monkeypatch):
+@pytest.mark.parametrize("tasks", range(TASKS))
+def test_a_killed_build_resumes_without_repeating_work(tasks, undisturbed, store, monkeypatch):
     other, version, made = undisturbed
     line = gallery(store, scans_of(1000), 8)
     with monkeypatch.context() as patch, pytest.raises(KilledError):
-        patch.setattr(galleries, "LocalExecutor", lambda: Dying(pieces))
+        patch.setattr(galleries, "LocalExecutor", lambda: Dying(tasks))
         line.index(KILLED)
     assert store.versions("indexes") == []
     (attempt,) = Path(store.path("indexes/_attempts")).iterdir()
-    done = {path.name: place(path) for path in attempt.glob("output/**/*.faiss")}
-    # The plan writes none, nor do the pieces that only measure.
-    assert len(done) == min(max(0, pieces - 1), 4)
+    done = {path.name: identity(path) for path in attempt.glob("output/**/*.faiss")}
+    # The plan writes none, nor do the tasks that measure recall.
+    assert len(done) == min(max(0, tasks - 1), 4)
     again, remade = line.index(KILLED)
     assert (again, remade.facts, remade.files) == (version, made.facts, made.files)
     for name in files(store, version):
         path = on_disk(store, version, name)
         assert path.read_bytes() == on_disk(other, version, name).read_bytes()
-        assert path.name not in done or place(path) == done[path.name]
+        assert path.name not in done or identity(path) == done[path.name]
     assert store.listdir("indexes/_attempts") == []
 
 
-def test_a_growth_that_was_killed_goes_on_too(tmp_path, monkeypatch):
+def test_a_killed_update_resumes(tmp_path, monkeypatch):
     versions = []
-    for pieces in (None, 2):
-        store = Store(str(tmp_path / str(pieces)))
+    for tasks in (None, 2):
+        store = Store(str(tmp_path / str(tasks)))
         base, _ = gallery(store, scans_of(1000), 8).index(KILLED)
         grown = gallery(store, [*scans_of(900), *scans_of(200, first=1000)], 8)
-        if pieces:
+        if tasks:
             with monkeypatch.context() as patch, pytest.raises(KilledError):
                 patch.setattr(galleries, "LocalExecutor", lambda: Dying(2))
                 grown.index(KILLED, base, purge=True)

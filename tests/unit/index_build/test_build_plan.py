@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrcg.index_build.build_plan import facts_table, places_of, take_rows
+from mrcg.index_build.build_plan import current_rows, rows_table, take_rows
 from mrcg.storage import schemas
 
 NAMES = [name for name in schemas.ROWS.names if name != "row"]
@@ -14,7 +14,7 @@ def corpus(numbers):
     """A table of scans with these numbers as ids."""
     columns = {name: pa.array([f"{name}{number}" for number in numbers]) for name in NAMES if name != "year"}
     columns["year"] = pa.array([number % 100 for number in numbers], pa.int16())
-    return facts_table(pa.table({name: columns[name] for name in NAMES}))
+    return rows_table(pa.table({name: columns[name] for name in NAMES}))
 
 
 def ids(numbers):
@@ -22,22 +22,22 @@ def ids(numbers):
 
 
 @given(st.lists(st.integers(0, 60), unique=True), st.integers(0, 60), st.integers(0, 10), st.integers(0, 3))
-def test_scans_are_found_wherever_they_are_now(numbers, keep, added, seed):
-    """After nothing, after new ones came behind, after some went, after all were put in another order."""
+def test_current_rows_finds_scans_wherever_they_moved(numbers, keep, added, seed):
+    """With no change, scans appended, scans deleted, or all scans reordered."""
     rng = np.random.default_rng(seed)
     part = take_rows(corpus(numbers), rng.permutation(len(numbers)))
     now = [number for number in numbers if number < keep or seed < 2] + list(range(100, 100 + added))
     if seed == 3:
         rng.shuffle(now)
-    places = places_of(ids(now), part)
-    expected = [now.index(int(one[8:])) if int(one[8:]) in now else -1 for one in part["image_id"].to_pylist()]
-    assert places.tolist() == expected
-    # What is gone stays so, also of a part that lacked some before.
-    assert places_of(ids(now), take_rows(corpus(now), places)).tolist() == expected
+    rows = current_rows(ids(now), part)
+    expected = [now.index(int(i[8:])) if int(i[8:]) in now else -1 for i in part["image_id"].to_pylist()]
+    assert rows.tolist() == expected
+    # A deleted row stays deleted, also in a part that had deleted rows before.
+    assert current_rows(ids(now), take_rows(corpus(now), rows)).tolist() == expected
 
 
 @pytest.mark.parametrize("rows", [[], [0, 1, 2], [3, 4], [4, 3], [2, -1, 4], [-1, 0, 1], [-1]])
-def test_rows_are_taken_together_or_one_by_one(rows):
+def test_take_rows_takes_slices_and_single_rows(rows):
     table = corpus(range(5))
     taken = take_rows(table, np.array(rows, dtype=np.int64))
     assert taken.to_pylist() == [

@@ -12,20 +12,20 @@ from mrcg.index_build.sizing import (
     VECTORS_PER_LIST,
     Costs,
     build_bytes,
-    draw_bytes,
-    examine_bytes,
     index_bytes,
     initial_nprobe_or_ef,
+    max_part_rows,
     measured_costs,
-    most_rows,
+    plan_bytes,
     plan_index,
+    recall_bytes,
     serving_bytes,
     shape_of,
     train_bytes,
 )
 
 GIB = 2**30
-#: A machine whose numbers are round, so that an expected cost can be worked out by hand.
+#: A machine with round numbers, so that expected costs can be worked out by hand.
 ROUND = Costs(
     machine="a round machine",
     faiss="0",
@@ -73,7 +73,7 @@ machines = st.builds(
 
 
 def planned(*args, **more):
-    """A plan; None where it is refused."""
+    """A plan, None where planning fails."""
     try:
         return plan_index(*args, **more)
     except SettingsError:
@@ -81,18 +81,18 @@ def planned(*args, **more):
 
 
 @given(counts, dims, nodes, recalls, st.none() | kinds, st.just(0) | st.integers(1, 10_000), machines)
-def test_a_plan_never_takes_more_memory_than_a_node_has(count, dim, node_bytes, recall, kind, shards, costs):
+def test_a_plan_never_exceeds_the_memory_of_a_node(count, dim, node_bytes, recall, kind, shards, costs):
     plan = planned(count, dim, node_bytes, recall, kind, shards, costs)
     assume(plan is not None)
     shape, rows = plan.shape, math.ceil(count / plan.shards)
     on_fullest = math.ceil(plan.shards / plan.nodes) * rows * (index_bytes(shape) + costs.row_bytes)
-    # Shards on a node are joined: what was trained is there once.
+    # Shards on a node are joined: it holds the trained cells once.
     assert plan.node_bytes >= costs.process_bytes + serving_bytes(shape) + on_fullest
-    # A shard that is too large to be filled at once is filled in parts.
-    part = build_bytes(shape, min(rows, most_rows(shape, node_bytes, costs)), costs)
-    assert plan.build_bytes >= max(part, train_bytes(shape, count, costs), draw_bytes(count, costs))
-    parts = math.ceil(rows / max(1, most_rows(shape, node_bytes, costs)))
-    assert plan.build_bytes >= examine_bytes(shape, rows, costs, parts)
+    # A shard that is too large to be built in one task is built in parts.
+    part = build_bytes(shape, min(rows, max_part_rows(shape, node_bytes, costs)), costs)
+    assert plan.build_bytes >= max(part, train_bytes(shape, count, costs), plan_bytes(count, costs))
+    parts = math.ceil(rows / max(1, max_part_rows(shape, node_bytes, costs)))
+    assert plan.build_bytes >= recall_bytes(shape, rows, costs, parts)
     assert max(plan.node_bytes, plan.build_bytes) <= node_bytes
     assert 1 <= plan.nodes <= plan.shards <= max(1, shards or count)
     assert plan.shards == (shards or plan.shards)
@@ -100,28 +100,28 @@ def test_a_plan_never_takes_more_memory_than_a_node_has(count, dim, node_bytes, 
 
 
 @given(counts, dims, nodes, kinds, machines)
-def test_the_largest_part_can_be_filled_and_one_row_more_cannot(count, dim, node_bytes, kind, costs):
+def test_the_largest_part_fits_and_one_more_row_does_not(count, dim, node_bytes, kind, costs):
     shape = shape_of(kind, count, dim, 0.95)
-    most = most_rows(shape, node_bytes, costs)
+    most = max_part_rows(shape, node_bytes, costs)
     assume(most >= 1)
     assert build_bytes(shape, most, costs) <= node_bytes < build_bytes(shape, most + 1, costs) + 1
 
 
 @given(counts, counts, dims, nodes, kinds)
-def test_more_vectors_never_take_less(count, more, dim, node_bytes, kind):
+def test_more_vectors_never_cost_less(count, more, dim, node_bytes, kind):
     few, many = (planned(n, dim, node_bytes, 0.95, kind, 0, ROUND) for n in sorted((count, more)))
     assume(few is not None and many is not None and few.shape.kind == many.shape.kind)
     assert few.disk_bytes <= many.disk_bytes
     assert few.build_seconds <= many.build_seconds
     if not few.shape.trained:
-        # Cells come in powers of two: with twice as many a query looks at fewer vectors.
+        # The number of cells is a power of two: when it doubles, a query scans fewer vectors.
         assert few.query_seconds <= many.query_seconds
         assert few.shards <= many.shards
         assert few.nodes <= many.nodes
 
 
 @given(counts, dims, nodes, nodes, kinds)
-def test_more_memory_never_takes_more_nodes(count, dim, one, other, kind):
+def test_more_memory_never_needs_more_nodes(count, dim, one, other, kind):
     small, large = (planned(count, dim, memory, 0.95, kind, 0, ROUND) for memory in sorted((one, other)))
     assume(small is not None)
     assert large is not None
@@ -129,7 +129,7 @@ def test_more_memory_never_takes_more_nodes(count, dim, one, other, kind):
 
 
 @given(counts, dims, kinds, recalls, recalls)
-def test_a_higher_recall_never_takes_less_effort(count, dim, kind, one, other):
+def test_a_higher_recall_never_lowers_nprobe_or_ef(count, dim, kind, one, other):
     low, high = (planned(count, dim, 1024 * GIB, recall, kind, 0, ROUND) for recall in sorted((one, other)))
     assume(low is not None and high is not None)
     assert low.nprobe_or_ef <= high.nprobe_or_ef
@@ -138,7 +138,7 @@ def test_a_higher_recall_never_takes_less_effort(count, dim, kind, one, other):
 
 
 @given(counts, dims, nodes, recalls, st.just(0) | st.integers(1, 100))
-def test_the_choice_is_the_best_of_what_each_kind_would_be(count, dim, node_bytes, recall, shards):
+def test_the_choice_is_the_best_plan_over_all_kinds(count, dim, node_bytes, recall, shards):
     each = [planned(count, dim, node_bytes, recall, kind, shards, ROUND) for kind in KINDS]
     plan = planned(count, dim, node_bytes, recall, None, shards, ROUND)
     fitting = [one for one in each if one is not None]
@@ -151,7 +151,7 @@ def test_the_choice_is_the_best_of_what_each_kind_would_be(count, dim, node_byte
     assert {**plan.__dict__, "why": ()} == {**best.__dict__, "why": ()}
 
 
-def test_a_kind_that_does_not_fit_does_not_keep_another_from_being_chosen():
+def test_a_kind_that_does_not_fit_does_not_prevent_another():
     assert planned(10_000_000, 800, 16 * GIB, 0.95, "flat", 2, ROUND) is None
     assert plan_index(10_000_000, 800, 16 * GIB, 0.95, None, 2, ROUND).shape.kind == "opq_ivf_pq"
 
@@ -169,41 +169,42 @@ def test_an_empty_gallery_has_one_empty_shard():
 
 
 @given(counts, dims, st.floats(16, 30).map(lambda bits: int(2**bits)), st.none() | kinds, machines)
-def test_a_node_that_is_too_small_is_told_how_much_it_takes(count, dim, node_bytes, kind, costs):
+def test_the_error_for_a_small_node_names_the_memory_needed(count, dim, node_bytes, kind, costs):
     try:
         plan_index(count, dim, node_bytes, 0.95, kind, 0, costs)
         assume(False)
     except SettingsError as error:
-        said = re.search(
-            r"builds no (\w+) index of ([\d,]+) x (\d+) \(([^ ]+) GiB at least\): give --memory-per-node more",
+        match = re.search(
+            r"cannot hold and build a (\w+) index of ([\d,]+) x (\d+) \(([^ ]+) GiB at least\): "
+            r"raise index.node_bytes \(--memory-per-node\)",
             str(error),
         )
-    assert said is not None
-    assert (said[2], said[3]) == (f"{count:,}", str(dim))
-    # Two digits are said.
-    enough = int(float(said[4]) * 1.06 * GIB)
+    assert match is not None
+    assert (match[2], match[3]) == (f"{count:,}", str(dim))
+    # The message has two digits.
+    enough = int(float(match[4]) * 1.06 * GIB)
     assert enough > node_bytes
-    assert plan_index(count, dim, enough, 0.95, said[1], 0, costs).nodes >= 1
+    assert plan_index(count, dim, enough, 0.95, match[1], 0, costs).nodes >= 1
 
 
 @given(st.integers(10**6, 10**8), st.integers(64, 1024), st.floats(30, 34).map(lambda bits: int(2**bits)), kinds)
-def test_too_few_shards_are_told_how_many_it_takes(count, dim, node_bytes, kind):
-    # Otherwise the node is too small to draw the index up, and that is said first.
+def test_the_error_for_too_few_shards_names_the_number_needed(count, dim, node_bytes, kind):
+    # Otherwise the node may be too small to plan the build, and that error comes first.
     costs = ROUND.model_copy(update={"drawn_bytes": 0})
     try:
         plan_index(count, dim, node_bytes, 0.95, kind, 1, costs)
         assume(False)
     except SettingsError as error:
-        said = re.search(r"does not fit on a node of .* GiB: ask for (\d+) shards or more", str(error))
-    assume(said is not None)
-    fewest = int(said[1])
+        match = re.search(r"does not fit on a node of .* GiB: use (\d+) shards or more", str(error))
+    assume(match is not None)
+    fewest = int(match[1])
     assert fewest > 1
     assert planned(count, dim, node_bytes, 0.95, kind, fewest, costs) is not None
     assert planned(count, dim, node_bytes, 0.95, kind, fewest - 1, costs) is None
 
 
 @given(counts, dims, recalls, kinds)
-def test_a_shape_can_be_trained_on_what_there_is(count, dim, recall, kind):
+def test_a_shape_can_be_trained_on_the_vectors_available(count, dim, recall, kind):
     shape = shape_of(kind, count, dim, recall)
     assert shape.kind in (kind, "flat")
     assert shape.lists * VECTORS_PER_LIST <= count
@@ -216,12 +217,12 @@ def test_a_shape_can_be_trained_on_what_there_is(count, dim, recall, kind):
         assert shape.kind == kind
 
 
-def test_few_vectors_are_scanned_exactly_whatever_was_asked_for():
+def test_few_vectors_get_a_flat_index_whatever_kind_is_requested():
     plan = plan_index(50, 8, GIB, 0.95, "ivf_flat", 0, ROUND)
     assert (plan.shape.kind, plan.nprobe_or_ef) == ("flat", 0)
 
 
-def test_costs_are_those_that_are_given():
+def test_costs_can_be_given():
     flat = plan_index(1000, 100, 16 * GIB, 0.95, None, 0, ROUND)
     assert flat.query_seconds == pytest.approx(1000 * 100 * 1e-10)
     assert flat.build_seconds == pytest.approx(1000 * (1e-6 + 200e-9))
@@ -234,29 +235,30 @@ def test_costs_are_those_that_are_given():
     assert ivf.query_seconds == pytest.approx(ivf.shape.lists * 100 * 1e-10 + scanned * 100 * 2e-10)
 
 
-def test_the_costs_that_are_shipped_are_taken_where_none_are_given():
-    assert plan_index(10**6, 100, 16 * GIB, 0.95).why[-1].startswith(f"costs of one core: {measured_costs().machine}, ")
+def test_the_shipped_costs_are_the_default():
+    last_reason = plan_index(10**6, 100, 16 * GIB, 0.95).why[-1]
+    assert last_reason.startswith(f"unit costs of one core: {measured_costs().machine}, ")
     assert min(measured_costs().process_bytes, measured_costs().row_bytes) > 0
 
 
 @pytest.mark.parametrize("kind", [None, *KINDS])
-def test_a_plan_says_why(kind):
+def test_a_plan_gives_its_reasons(kind):
     plan = plan_index(50_000_000, 1000, 64 * GIB, 0.98, kind, 0, ROUND)
     why = "\n".join(plan.why)
     assert why.startswith(f"{plan.shape.kind}: ")
-    assert ("asked for" in why) == (kind is not None)
-    assert ("fewest nodes, then least work a query" in why) == (kind is None)
+    assert ("requested" in plan.why[0]) == (kind is not None)
+    assert ("fewest nodes, then least work per query" in why) == (kind is None)
     assert f"{plan.shards} shards on {plan.nodes} nodes" in why
     assert f"{index_bytes(plan.shape):.0f} bytes of index" in why
     assert ("coarse cells for all shards" in why) == plan.shape.trained
-    assert ("links a vector" in why) == (plan.shape.kind == "hnsw")
-    assert ("candidates for each wanted one" in why) == (plan.shape.refine > 1)
+    assert ("links per vector" in why) == (plan.shape.kind == "hnsw")
+    assert ("candidates per requested neighbour" in why) == (plan.shape.refine > 1)
     assert "a round machine" in plan.why[-1]
     if kind is None:
         assert all(f"{one} " in why for one in KINDS)
 
 
-def test_a_small_gallery_is_scanned_and_the_plan_says_that_nothing_is_gained_by_less():
+def test_a_small_gallery_gets_a_flat_index_and_the_reason():
     plan = plan_index(7000, 1000, 16 * GIB, 0.95, None, 0, ROUND)
     assert plan.shape.kind == "flat"
-    assert "an exact scan takes 0.7 ms of a core: nothing is gained by less" in plan.why[0]
+    assert "an exact scan takes 0.7 ms of a core; no approximate index is needed" in plan.why[0]

@@ -15,23 +15,23 @@ def columns(rows):
 def naive_error(scores, relevant):
     total = 0.0
     for b in range(10):
-        mine = [i for i, s in enumerate(scores) if min(int(np.float32(s) * 10), 9) == b]
-        if mine:
-            gap = np.mean([float(scores[i]) for i in mine]) - np.mean([relevant[i] for i in mine])
-            total += len(mine) / len(scores) * abs(gap)
+        in_bin = [i for i, s in enumerate(scores) if min(int(np.float32(s) * 10), 9) == b]
+        if in_bin:
+            gap = np.mean([float(scores[i]) for i in in_bin]) - np.mean([relevant[i] for i in in_bin])
+            total += len(in_bin) / len(scores) * abs(gap)
     return total
 
 
 @given(hits)
-def test_the_error_equals_the_naive_one(rows):
+def test_expected_error_equals_the_naive_one(rows):
     scores, relevant = columns(rows)
-    found = reliability(scores, relevant)
-    assert found.expected_error == pytest.approx(naive_error(scores, relevant), abs=1e-6)
-    assert sum(one.count for one in found.bins) == len(rows)
+    result = reliability(scores, relevant)
+    assert result.expected_error == pytest.approx(naive_error(scores, relevant), abs=1e-6)
+    assert sum(score_bin.count for score_bin in result.bins) == len(rows)
 
 
 @given(hits)
-def test_the_map_keeps_the_order_and_stays_in_the_unit_interval(rows):
+def test_map_keeps_the_order_and_stays_in_the_unit_interval(rows):
     scores, relevant = columns(rows)
     fitted = fit_platt(scores, relevant)
     after = fitted.apply(np.sort(scores))
@@ -48,13 +48,13 @@ def loss(fitted, scores, relevant):
 
 
 def overconfident(n, seed):
-    """Scores whose logits are twice the true ones, and 0.7 too high."""
+    """Scores whose logits are twice the true ones plus 0.7."""
     draws = np.random.default_rng(seed)
     logits = draws.normal(1.0, 1.5, n)
     return 1 / (1 + np.exp(-(2 * logits + 0.7))), draws.random(n) < 1 / (1 + np.exp(-logits))
 
 
-def test_it_finds_the_temperature_and_the_bias_and_helps_on_other_scores():
+def test_fit_recovers_temperature_and_bias_and_improves_other_scores():
     fitted = fit_platt(*overconfident(20_000, 1))
     assert fitted.temperature == pytest.approx(2.0, rel=0.1)
     assert fitted.bias == pytest.approx(-0.35, abs=0.1)
@@ -63,7 +63,7 @@ def test_it_finds_the_temperature_and_the_bias_and_helps_on_other_scores():
     assert after.expected_error < 0.02 < 0.05 < before.expected_error
 
 
-def test_no_neighbour_of_the_fit_is_better():
+def test_fit_is_a_local_minimum():
     scores, relevant = overconfident(500, 3)
     fitted = fit_platt(scores, relevant)
     best = loss(fitted, scores, relevant)
@@ -73,20 +73,20 @@ def test_no_neighbour_of_the_fit_is_better():
 
 
 @pytest.mark.parametrize("value", [True, False])
-def test_one_class_alone_gives_finite_numbers(value):
+def test_hits_of_one_kind_give_finite_parameters(value):
     fitted = fit_platt(np.full(50, 0.5), np.full(50, value))
     assert np.isfinite([fitted.temperature, fitted.bias]).all()
     assert fitted.apply(np.array([0.5]))[0] == pytest.approx(51 / 52 if value else 1 / 52, abs=0.01)
 
 
-def test_scores_that_tell_the_opposite_are_flattened_and_not_turned():
+def test_inverse_scores_are_flattened_and_not_reversed():
     scores, relevant = overconfident(2_000, 4)
     fitted = fit_platt(1 - scores, relevant)
     assert fitted.temperature == pytest.approx(1 / MIN_SLOPE)
     assert fitted.apply(np.array([0.5]))[0] == pytest.approx(relevant.mean(), abs=0.02)
 
 
-def test_nothing_to_learn_from():
+def test_no_scores():
     assert fit_platt(np.empty(0), np.empty(0, bool)) is None
-    nothing = reliability(np.empty(0), np.empty(0, bool))
-    assert (nothing.bins, nothing.expected_error) == ((), 0)
+    empty = reliability(np.empty(0), np.empty(0, bool))
+    assert (empty.bins, empty.expected_error) == ((), 0)

@@ -11,12 +11,12 @@ relevance = arrays.arrays(bool, st.tuples(st.integers(1, 6), st.integers(1, 12))
 
 
 def naive_ap(row, total):
-    gained, hits = 0.0, 0
+    precision_sum, hits = 0.0, 0
     for k, relevant in enumerate(row, 1):
         if relevant:
             hits += 1
-            gained += hits / k
-    return gained / total if total else 0.0
+            precision_sum += hits / k
+    return precision_sum / total if total else 0.0
 
 
 @given(relevance)
@@ -27,7 +27,7 @@ def test_map_equals_the_naive_one(rows):
 
 
 @given(relevance, st.integers(0, 30))
-def test_map_full_divides_by_what_could_be_found(rows, extra):
+def test_map_full_divides_by_the_reachable_relevant_scans(rows, extra):
     totals = rows.sum(axis=1) + extra
     expected = [naive_ap(row, total) for row, total in zip(rows, totals, strict=True)]
     full = average_precision(rows, totals)
@@ -54,13 +54,13 @@ def test_metrics_lie_in_the_unit_interval(rows):
         assert (values <= 1).all()
 
 
-def test_the_perfect_and_the_worst_order():
+def test_perfect_and_worst_order():
     assert mean_average_precision(np.array([[True, True, False]])) == 1.0
     assert mean_average_precision(np.array([[False, False]])) == 0.0
     assert mean_average_precision(np.zeros((0, 5), dtype=bool)) == 0.0
 
 
-def test_classes_are_measured_apart_and_overall_is_their_weighted_mean():
+def test_figures_per_class_and_their_weighted_mean():
     rows = np.array([[True, False], [False, True], [True, True]])
     queries = Queries(["a", "a", "b"], ["x", "y", "z"], np.array([10, 10, 1]))
     figures = order_figures(rows, queries, 200)
@@ -70,12 +70,12 @@ def test_classes_are_measured_apart_and_overall_is_their_weighted_mean():
     assert figures.precision_at_1 == pytest.approx(2 / 3)
     assert figures.precision_at_5 == pytest.approx((0.2 + 0.2 + 0.4) / 3)
     assert figures.recall_at_10 == pytest.approx((0.1 + 0.1 + 2.0) / 3)
-    for one in (figures, *figures.per_class.values()):
-        assert one.intervals.map.low <= one.map <= one.intervals.map.high
+    for row in (figures, *figures.per_class.values()):
+        assert row.intervals.map.low <= row.map <= row.intervals.map.high
     assert figures.intervals.map.low < figures.intervals.map.high
 
 
-def test_gains_are_the_difference_of_the_figures():
+def test_gains_are_differences_of_the_figures():
     rows = np.array([[True, False, False], [False, True, True], [True, True, False]])
     queries = Queries(["a", "a", "b"], ["x", "y", "z"], np.array([5, 5, 5]))
     better = np.sort(rows, axis=1)[:, ::-1]

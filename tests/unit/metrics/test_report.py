@@ -4,9 +4,9 @@ import numpy as np
 from PIL import Image
 
 from mrcg.evaluation.figures import confusion_figure, curves_figure, distance_figure, nodes_figure, reliability_figure
-from mrcg.evaluation.html_report import Drawings, mix_ups, report_page
+from mrcg.evaluation.html_report import Drawings, frequent_errors, report_page
 from mrcg.evaluation.markdown import tables_markdown
-from mrcg.evaluation.projection import plane
+from mrcg.evaluation.projection import project_to_plane
 from mrcg.imaging.contact_sheet import FRAME, TILE, WRONG, Panel, PanelRow, retrieval_picture
 from mrcg.metrics.calibration import Calibration, fit_platt, reliability
 from mrcg.metrics.report import (
@@ -44,43 +44,43 @@ def report(protocol="paper", label="a"):
     )  # fmt: skip
 
 
-def drawings(made):
+def drawings(report):
     near = np.array([1.0, 2.0, 4.0], dtype=np.float32)
     return Drawings(
-        confusion=confusion_figure(made.confusion),
-        reliability=reliability_figure(made.calibration),
+        confusion=confusion_figure(report.confusion),
+        reliability=reliability_figure(report.calibration),
         nodes=nodes_figure({"training": np.array([3, 3]), "test": np.array([2])}, 3),
-        distance=distance_figure(near, near, made.out_of_distribution),
-        curves=curves_figure({"encoder": made.encoder_training}),
+        distance=distance_figure(near, near, report.out_of_distribution),
+        curves=curves_figure({"encoder": report.encoder_training}),
         map=None,
     )
 
 
-def test_tables_say_protocol_leakage_and_both_orders():
+def test_tables_show_protocol_leakage_and_both_orders():
     text = tables_markdown(report("dedup"))
     assert "Protocol `dedup`: 2 queries, gallery of 10; 1 queries have a near-duplicate" in text
-    assert "Without patient ids" in text
+    assert "Not every query has a patient id" in text
     assert "| reranked | 100.0 [100.0, 100.0] |" in text
     assert "| a | 1 |" in text
 
 
-def test_the_report_comes_back_from_its_json():
-    made = report()
-    assert Report.model_validate_json(made.model_dump_json()) == made
+def test_report_survives_a_json_round_trip():
+    result = report()
+    assert Report.model_validate_json(result.model_dump_json()) == result
 
 
 def test_confusion_counts_first_hits_of_both_orders():
-    made = confusion(["b", "a", "a"], ["a", "a", "c"], ["b", None, "c"])
-    assert made.classes == ("a", "b")
-    assert made.found == ("a", "b", "c", None)
-    assert made.ann == ((1, 0, 1, 0), (1, 0, 0, 0))
-    assert made.reranked == ((0, 0, 1, 1), (0, 1, 0, 0))
-    assert mix_ups(made) == [("a", None, 1, 2), ("a", "c", 1, 2)]
+    matrix = confusion(["b", "a", "a"], ["a", "a", "c"], ["b", None, "c"])
+    assert matrix.classes == ("a", "b")
+    assert matrix.found == ("a", "b", "c", None)
+    assert matrix.ann == ((1, 0, 1, 0), (1, 0, 0, 0))
+    assert matrix.reranked == ((0, 0, 1, 1), (0, 1, 0, 0))
+    assert frequent_errors(matrix) == [("a", None, 1, 2), ("a", "c", 1, 2)]
 
 
-def test_the_page_is_whole_in_itself_and_escapes_what_others_named():
-    made = report(protocol="<b>", label=EVIL)
-    page = report_page(made, drawings(made), b"png", [("corpus", "0123")]).decode()
+def test_page_is_self_contained_and_escapes_names():
+    result = report(protocol="<b>", label=EVIL)
+    page = report_page(result, drawings(result), b"png", [("corpus", "0123")]).decode()
     assert "<script" not in page
     assert "a&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;" in page
     assert "http:" not in page
@@ -92,41 +92,41 @@ def test_the_page_is_whole_in_itself_and_escapes_what_others_named():
     assert "not a medical device" in page
 
 
-def test_a_class_name_does_not_break_a_table():
+def test_class_name_does_not_break_a_table():
     lines = tables_markdown(report(label=EVIL)).splitlines()
     (row,) = [line for line in lines if "alert" in line]
     assert row.startswith("| a<script>") and row.endswith(" |")
 
 
-def test_equal_inputs_give_equal_bytes_and_leave_no_settings_behind():
+def test_equal_inputs_give_equal_bytes_and_leave_no_matplotlib_settings_behind():
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    made = report()
-    assert drawings(made) == drawings(made)
+    result = report()
+    assert drawings(result) == drawings(result)
     assert dict(matplotlib.rcParams) == before
-    svg = drawings(made).confusion.light
+    svg = drawings(result).confusion.light
     assert b"<dc:date>" not in svg
-    assert drawings(made).confusion.dark != svg
+    assert drawings(result).confusion.dark != svg
 
 
-def test_parts_and_classes_without_number_are_drawn_too():
+def test_empty_parts_and_many_classes_are_drawn():
     empty = np.empty(0, np.int64)
     assert nodes_figure({"training": empty, "test": empty}, 50).light.startswith(b"<?xml")
     far = OutOfDistribution(threshold=None, quantile=0.99, flagged=0, median_distance=None)
     assert distance_figure(empty.astype(np.float32), empty.astype(np.float32), far).light
-    nothing = Calibration(raw=reliability(empty, empty > 0), map=None, calibrated=None)
-    assert reliability_figure(nothing).light
+    empty_calibration = Calibration(raw=reliability(empty, empty > 0), map=None, calibrated=None)
+    assert reliability_figure(empty_calibration).light
     many = [f"class {i:03d} with a long name that nobody reads" for i in range(40)]
     assert confusion_figure(confusion(many, many, many)).light
 
 
-def test_the_map_is_the_same_each_time_and_copes_with_equal_points():
+def test_map_is_reproducible_and_accepts_equal_points():
     vectors = np.random.default_rng(1).normal(size=(30, 6)).astype(np.float16)
-    assert (plane(vectors) == plane(vectors)).all()
-    assert plane(vectors[:7]) is None
-    assert np.isfinite(plane(np.ones((12, 3), dtype=np.float16))).all()
-    assert np.isfinite(plane(np.arange(12, dtype=np.float16)[:, None])).all()
+    assert (project_to_plane(vectors) == project_to_plane(vectors)).all()
+    assert project_to_plane(vectors[:7]) is None
+    assert np.isfinite(project_to_plane(np.ones((12, 3), dtype=np.float16))).all()
+    assert np.isfinite(project_to_plane(np.arange(12, dtype=np.float16)[:, None])).all()
 
 
 def test_wrong_hits_are_framed_red():

@@ -43,7 +43,7 @@ def test_equal_settings_give_equal_versions():
         ("evaluate.picture_queries=3", "reports"),
     ],
 )
-def test_a_setting_changes_its_stage_and_what_follows_only(override, first):
+def test_a_setting_changes_only_its_stage_and_later_ones(override, first):
     moved = changed(versions(), versions(override))
     assert moved[0] == first
     assert "reports" in moved
@@ -51,24 +51,24 @@ def test_a_setting_changes_its_stage_and_what_follows_only(override, first):
 
 
 @pytest.mark.parametrize("override", ["compute.encoder_workers=2", "serve.deadline_ms=5", "release.max_map_drop=0.5"])
-def test_how_wide_a_job_runs_is_not_part_of_a_version(override):
+def test_settings_of_compute_serve_and_release_are_not_part_of_a_version(override):
     assert versions() == versions(override)
 
 
-def test_the_place_of_source_and_weights_is_not_part_of_a_version():
+def test_the_location_of_source_and_weights_is_not_part_of_a_version():
     assert versions() == versions(
         "encoder.weights=/elsewhere.safetensors", source=Source("moved", "listing", 1, 1, False)
     )
     assert changed(versions(), versions(weights="other"))[0] == "encoders"
 
 
-def test_a_missing_input_names_the_stage_to_run(store):
+def test_the_error_for_a_missing_input_names_the_stage_to_run(store):
     step = plan(tiny_config(), SOURCE, "none")[3]
-    with pytest.raises(NotFoundError, match="embed needs corpus/.*: run `mrcg ingest`"):
+    with pytest.raises(NotFoundError, match="embed needs corpus/.*; run `mrcg ingest`"):
         open_inputs(store, step)
 
 
-def test_cross_fitting_trains_embeds_and_searches_once_more_for_each_fold():
+def test_cross_fitting_repeats_the_fold_stages_for_each_fold():
     steps = plan(tiny_config("reranker.graphs=cross_fit", "reranker.folds=3"), SOURCE, "none")
     again = [step.name for step in steps if step.fold is not None]
     one = ["train-encoder fold 1/3", "embed fold 1/3", "build-index fold 1/3", "build-graphs fold 1/3"]
@@ -85,7 +85,7 @@ def test_cross_fitting_trains_embeds_and_searches_once_more_for_each_fold():
 
 
 @given(groups=st.lists(st.text(max_size=3), max_size=30), seed=st.integers(0, 99), count=st.integers(2, 4))
-def test_folds_share_out_whole_groups(groups, seed, count):
+def test_folds_partition_whole_groups(groups, seed, count):
     members = np.array([Fold(number, count).members(groups, seed) for number in range(count)])
     assert (members.sum(axis=0) == 1).all()
     for group in set(groups):

@@ -11,10 +11,10 @@ from tests.making import rules_of
 from mrcg.errors import UsageError
 from mrcg.privacy.pseudonyms import (
     ENVIRONMENT,
-    KEPT,
+    KEPT_FIELDS,
     KEY_DIGITS,
     Pseudonyms,
-    key_needed,
+    missing_key_error,
     new_key,
     pseudonyms_from_environment,
 )
@@ -38,7 +38,7 @@ def test_names_are_equal_under_one_key_and_differ_under_two(kind, value):
 
 
 @given(KINDS, KINDS, st.text(), st.text())
-def test_other_kinds_and_other_values_have_other_names(kind, other, value, changed):
+def test_different_kinds_and_values_have_different_names(kind, other, value, changed):
     same = (kind, value) == (other, changed)
     assert (NAMES.name(kind, value) == NAMES.name(other, changed)) == same
     assert (NAMES.uid(kind, value) == NAMES.uid(other, changed)) == same
@@ -54,19 +54,19 @@ def test_uids_are_valid_and_never_the_original(kind, value):
     assert NAMES.uid(kind, mapped) != mapped
 
 
-def test_text_that_is_no_unicode_has_a_name():
+def test_text_that_is_not_valid_unicode_has_a_name():
     assert NAMES.name("patient", "\udcff") != NAMES.name("patient", "\udcfe")
 
 
 @given(st.text(), DAYS, DAYS)
-def test_days_move_and_intervals_stay(patient, first, second):
+def test_days_are_shifted_and_intervals_stay(patient, first, second):
     moved = [NAMES.shifted(day, patient) for day in (first, second)]
     assert moved[1] - moved[0] == second - first
     assert 0 < abs((moved[0] - first).days) <= 182
     assert moved[0] == Pseudonyms(KEY).shifted(first, patient)
 
 
-def test_patients_and_keys_have_offsets_of_their_own():
+def test_offsets_differ_by_patient_and_key():
     day = datetime.date(2020, 6, 1)
     offsets = {(NAMES.shifted(day, str(n)) - day).days for n in range(2000)}
     assert min(offsets) <= -170
@@ -84,7 +84,7 @@ def test_days_at_the_ends_of_the_calendar(day):
         assert abs((shifted - day).days) <= 366
 
 
-def test_nothing_that_is_shown_tells_the_key():
+def test_no_output_reveals_the_key():
     shown = [repr(NAMES), str(NAMES), f"{NAMES}", repr(rules_of(pseudonyms=NAMES)), str(NAMES.policy())]
     for text in shown:
         assert NAMES.fingerprint in text
@@ -94,16 +94,16 @@ def test_nothing_that_is_shown_tells_the_key():
     assert set(NAMES.fingerprint) <= DIGITS
     assert NAMES.fingerprint not in KEY.hex()
     assert NAMES.policy()["key"] == NAMES.fingerprint
-    assert NAMES.policy()["kept"] == list(KEPT)
+    assert NAMES.policy()["kept"] == list(KEPT_FIELDS)
 
 
-def test_readers_in_other_processes_give_the_same_names():
+def test_pickled_pseudonyms_give_the_same_names():
     copy = pickle.loads(pickle.dumps(NAMES))
     assert copy.name("patient", "P1") == NAMES.name("patient", "P1")
     assert copy.fingerprint == NAMES.fingerprint
 
 
-def test_keys_are_random_and_fit():
+def test_new_keys_are_random_and_valid():
     keys = {new_key() for _ in range(20)}
     assert len(keys) == 20
     for key in keys:
@@ -125,7 +125,7 @@ def test_a_key_comes_from_the_environment_or_a_file(monkeypatch, tmp_path, write
 
 
 @pytest.mark.parametrize("stated", [None, "", "  "])
-def test_no_key_is_no_pseudonyms(monkeypatch, stated):
+def test_without_a_key_there_are_no_pseudonyms(monkeypatch, stated):
     monkeypatch.delenv(ENVIRONMENT, raising=False)
     if stated is not None:
         monkeypatch.setenv(ENVIRONMENT, stated)
@@ -137,12 +137,12 @@ WRONG = [KEY.hex()[:-1], KEY.hex() + "0", KEY.hex()[:-1] + "g", KEY.hex()[:-2], 
 
 @pytest.mark.parametrize("stated", [*WRONG, " ".join(KEY.hex()[n : n + 2] for n in range(0, 64, 2))])
 @pytest.mark.parametrize("in_file", [False, True])
-def test_a_bad_key_is_not_shown(monkeypatch, tmp_path, stated, in_file):
+def test_an_invalid_key_is_not_quoted(monkeypatch, tmp_path, stated, in_file):
     path = tmp_path / "key"
     path.write_text(stated)
     monkeypatch.setenv(ENVIRONMENT, str(path) if in_file else stated)
     with pytest.raises(
-        UsageError, match=f"{ENVIRONMENT} is neither 64 hex digits nor a file .*mrcg keys new"
+        UsageError, match=f"{ENVIRONMENT} is neither 64 hex digits nor the path of a file .*mrcg keys new"
     ) as caught:
         pseudonyms_from_environment()
     assert stated not in str(caught.value)
@@ -151,7 +151,7 @@ def test_a_bad_key_is_not_shown(monkeypatch, tmp_path, stated, in_file):
 
 
 @pytest.mark.parametrize("data", [b"\xff" * 64, b"", b"\0" * 64])
-def test_a_file_that_holds_no_key(monkeypatch, tmp_path, data):
+def test_a_file_without_a_key_is_refused(monkeypatch, tmp_path, data):
     path = tmp_path / "key"
     path.write_bytes(data)
     for stated in (path, tmp_path):
@@ -160,8 +160,8 @@ def test_a_file_that_holds_no_key(monkeypatch, tmp_path, data):
             pseudonyms_from_environment()
 
 
-def test_scans_that_name_patients_ask_for_a_key():
-    error = key_needed("DICOM files")
+def test_scans_that_identify_patients_need_a_key():
+    error = missing_key_error("DICOM files")
     assert isinstance(error, UsageError)
-    assert str(error).startswith("DICOM files name patients")
+    assert str(error).startswith("DICOM files identify patients")
     assert ENVIRONMENT in str(error)

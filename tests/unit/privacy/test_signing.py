@@ -11,9 +11,9 @@ from mrcg.privacy.signing import (
     Signature,
     Signer,
     is_signed,
+    missing_signing_key_error,
     new_signing_key,
     signer_from_environment,
-    signing_key_needed,
 )
 
 SIGNER = Signer(bytes(range(KEY_BYTES)))
@@ -21,13 +21,13 @@ SIGNED = SIGNER.sign(b"a receipt")
 
 
 def flipped(data, bit):
-    """Bytes with one bit turned over."""
+    """Return the bytes with one bit flipped."""
     place, bit = divmod(bit % (8 * len(data)), 8)
     return data[:place] + bytes([data[place] ^ (1 << bit)]) + data[place + 1 :]
 
 
 @given(st.binary(max_size=200))
-def test_what_was_signed_is_signed(data):
+def test_a_signature_is_valid_for_its_data(data):
     signed = SIGNER.sign(data)
     assert is_signed(data, signed)
     assert signed.public_key == SIGNER.public_key
@@ -35,7 +35,7 @@ def test_what_was_signed_is_signed(data):
 
 
 @given(st.binary(min_size=1, max_size=200), st.integers(0, 10**6))
-def test_a_bit_of_the_data_is_a_bit_too_many(data, bit):
+def test_one_flipped_bit_of_the_data_invalidates_the_signature(data, bit):
     assert not is_signed(flipped(data, bit), SIGNER.sign(data))
 
 
@@ -52,33 +52,33 @@ def test_any_other_public_key_is_refused(bit):
 
 
 @given(st.integers(0, 8 * KEY_BYTES - 1))
-def test_another_private_key_signs_otherwise(bit):
+def test_another_private_key_gives_another_signature(bit):
     other = Signer(flipped(bytes(range(KEY_BYTES)), bit))
     assert other.public_key != SIGNER.public_key
     assert not is_signed(b"a receipt", SIGNED.model_copy(update={"public_key": other.public_key}))
 
 
 @given(st.text(max_size=140), st.text(max_size=140))
-def test_what_is_no_signature_at_all_is_refused_without_a_fuss(key, signature):
+def test_malformed_signatures_are_refused_without_an_error(key, signature):
     assert not is_signed(b"a receipt", Signature(public_key=key, signature=signature))
 
 
 @pytest.mark.parametrize("cut", [0, 1, 31, 63])
-def test_a_cut_signature_is_refused(cut):
+def test_a_truncated_signature_is_refused(cut):
     for name in ("public_key", "signature"):
         whole = bytes.fromhex(getattr(SIGNED, name))
         if cut < len(whole):
             assert not is_signed(b"a receipt", SIGNED.model_copy(update={name: whole[:cut].hex()}))
 
 
-def test_a_new_key_is_random_and_signs():
+def test_new_keys_are_random_and_can_sign():
     keys = {new_signing_key() for _ in range(8)}
     assert len(keys) == 8
     assert all(re.fullmatch(r"[0-9a-f]{64}", key) for key in keys)
     assert all(is_signed(b"x", Signer(bytes.fromhex(key)).sign(b"x")) for key in keys)
 
 
-def test_the_key_comes_from_the_environment_or_a_file_that_it_names(monkeypatch, tmp_path):
+def test_the_key_comes_from_the_environment_or_a_file(monkeypatch, tmp_path):
     for nothing in (None, "", "  "):
         monkeypatch.delenv(ENVIRONMENT, raising=False)
         if nothing is not None:
@@ -93,15 +93,15 @@ def test_the_key_comes_from_the_environment_or_a_file_that_it_names(monkeypatch,
 
 
 @pytest.mark.parametrize("stated", ["00" * 31, "00" * 33, "zz" * 32, "nowhere/key"])
-def test_what_is_no_key_is_refused_and_not_shown(monkeypatch, tmp_path, stated):
+def test_an_invalid_key_is_refused_and_not_quoted(monkeypatch, tmp_path, stated):
     (tmp_path / "file").write_text(stated)
     for value in (stated, str(tmp_path / "file")):
         monkeypatch.setenv(ENVIRONMENT, value)
-        with pytest.raises(UsageError, match="`mrcg keys new --kind signing --out FILE` makes one") as refused:
+        with pytest.raises(UsageError, match="create a key with `mrcg keys new --kind signing --out FILE`") as refused:
             signer_from_environment()
         assert value not in str(refused.value), "it may be a key with a typo"
 
 
-def test_the_error_without_a_key_names_the_way_out():
-    assert ENVIRONMENT in str(signing_key_needed())
-    assert "mrcg keys new --kind signing" in str(signing_key_needed())
+def test_the_error_without_a_key_says_how_to_create_one():
+    assert ENVIRONMENT in str(missing_signing_key_error())
+    assert "mrcg keys new --kind signing" in str(missing_signing_key_error())

@@ -11,7 +11,7 @@ KINDS = [PATIENT, IMAGE, PIXELS]
 
 
 @given(st.text(), st.text())
-def test_an_entry_means_one_kind_of_one_value_under_one_key(value, other):
+def test_entries_differ_by_kind_value_and_key(value, other):
     entries = {token(key, kind, one) for key in KEYS for kind in KINDS for one in {value, other}}
     assert len(entries) == len(KEYS) * len(KINDS) * len({value, other})
     assert all(len(entry) == 32 for entry in entries)
@@ -23,7 +23,7 @@ def test_a_new_store_suppresses_nobody(store):
     assert suppressed(store) == frozenset()
 
 
-def test_what_is_on_the_list_stays_on_it(store):
+def test_entries_are_never_removed(store):
     suppress(store, ["b", "a"])
     assert suppressed(store) == {"a", "b"}
     suppress(store, ["c"])
@@ -31,7 +31,7 @@ def test_what_is_on_the_list_stays_on_it(store):
     assert suppressed(store) == {"a", "b", "c"}
 
 
-def test_entries_that_are_there_are_not_written_again(store):
+def test_existing_entries_are_not_written_again(store):
     suppress(store, ["a", "b"])
     names = store.listdir(FOLDER)
     for again in (["b", "a"], ["a", "b", "a"], {"a", "b"}):
@@ -42,7 +42,7 @@ def test_entries_that_are_there_are_not_written_again(store):
     assert suppressed(store) == {"a", "b"}
 
 
-def test_the_list_tells_nobody_who_is_on_it(store):
+def test_the_list_does_not_reveal_patients(store):
     suppress(store, [token(KEYS[1], PATIENT, "DOE^JANE")])
     (name,) = store.listdir(FOLDER)
     text = store.read_bytes(f"{FOLDER}/{name}").decode()

@@ -17,7 +17,7 @@ from mrcg.releases.release import HISTORY, Release, missing_parts, promote, read
 from mrcg.releases.verify import verify_store
 from mrcg.retrieval.local import LocalPipeline
 from mrcg.storage.attempts import begin
-from mrcg.storage.catalog import all_manifests, chain, key_of, name_of
+from mrcg.storage.catalog import all_manifests, key_of, name_of, with_dependencies
 from mrcg.storage.manifest import KINDS, make_manifest
 from mrcg.storage.store import Store
 
@@ -31,7 +31,7 @@ def publish(store, kind, version, inputs=(), files=("a",), shares=(), days=0.0):
         entries = [attempt.write(name, f"{kind}/{version}/{name}".encode()) for name in files]
         for other in shares:
             old = store.artefact(*other)
-            entries += [old.shared(name) for name in old.names() if name not in files]
+            entries += [old.reference(name) for name in old.names() if name not in files]
         manifest = attempt.publish(make_manifest(kind, version, {}, inputs, {}, entries))
     store.record_run(manifest, {"started": time.time() - days * DAY})
     return manifest
@@ -167,7 +167,7 @@ def test_what_a_running_job_reads_stays(store):
 def test_what_a_running_job_has_placed_stays(store):
     with begin(store, "corpus", "v") as attempt:
         attempt.write("a", b"1")
-        store.place(f"{attempt.output}/a", "corpus/v/content/a")
+        store.link_or_copy(f"{attempt.output}/a", "corpus/v/content/a")
         assert sweep(store) == sweep(store, dry_run=True)
         assert store.read_bytes("corpus/v/content/a") == b"1"
 
@@ -176,13 +176,13 @@ def test_a_version_that_is_published_while_it_sweeps_stays(store, monkeypatch):
     with begin(store, "corpus", "v") as attempt:
         manifest = make_manifest("corpus", "v", {}, {}, {}, [attempt.write("a", b"1")])
 
-        def held(*args, held=gc._held):
+        def held(*args, held=gc._versions_in_use):
             # It has looked at the manifests already.
             if not store.has("corpus", "v"):
                 attempt.publish(manifest)
             return held(*args)
 
-        monkeypatch.setattr(gc, "_held", held)
+        monkeypatch.setattr(gc, "_versions_in_use", held)
         assert sweep(store, grace_days=0).files == ()
     assert store.artefact("corpus", "v").read_bytes("a") == b"1"
 
@@ -191,7 +191,7 @@ def test_what_is_promoted_while_it_sweeps_stays(store, monkeypatch):
     models(store)
     pins = line(store, 1)
     monkeypatch.setattr("mrcg.releases.gc.abandoned_writes", lambda store: release(store, 1, pins) or [])
-    with pytest.raises(StoreError, match="corpus/c1 was taken up while it was found to be old"):
+    with pytest.raises(StoreError, match="corpus/c1 came into use during the search"):
         sweep(store)
     assert missing_parts(store, read_release(store)) == []
     assert_whole(store)
@@ -258,12 +258,12 @@ def test_a_dry_run_changes_nothing_and_says_what_would_go(store):
     with pytest.raises(RuntimeError), begin(store, "corpus", "dead", {"corpus": "c2"}) as dead:
         dead.write("a", b"1")
         raise RuntimeError
-    store.write_bytes("corpus/c1/loose/a", b"1")
+    store.write_bytes("corpus/c1/0123456789abcdef/a", b"1")
     before = everything(store)
     said = sweep(store, dry_run=True)
     assert everything(store) == before
     assert said.attempts == (dead.folder,)
-    assert said.files == ("corpus/c1/loose/a",)
+    assert said.files == ("corpus/c1/0123456789abcdef/a",)
     assert len(said.versions) == 8
     assert sweep(store) == said
     assert before.items() > everything(store).items()
@@ -279,14 +279,14 @@ def test_a_damaged_version_is_left_alone(store):
 
 def test_loose_files_and_attempts_of_dead_leases_go(store):
     publish(store, "corpus", "v1")
-    store.write_bytes("corpus/v1/orphan/a.bin", b"placed, then killed")
-    store.write_bytes("splits/v9/orphan/a.bin", b"placed, then killed")
+    store.write_bytes("corpus/v1/0123456789abcdef/a.bin", b"placed, then killed")
+    store.write_bytes("splits/v9/0123456789abcdef/a.bin", b"placed, then killed")
     store.write_bytes("splits/notes.txt", b"somebody's own: it belongs to no version and is left alone")
     with pytest.raises(RuntimeError), begin(store, "corpus", "v2") as dead:
         raise RuntimeError
     with begin(store, "corpus", "v3") as live:
         swept = sweep(store)
-        assert swept.files == ("corpus/v1/orphan/a.bin", "splits/v9/orphan/a.bin")
+        assert swept.files == ("corpus/v1/0123456789abcdef/a.bin", "splits/v9/0123456789abcdef/a.bin")
         assert swept.attempts == (dead.folder,)
         assert swept.freed_bytes == 2 * len(b"placed, then killed")
         assert store.exists(live.folder)
@@ -297,7 +297,8 @@ def test_loose_files_and_attempts_of_dead_leases_go(store):
 
 def test_what_killed_writers_left_goes_when_it_is_old(store):
     publish(store, "corpus", "v")
-    places = ["corpus/v/.manifest.json.0.tmp", "releases/history/.1.json.0.tmp", "log/tombstones/.x.json.0.tmp"]
+    names = ("corpus/v/.manifest.json", "releases/history/.1.json", "log/tombstones/.x.json")
+    places = [f"{name}.{'0' * 32}.tmp" for name in names]
     for place in places:
         store.write_bytes(place, b"{")
     assert sweep(store).files == ()
@@ -305,10 +306,10 @@ def test_what_killed_writers_left_goes_when_it_is_old(store):
     for place in places:
         os.utime(store.path(place), (past, past))
     with begin(store, "corpus", "w") as live:
-        store.write_bytes(f"{live.output}/.a.0.tmp", b"1")
-        os.utime(store.path(f"{live.output}/.a.0.tmp"), (past, past))
+        store.write_bytes(f"{live.output}/.a.{'0' * 32}.tmp", b"1")
+        os.utime(store.path(f"{live.output}/.a.{'0' * 32}.tmp"), (past, past))
         assert sweep(store, dry_run=True).files == sweep(store).files == tuple(sorted(places))
-        assert store.exists(f"{live.output}/.a.0.tmp")
+        assert store.exists(f"{live.output}/.a.{'0' * 32}.tmp")
     assert not any(store.exists(place) for place in places)
     assert there(store) == {"corpus/v"}
 
@@ -326,18 +327,18 @@ def test_a_real_release_that_was_swept_away_is_refused_by_name(library_store, tm
     first = read_release(store)
     old = store.artefact("reports", first.report)
     with begin(store, "reports", "other") as attempt:
-        files = [old.shared(name) for name in old.names()]
+        files = [old.reference(name) for name in old.names()]
         attempt.publish(make_manifest("reports", "other", {}, old.manifest.inputs, {}, files))
     assert promote(store, "other", None).promoted
     assert sweep(store, keep_releases=1, grace_days=0).versions == (f"reports/{first.report}",)
-    with pytest.raises(Exception, match=f"reports/{first.report} is gone"):
+    with pytest.raises(Exception, match=f"reports/{first.report} is missing"):
         rollback(store)
     assert_whole(store)
 
 
 def test_keys_and_names():
     assert key_of(name_of(("corpus", "v"))) == ("corpus", "v")
-    assert chain({}, [("corpus", "gone")]) == set()
+    assert with_dependencies({}, [("corpus", "gone")]) == set()
 
 
 @st.composite

@@ -29,7 +29,7 @@ def remade(store, kind, version, written=None, settings=None, **inputs):
     new = derive_version(kind, settings, inputs)
     with begin(store, kind, new) as attempt:
         files = [attempt.write(name, data) for name, data in (written or {}).items()]
-        files += [old.shared(name) for name in old.names() if name not in (written or {})]
+        files += [old.reference(name) for name in old.names() if name not in (written or {})]
         attempt.publish(make_manifest(kind, new, settings, inputs, old.manifest.counts, files))
     return new
 
@@ -62,7 +62,7 @@ def test_the_same_again_is_no_new_release(released):
     store, release = released
     outcome = promote(store, release.report, None)
     assert not outcome.promoted
-    assert "serves exactly this already" in outcome.why
+    assert "already serves exactly these versions" in outcome.why
     assert release_numbers(store) == [1]
 
 
@@ -72,7 +72,7 @@ def test_the_gate_refuses_a_fall_and_says_why(released):
     refused = promote(store, worse, GATE)
     assert not refused.promoted
     assert refused.why.startswith("gate: reranked MAP")
-    assert "release 1 less release.max_map_drop" in refused.why
+    assert "release 1 minus release.max_map_drop" in refused.why
     assert read_release(store) == release
     assert promote(store, worse, Gate(map_drop=0.06, recall_drop=0.0)).promoted
 
@@ -83,7 +83,7 @@ def test_the_gate_refuses_a_fall_of_recall_and_says_why(released):
     refused = promote(store, worse, GATE)
     assert not refused.promoted
     assert refused.why == (
-        "gate: recall@50 of the index 0.9500 is below 0.9800 (release 1 less release.max_recall_drop); "
+        "gate: recall@50 of the index 0.9500 is below 0.9800 (release 1 minus release.max_recall_drop); "
         "--promote always overrides"
     )
     assert refused.release == release
@@ -118,7 +118,7 @@ def test_a_part_that_is_gone_refuses_the_rollback(released):
     store, release = released
     promote(store, another(store), None)
     store.remove(f"rerankers/{release.reranker}")
-    with pytest.raises(ReleaseError, match="rerankers/.* is gone"):
+    with pytest.raises(ReleaseError, match="rerankers/.* is missing"):
         rollback(store)
 
 
@@ -127,7 +127,9 @@ def test_a_release_whose_parts_were_purged_does_not_serve_again(released):
     second = promote(store, another(store), None).release
     assert sweep(store, keep_releases=1, grace_days=0).versions == (f"reports/{first.report}",)
     assert missing_parts(store, first) == [f"reports/{first.report}"]
-    with pytest.raises(ReleaseError, match=f"release 1 cannot serve again: reports/{first.report} is gone .swept, or"):
+    with pytest.raises(
+        ReleaseError, match=f"release 1 cannot serve again: reports/{first.report} is missing .removed by"
+    ):
         rollback(store, 1)
     assert read_release(store) == second
 
@@ -234,7 +236,7 @@ def test_of_promoters_of_one_report_one_wins_and_the_others_see_it(released, mon
     assert [outcome.promoted for outcome in outcomes].count(True) == 1
     assert release_numbers(store) == [1, 2]
     assert {outcome.release.number for outcome in outcomes} == {2}
-    assert sum("serves exactly this already" in outcome.why for outcome in outcomes) == 5
+    assert sum("already serves exactly these versions" in outcome.why for outcome in outcomes) == 5
 
 
 def test_of_promoters_of_different_reports_one_wins_and_the_others_are_told(released, monkeypatch):
@@ -249,7 +251,7 @@ def test_of_promoters_of_different_reports_one_wins_and_the_others_are_told(rele
         assert len(lost) == 2
         assert all(
             str(error)
-            == f"release {number} was made by somebody else just now: look at it (`mrcg releases show`), try again"
+            == f"release {number} has just been made by another process: look at it (`mrcg releases show`) and try again"
             for error in lost
         )
         assert read_release(store) == won.release
@@ -264,7 +266,7 @@ def test_who_comes_later_is_judged_against_what_is_current_then(released):
     assert promote(store, better, GATE).release.number == 2
     refused = promote(store, usual, GATE)
     assert not refused.promoted
-    assert "release 2 less release.max_map_drop" in refused.why
+    assert "release 2 minus release.max_map_drop" in refused.why
 
 
 def test_of_two_rollbacks_at_once_the_second_is_told(released, monkeypatch):
@@ -272,7 +274,7 @@ def test_of_two_rollbacks_at_once_the_second_is_told(released, monkeypatch):
     promote(store, another(store), None)
     store.create("releases/history/3.json", store.read_bytes("releases/history/1.json"))
     monkeypatch.setattr("mrcg.releases.release.release_numbers", lambda store: [1, 2])
-    with pytest.raises(ReleaseError, match="release 3 was made by somebody else just now"):
+    with pytest.raises(ReleaseError, match="release 3 has just been made by another process"):
         rollback(store)
 
 
@@ -281,7 +283,7 @@ def test_the_gate_does_not_compare_protocols(released):
     version = another(store, protocol="dedup")
     refused = promote(store, version, Gate(map_drop=1.0, recall_drop=1.0))
     assert not refused.promoted
-    assert "protocol dedup cannot be compared with paper of release 1" in refused.why
+    assert "protocol dedup cannot be compared with protocol paper of release 1" in refused.why
     assert promote(store, version, None).promoted
 
 

@@ -92,7 +92,7 @@ def test_damage_of_any_file_is_reported_and_the_file_refused(kind, sound):
             put(sound, path, wrong)
             (problem,) = problems(sound)
             assert problem.startswith(f"{sound.url}/{path} "), (how, problem)
-            assert problem.endswith(f": restore the file, or remove {kind}/{version} and run again")
+            assert problem.endswith(f": restore the file, or remove {kind}/{version} and run the command again")
             assert_refused(how, lambda: artefact.read_bytes(name))  # noqa: B023
             assert_refused(how, lambda: artefact.on_disk(name))  # noqa: B023
         put(sound, path, data)
@@ -176,18 +176,18 @@ def test_what_the_current_release_lacks_is_a_problem_and_what_an_older_lacks_a_n
         f"release 2 is current and lacks rerankers/{first.reranker}: restore it, or roll back with "
         "`mrcg releases rollback`",
     )
-    assert found.notes == (f"release 1 cannot be rolled back to: rerankers/{first.reranker} is gone",)
+    assert found.notes == (f"release 1 cannot be rolled back to: rerankers/{first.reranker} is missing",)
 
 
 def test_releases_are_whole_and_none_is_missing(sound):
     text = sound.read_bytes("releases/history/1.json")
     sound.create("releases/history/3.json", text.replace(b'"number": 1', b'"number": 3'))
     (problem,) = problems(sound)
-    assert problem.startswith("releases [1, 3] are not 1 to 2: restore")
+    assert problem.startswith("releases [1, 3] are not numbered 1 to 2: restore")
     sound.remove("releases/history/3.json")
     sound.write_bytes("releases/history/1.json", text[:-1])
     (problem,) = problems(sound)
-    assert problem.endswith("releases/history/1.json is not a release: restore it")
+    assert problem.endswith("releases/history/1.json is not a release: restore the file")
 
 
 def test_attempts_are_nobody_s_promise(sound):

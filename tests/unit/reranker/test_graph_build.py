@@ -9,7 +9,7 @@ from mrcg.corpus.splits import SPLITS, Fold, Split, make_splits
 from mrcg.execution.executor import LocalExecutor, silent
 from mrcg.index.distances import exact_distances
 from mrcg.reranker import graph_build
-from mrcg.reranker.graph_build import GraphWork, build_graphs, gather
+from mrcg.reranker.graph_build import GraphWork, build_graphs, collect_queries
 from mrcg.reranker.graph_table import read_graphs
 from mrcg.storage import schemas
 from mrcg.storage.attempts import begin
@@ -17,19 +17,19 @@ from mrcg.storage.manifest import make_manifest
 from mrcg.storage.store import Store
 
 DIM, SHARDS, BLOCK = 4, 3, 29
-#: Vectors come in seven clusters. A group is larger than some lists, lies in one cluster and so in one shard.
+#: Vectors form seven clusters. A group is larger than some neighbour lists, and lies in a single cluster and shard.
 SCANS = [
     Scan(number, (None, "a", "b", "c")[number % 9 % 4], f"group {number % 21}", f"site {number % 7 % 3}")
     for number in range(231)
 ]
 VECTORS = vectors_of(SCANS, DIM)
-LABELS = [one.label for one in SCANS]
-GROUPS = np.array([one.group for one in SCANS])
+LABELS = [scan.label for scan in SCANS]
+GROUPS = np.array([scan.group for scan in SCANS])
 
 
 @pytest.fixture(scope="module", params=["flat", "ivf_flat"])
 def gallery(request, tmp_path_factory):
-    """Corpus, splits, embeddings and an index that leaves nothing out."""
+    """Corpus, splits, embeddings and an index with exhaustive search."""
     store = Store(str(tmp_path_factory.mktemp("graphs") / "store"))
     config = index_config(
         f"index.kind={request.param}", f"index.shards={SHARDS}", "index.effort=1000000", "split.held_out_fraction=0.2"
@@ -51,7 +51,7 @@ def work_of(gallery, attempt, neighbours=6, fold=None, parts=None):
 
 
 def graphs(gallery, settings, executor=None, **more):
-    """Counts, and the published lists; ``settings`` tells one version from another."""
+    """Build and publish graphs; return the counts and the artefact. ``settings`` distinguishes versions."""
     store = gallery[0]
     with begin(store, "graphs", settings) as attempt:
         counts, files = build_graphs(work_of(gallery, attempt.folder, **more), executor or LocalExecutor(), silent)
@@ -63,52 +63,52 @@ def split_of(gallery):
     return Split(gallery[0].artefact("splits", gallery[2][1]))
 
 
-def by_hand(query, allowed, neighbours):
-    """Rows and distances of the nearest allowed scans, each looked at."""
-    kept = np.flatnonzero(allowed)
-    distances = exact_distances(VECTORS[query][None], VECTORS[kept][None])[0]
-    first = np.lexsort((kept, distances))[:neighbours]
+def brute_force(query, allowed, neighbours):
+    """Return rows and distances of the nearest allowed scans by brute force."""
+    candidates = np.flatnonzero(allowed)
+    distances = exact_distances(VECTORS[query][None], VECTORS[candidates][None])[0]
+    first = np.lexsort((candidates, distances))[:neighbours]
     pads = neighbours - len(first)
-    return kept[first].tolist() + [-1] * pads, distances[first].tolist() + [np.inf] * pads
+    return candidates[first].tolist() + [-1] * pads, distances[first].tolist() + [np.inf] * pads
 
 
 def check(table, queries, allowed, neighbours, own_group):
     assert table.queries.tolist() == np.flatnonzero(queries).tolist()
-    for place, query in enumerate(table.queries.tolist()):
-        mine = allowed if own_group else allowed & (GROUPS[query] != GROUPS)
-        rows, distances = by_hand(query, mine, neighbours)
-        assert table.neighbours_qn[place].tolist() == rows
-        assert table.distances_qn[place].tolist() == distances
+    for number, query in enumerate(table.queries.tolist()):
+        candidates = allowed if own_group else allowed & (GROUPS[query] != GROUPS)
+        rows, distances = brute_force(query, candidates, neighbours)
+        assert table.neighbours_qn[number].tolist() == rows
+        assert table.distances_qn[number].tolist() == distances
         relevant = [row >= 0 and LABELS[query] is not None and LABELS[row] == LABELS[query] for row in rows]
-        assert table.relevant_qn[place].tolist() == relevant
+        assert table.relevant_qn[number].tolist() == relevant
 
 
 @pytest.mark.parametrize("neighbours", [2, 6, 40])
-def test_lists_of_all_parts_equal_a_search_query_by_query(gallery, neighbours):
+def test_neighbour_lists_of_all_parts_equal_brute_force(gallery, neighbours):
     split = split_of(gallery)
     counts, artefact = graphs(gallery, f"all-{neighbours}", neighbours=neighbours)
     parts = {"train": split.fit, "held_out": split.held_out, "validation": split.validation, "test": split.test}
     assert counts == {part: int(mask.sum()) for part, mask in parts.items()}
     assert min(counts.values()) > 5
     for part, queries in parts.items():
-        # A test query may find its own group: the protocol decides what is in the gallery.
+        # Test queries may have their own group as neighbours: the protocol decides whether that is in the gallery.
         check(read_graphs(artefact, part), queries, split.train, neighbours, own_group=part == "test")
 
 
-def test_a_block_is_a_file_and_blocks_do_not_show(gallery, monkeypatch):
+def test_each_block_is_a_file_and_the_block_size_does_not_change_the_lists(gallery, monkeypatch):
     _, several = graphs(gallery, "several")
-    sizes = [schemas.from_parquet(data).num_rows for _, data in several.each("graphs/")]
+    sizes = [schemas.from_parquet(data).num_rows for _, data in several.iter_files("graphs/")]
     total = sum(sizes)
     assert sizes == [BLOCK] * (total // BLOCK) + [total % BLOCK]
     monkeypatch.setattr(graph_build, "BLOCK", 4096)
-    _, one = graphs(gallery, "one")
-    assert len(one.names("graphs/")) == 1
+    _, single = graphs(gallery, "one")
+    assert len(single.names("graphs/")) == 1
     for part in ("train", "held_out", "validation", "test"):
-        mine, other = read_graphs(several, part), read_graphs(one, part)
-        assert all((a == b).all() for a, b in zip(vars(mine).values(), vars(other).values(), strict=True))
+        table, other = read_graphs(several, part), read_graphs(single, part)
+        assert all((a == b).all() for a, b in zip(vars(table).values(), vars(other).values(), strict=True))
 
 
-def test_only_the_parts_that_are_asked_for_are_looked_up(gallery):
+def test_only_the_requested_parts_are_searched(gallery):
     split = split_of(gallery)
     counts, artefact = graphs(gallery, "parts", parts=("validation", "test"))
     assert counts == {"validation": int(split.validation.sum()), "test": int(split.test.sum())}
@@ -117,7 +117,7 @@ def test_only_the_parts_that_are_asked_for_are_looked_up(gallery):
     assert graphs(gallery, "none", parts=())[0] == {}
 
 
-def test_of_a_fold_the_left_out_look_among_those_that_were_seen(gallery):
+def test_with_a_fold_the_unseen_scans_are_queries_and_the_seen_scans_the_gallery(gallery):
     split, fold = split_of(gallery), Fold(1, 3)
     seen = split.fit & ~fold.members(GROUPS.tolist(), gallery[1].seed)
     counts, artefact = graphs(gallery, "fold", fold=fold)
@@ -125,42 +125,42 @@ def test_of_a_fold_the_left_out_look_among_those_that_were_seen(gallery):
     check(read_graphs(artefact, "train"), split.fit & ~seen, seen, 6, own_group=False)
 
 
-def test_as_many_more_are_fetched_as_the_largest_group_may_take_away(gallery):
-    asked, split = gather(work_of(gallery, "graphs/_attempts/x")), split_of(gallery)
+def test_extra_neighbours_cover_the_largest_group_that_may_be_excluded(gallery):
+    queries, split = collect_queries(work_of(gallery, "graphs/_attempts/x")), split_of(gallery)
     sizes = Counter(GROUPS[split.train].tolist())
     excluded = split.fit | split.held_out | split.validation
-    assert asked.extra == max(sizes[group] for group in GROUPS[excluded].tolist())
-    assert asked.extra > 2
-    # Nobody is excluded where only the test part is looked up.
-    assert gather(work_of(gallery, "graphs/_attempts/x", parts=("test",))).extra == 0
+    assert queries.extra == max(sizes[group] for group in GROUPS[excluded].tolist())
+    assert queries.extra > 2
+    # Nothing is excluded if only the test part is searched.
+    assert collect_queries(work_of(gallery, "graphs/_attempts/x", parts=("test",))).extra == 0
 
 
 class KilledError(Exception):
     pass
 
 
-class Dying(LocalExecutor):
-    """Does so many pieces and dies with the next."""
+class FailingExecutor(LocalExecutor):
+    """Runs the given number of tasks and fails at the next one."""
 
-    def __init__(self, pieces):
-        self.left = pieces
+    def __init__(self, tasks):
+        self.remaining = tasks
 
     def map(self, work, items, bytes_each=0, gpus_each=0):
         for item in items:
-            if not self.left:
+            if not self.remaining:
                 raise KilledError
-            self.left -= 1
+            self.remaining -= 1
             yield work(item)
 
 
-def answers(store):
-    """The answers of an attempt that was killed: each file and when it was written."""
+def hits_files(store):
+    """Return inode and time of each hits file of the killed attempt."""
     (attempt,) = Path(store.path("graphs/_attempts")).iterdir()
     return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in attempt.glob("work/*.npz")}
 
 
-class Watching(LocalExecutor):
-    """Keeps what the answers were before they are merged and removed."""
+class RecordingExecutor(LocalExecutor):
+    """Records the hits files before they are merged and removed."""
 
     def __init__(self, store):
         self.store, self.seen = store, {}
@@ -168,26 +168,26 @@ class Watching(LocalExecutor):
     def map(self, work, items, bytes_each=0, gpus_each=0):
         for item in items:
             yield work(item)
-            self.seen = answers(self.store)
+            self.seen = hits_files(self.store)
 
 
-#: The queries are gathered, then each shard is asked; after that lists are merged.
-@pytest.mark.parametrize("pieces", [0, 1, 1 + SHARDS - 1, 1 + SHARDS, 1 + SHARDS + 2])
-def test_what_a_killed_run_was_answered_is_not_asked_again(gallery, pieces):
+#: Tasks run in this order: collect the queries, search each shard, merge the blocks.
+@pytest.mark.parametrize("tasks", [0, 1, 1 + SHARDS - 1, 1 + SHARDS, 1 + SHARDS + 2])
+def test_a_resumed_run_does_not_repeat_finished_searches(gallery, tasks):
     store = gallery[0]
-    counts, undisturbed = graphs(gallery, f"undisturbed-{pieces}")
+    counts, undisturbed = graphs(gallery, f"undisturbed-{tasks}")
     with pytest.raises(KilledError):
-        graphs(gallery, f"killed-{pieces}", Dying(pieces))
-    blocks, before = -(-sum(counts.values()) // BLOCK), answers(store)
-    assert len(before) == blocks * min(max(0, pieces - 1), SHARDS)
+        graphs(gallery, f"killed-{tasks}", FailingExecutor(tasks))
+    blocks, before = -(-sum(counts.values()) // BLOCK), hits_files(store)
+    assert len(before) == blocks * min(max(0, tasks - 1), SHARDS)
     if before:
-        # One block of a shard is enough to be asked for it alone.
+        # If one block of a shard is missing, only that block is searched again.
         lost = sorted(before)[0]
         lost.unlink()
-    watching = Watching(store)
-    again, artefact = graphs(gallery, f"killed-{pieces}", watching)
-    assert len(watching.seen) == blocks * SHARDS
-    assert all(watching.seen[path] == when for path, when in before.items() if path != lost)
+    recorder = RecordingExecutor(store)
+    again, artefact = graphs(gallery, f"killed-{tasks}", recorder)
+    assert len(recorder.seen) == blocks * SHARDS
+    assert all(recorder.seen[path] == when for path, when in before.items() if path != lost)
     assert again == counts
-    assert [one.sha256 for one in artefact.manifest.files] == [one.sha256 for one in undisturbed.manifest.files]
+    assert [f.sha256 for f in artefact.manifest.files] == [f.sha256 for f in undisturbed.manifest.files]
     assert store.listdir("graphs/_attempts") == []

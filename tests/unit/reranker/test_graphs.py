@@ -23,7 +23,7 @@ nodes = arrays.arrays(
 
 
 @given(nodes)
-def test_angular_adjacency_is_symmetric_in_the_unit_interval_and_hollow(x):
+def test_angular_adjacency_is_symmetric_within_0_and_1_with_a_zero_diagonal(x):
     a = angular_adjacency(torch.from_numpy(x))
     assert torch.equal(a, a.transpose(1, 2))
     assert (a >= 0).all()
@@ -46,7 +46,7 @@ def test_equal_opposite_and_right_angles():
     assert a[0].tolist() == pytest.approx([0.0, 1.0, 0.0, 0.5])
 
 
-def test_graphs_hold_differences_and_pads_stay_alone():
+def test_graphs_have_difference_features_and_no_edges_to_pads():
     neighbours = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [9.0, 9.0]]])
     graph = query_graphs(torch.tensor([[1.0, 1.0]]), neighbours, torch.tensor([[True, True, False]]))
     assert graph.x_bnf[0].tolist() == [[0.0, -1.0], [-2.0, -3.0], [0.0, 0.0]]
@@ -64,11 +64,11 @@ def test_node_features_equal_the_naive_ones(features, seed, share):
     queries = rng.normal(size=(2, 3)).astype(np.float32)
     neighbours = rng.normal(size=(2, 6, 3)).astype(np.float16)
     mask = rng.random((2, 6)) < share
-    made = query_graphs(torch.from_numpy(queries), torch.from_numpy(neighbours), torch.from_numpy(mask), features)
-    assert made.x_bnf.shape[2] == sum(feature_widths(features, 3))
+    graph = query_graphs(torch.from_numpy(queries), torch.from_numpy(neighbours), torch.from_numpy(mask), features)
+    assert graph.x_bnf.shape[2] == sum(feature_widths(features, 3))
     for b, i in np.ndindex(2, 6):
         q, stored = queries[b].astype(np.float64), neighbours[b].astype(np.float64)
-        distances = [float(((q - g) ** 2).sum()) for g, there in zip(stored, mask[b], strict=True) if there]
+        distances = [float(((q - g) ** 2).sum()) for g, exists in zip(stored, mask[b], strict=True) if exists]
         own = float(((q - stored[i]) ** 2).sum())
         columns = {
             "difference": q - stored[i],
@@ -78,16 +78,16 @@ def test_node_features_equal_the_naive_ones(features, seed, share):
             "rank": [1 / math.log2(i + 2)],
         }
         expected = np.concatenate([columns[name] for name in features]) * mask[b, i]
-        assert made.x_bnf[b, i].tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+        assert graph.x_bnf[b, i].tolist() == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 def test_distances_of_copies_of_the_query_are_zero():
-    made = query_graphs(torch.ones(1, 3), torch.ones(1, 4, 3), torch.ones(1, 4, dtype=torch.bool), ("distance",))
-    assert (made.x_bnf == 0).all()
+    graph = query_graphs(torch.ones(1, 3), torch.ones(1, 4, 3), torch.ones(1, 4, dtype=torch.bool), ("distance",))
+    assert (graph.x_bnf == 0).all()
 
 
 @given(st.floats(0, 0.99), st.integers(0, 50))
-def test_dropped_edges_go_in_both_directions(rate, seed):
+def test_edges_are_dropped_in_both_directions(rate, seed):
     a = torch.rand(2, 6, 6, generator=torch.Generator().manual_seed(seed))
     a = (a + a.transpose(1, 2)) * (1 - torch.eye(6))
     dropped = drop_edge(a, rate, torch.Generator().manual_seed(seed))

@@ -1,4 +1,4 @@
-"""The dense layers against their sparse twins of PyTorch Geometric, with the same weights."""
+"""The dense layers against PyTorch Geometric's sparse layers with the same weights."""
 
 import pytest
 import torch
@@ -21,17 +21,17 @@ seeds, sizes, rates = st.integers(0, 1000), st.integers(1, 9), st.floats(0, 1)
 
 
 def weighted_graph(seed, nodes, rate):
-    """One graph in double, of which DropEdge took some edges: nodes without any are among them."""
+    """Return a double-precision graph after DropEdge, which may leave nodes without edges."""
     rng = torch.Generator().manual_seed(seed)
     queries, neighbours = torch.randn(1, 5, generator=rng), torch.randn(1, nodes, 5, generator=rng)
-    made = query_graphs(queries, neighbours, torch.ones(1, nodes, dtype=torch.bool))
-    adjacency = drop_edge(made.adjacency_bnn, rate, rng)
+    graph = query_graphs(queries, neighbours, torch.ones(1, nodes, dtype=torch.bool))
+    adjacency = drop_edge(graph.adjacency_bnn, rate, rng)
     torch.manual_seed(seed)
-    return GraphBatch(made.x_bnf.double(), adjacency.double(), made.mask_bn)
+    return GraphBatch(graph.x_bnf.double(), adjacency.double(), graph.mask_bn)
 
 
-def twins(layer, sparse):
-    """Both in double, with biases that are not 0."""
+def prepared(layer, sparse):
+    """Return both layers in double precision, with non-zero biases."""
     bias = getattr(layer, "bias", None)
     if bias is None:
         bias = layer.convolution.lin_root.bias if isinstance(layer, SAGELayer) else layer.convolution.bias
@@ -55,7 +55,7 @@ def assert_equal(layer, graph, expected):
 def test_the_convolution_equals_gcn(skips, seed, nodes, rate):
     """D̂^-1/2 (A+I) D̂^-1/2 X W, and with a skip F(X)."""
     graph = weighted_graph(seed, nodes, rate)
-    layer, sparse = twins((SkipConvolution if skips else GCNLayer)(5, 4), GCNConv(5, 4))
+    layer, sparse = prepared((SkipConvolution if skips else GCNLayer)(5, 4), GCNConv(5, 4))
     sparse.lin.weight.copy_(layer.convolution.lin.weight)
     sparse.bias.copy_(layer.convolution.bias)
     x, edges, weights = edges_of(graph)
@@ -67,7 +67,7 @@ def test_the_convolution_equals_gcn(skips, seed, nodes, rate):
 @torch.no_grad()
 def test_chebyshev_equals_pygs_of_three_polynomials(seed, nodes, rate):
     graph = weighted_graph(seed, nodes, rate)
-    layer, sparse = twins(ChebyshevLayer(5, 4), ChebConv(5, 4, K=3, normalization="sym"))
+    layer, sparse = prepared(ChebyshevLayer(5, 4), ChebConv(5, 4, K=3, normalization="sym"))
     for own, weight in zip(sparse.lins, layer.weights.weight.chunk(3), strict=True):
         own.weight.copy_(weight)
     sparse.bias.copy_(layer.bias)
@@ -79,7 +79,7 @@ def test_chebyshev_equals_pygs_of_three_polynomials(seed, nodes, rate):
 @torch.no_grad()
 def test_sage_equals_pygs_mean_of_neighbours(seed, nodes, rate):
     graph = weighted_graph(seed, nodes, rate)
-    layer, sparse = twins(SAGELayer(5, 4), SAGEConv(5, 4))
+    layer, sparse = prepared(SAGELayer(5, 4), SAGEConv(5, 4))
     sparse.lin_l.weight.copy_(layer.convolution.lin_rel.weight)
     sparse.lin_l.bias.copy_(layer.convolution.lin_root.bias)
     sparse.lin_r.weight.copy_(layer.convolution.lin_root.weight)
@@ -92,7 +92,7 @@ def test_sage_equals_pygs_mean_of_neighbours(seed, nodes, rate):
 @torch.no_grad()
 def test_attention_equals_gat(average, seed, nodes, rate):
     graph = weighted_graph(seed, nodes, rate)
-    layer, sparse = twins(AttentionLayer(5, 4, 3, average), GATConv(5, 4, 3, concat=not average))
+    layer, sparse = prepared(AttentionLayer(5, 4, 3, average), GATConv(5, 4, 3, concat=not average))
     sparse.lin.weight.copy_(layer.convolution.lin.weight)
     sparse.att_src.copy_(layer.convolution.att_src[0])
     sparse.att_dst.copy_(layer.convolution.att_dst[0])
@@ -106,15 +106,15 @@ def test_attention_equals_gat(average, seed, nodes, rate):
 @given(seeds, sizes, rates)
 def test_normalised_adjacency_equals_the_naive_one(seed, nodes, rate):
     adjacency = weighted_graph(seed, nodes, rate).adjacency_bnn
-    made = normalised_adjacency(adjacency)
+    normalised = normalised_adjacency(adjacency)
     degree = [sum(row) for row in adjacency[0].tolist()]
     for i in range(nodes):
         for j in range(nodes):
             weight = float(adjacency[0, i, j])
             expected = weight / (degree[i] * degree[j]) ** 0.5 if weight else 0.0
-            assert float(made[0, i, j]) == pytest.approx(expected, abs=1e-12)
+            assert float(normalised[0, i, j]) == pytest.approx(expected, abs=1e-12)
     # The Laplacian's eigenvalues are in [0, 2]: those of L̂ = L - I are in [-1, 1].
-    assert torch.linalg.eigvalsh(made).abs().max() <= 1 + 1e-9
+    assert torch.linalg.eigvalsh(normalised).abs().max() <= 1 + 1e-9
 
 
 def batch_of(x_bnf, mask_bn=None):
@@ -129,13 +129,13 @@ def test_a_fitted_scale_standardises_what_it_was_fitted_on():
     x = torch.where(mask[..., None], x, 1e6)  # pads must not count
     scale = FeatureScale([1, 1, 1])
     scale.fit(batch_of(x, mask))
-    made = scale(x, mask)
-    assert (made[~mask] == 0).all()
-    assert made[mask].mean(0).tolist() == pytest.approx([0, 0, 0], abs=1e-4)
-    assert made[mask].std(0, correction=0).tolist() == pytest.approx([1, 1, 1], abs=1e-4)
+    scaled = scale(x, mask)
+    assert (scaled[~mask] == 0).all()
+    assert scaled[mask].mean(0).tolist() == pytest.approx([0, 0, 0], abs=1e-4)
+    assert scaled[mask].std(0, correction=0).tolist() == pytest.approx([1, 1, 1], abs=1e-4)
 
 
-def test_a_scale_blows_no_dead_column_up():
+def test_almost_constant_columns_are_not_scaled_up_without_limit():
     x = torch.randn(4, 50, 4, generator=torch.Generator().manual_seed(1))
     x[..., 1] *= 1e-6
     x[..., 2], x[..., 3] = 0.1, 0.0
@@ -146,7 +146,7 @@ def test_a_scale_blows_no_dead_column_up():
     assert scale.scale_f[3] == 1
 
 
-def test_a_scale_that_has_nothing_to_go_by_changes_nothing():
+def test_a_scale_fitted_without_nodes_changes_nothing():
     x, mask = torch.ones(2, 3, 2), torch.zeros(2, 3, dtype=torch.bool)
     scale = FeatureScale([2])
     scale.fit(batch_of(x, mask))

@@ -28,17 +28,17 @@ def inputs(seed, count, nodes):
     return torch.randn(count, 5, generator=rng), torch.randn(count, nodes, 5, generator=rng), mask
 
 
-def test_the_table_holds_the_models_of_the_settings():
+def test_models_match_the_settings():
     assert tuple(MODELS) == get_args(RerankerSettings.model_fields["model"].annotation)
 
 
-def test_an_unknown_model_is_one_line():
+def test_an_unknown_model_is_rejected():
     spec = reranker("gcn").spec.model_copy(update={"model": "newer"})
-    with pytest.raises(WeightsError, match="no reranker model newer: known are mrcg, "):
+    with pytest.raises(WeightsError, match="unknown reranker model newer: this version of MRCG supports mrcg, "):
         Reranker(spec)
 
 
-def test_the_spec_is_what_the_settings_ask_for():
+def test_the_spec_follows_the_settings():
     settings = RerankerSettings(model="gat", features=("rank", "product"), scale=True, hidden=7, dropout=0.1)
     spec = new_reranker(settings, 5, 1, "abc").spec
     assert spec == RerankerSpec(
@@ -59,14 +59,14 @@ def test_the_spec_is_what_the_settings_ask_for():
 @given(seeds, sizes, st.integers(1, 4))
 @torch.no_grad()
 def test_pads_change_nothing(name, seed, nodes, pads):
-    """Whatever stands in a pad's embedding: no score moves."""
+    """The embeddings of pads do not affect any score."""
     model = reranker(name)
     queries, neighbours, mask = inputs(seed, 2, nodes)
     model.fit_scale(model.graphs(queries, neighbours, mask))
     padded = torch.cat((neighbours, 100 * torch.randn(2, pads, 5)), dim=1)
-    made = model(model.graphs(queries, neighbours, mask))
-    more = model(model.graphs(queries, padded, torch.nn.functional.pad(mask, (0, pads))))[:, :nodes]
-    assert torch.allclose(made[mask], more[mask], atol=1e-5)
+    expected = model(model.graphs(queries, neighbours, mask))
+    with_pads = model(model.graphs(queries, padded, torch.nn.functional.pad(mask, (0, pads))))[:, :nodes]
+    assert torch.allclose(expected[mask], with_pads[mask], atol=1e-5)
 
 
 @all_models
@@ -74,45 +74,45 @@ def test_pads_change_nothing(name, seed, nodes, pads):
 @torch.no_grad()
 def test_the_order_of_the_nodes_does_not_matter(name, seed, nodes):
     model = reranker(name)
-    made = model.graphs(*inputs(seed, 2, nodes))
+    graph = model.graphs(*inputs(seed, 2, nodes))
     order = torch.randperm(nodes, generator=torch.Generator().manual_seed(seed))
-    turned = GraphBatch(made.x_bnf[:, order], made.adjacency_bnn[:, order][:, :, order], made.mask_bn[:, order])
-    assert torch.allclose(model(made)[:, order], model(turned), atol=1e-5)
+    permuted = GraphBatch(graph.x_bnf[:, order], graph.adjacency_bnn[:, order][:, :, order], graph.mask_bn[:, order])
+    assert torch.allclose(model(graph)[:, order], model(permuted), atol=1e-5)
 
 
 @all_models
 @given(seeds, sizes)
 @torch.no_grad()
-def test_the_order_of_the_neighbours_matters_by_their_rank_alone(name, seed, nodes):
+def test_the_order_of_the_neighbours_matters_only_through_the_rank_feature(name, seed, nodes):
     model = reranker(name, FEATURES[:-1])
     queries, neighbours, mask = inputs(seed, 2, nodes)
     order = torch.randperm(nodes, generator=torch.Generator().manual_seed(seed))
-    made = model(model.graphs(queries, neighbours, mask))
-    turned = model(model.graphs(queries, neighbours[:, order], mask[:, order]))
-    assert torch.allclose(made[:, order][mask[:, order]], turned[mask[:, order]], atol=1e-4)
+    expected = model(model.graphs(queries, neighbours, mask))
+    permuted = model(model.graphs(queries, neighbours[:, order], mask[:, order]))
+    assert torch.allclose(expected[:, order][mask[:, order]], permuted[mask[:, order]], atol=1e-4)
 
 
 @all_models
 @torch.no_grad()
-def test_a_query_is_scored_in_a_batch_as_alone(name):
+def test_a_query_has_the_same_scores_in_a_batch_and_on_its_own(name):
     model = reranker(name)
     queries, neighbours, mask = inputs(3, 4, 6)
     together = model(model.graphs(queries, neighbours, mask))
-    alone = [model(model.graphs(queries[b : b + 1], neighbours[b : b + 1], mask[b : b + 1])) for b in range(4)]
-    assert torch.allclose(together, torch.cat(alone), atol=1e-5)
+    separate = [model(model.graphs(queries[b : b + 1], neighbours[b : b + 1], mask[b : b + 1])) for b in range(4)]
+    assert torch.allclose(together, torch.cat(separate), atol=1e-5)
 
 
 @all_models
 def test_equal_seeds_give_equal_weights(name):
-    one, same, other = (reranker(name, seed=seed).state_dict() for seed in (1, 1, 2))
-    assert all(torch.equal(one[key], same[key]) for key in one)
-    assert any(not torch.equal(one[key], other[key]) for key in one)
+    first, same, other = (reranker(name, seed=seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[key], same[key]) for key in first)
+    assert any(not torch.equal(first[key], other[key]) for key in first)
 
 
 @all_models
 @torch.no_grad()
 def test_edges_are_dropped_in_training_only(name):
-    """GraphSAGE and GAT, too, see which edges are left."""
+    """GraphSAGE and GAT, which ignore edge weights, are also affected by dropped edges."""
     model = reranker(name)
     model.network.dropout.p = 0.0
     graph = model.graphs(*inputs(5, 2, 8))

@@ -20,10 +20,10 @@ def scored(seed, count=3, nodes=5, share=0.8):
 def test_focal_loss_equals_the_naive_one(alpha, gamma, seed):
     logits, targets, mask = scored(seed)
     losses = []
-    for logit, target, there in zip(logits.ravel(), targets.ravel(), mask.ravel(), strict=True):
+    for logit, target, exists in zip(logits.ravel(), targets.ravel(), mask.ravel(), strict=True):
         p = torch.sigmoid(logit)
         p_t, alpha_t = (p, alpha) if target else (1 - p, 1 - alpha)
-        if there:
+        if exists:
             losses.append(float(-alpha_t * (1 - p_t) ** gamma * torch.log(p_t)))
     expected = sum(losses) / len(losses) if losses else 0.0
     assert focal_loss(logits, targets, mask, alpha, gamma).mean().item() == pytest.approx(expected, abs=1e-9)
@@ -34,9 +34,9 @@ def test_listwise_loss_equals_the_naive_one(seed, share):
     logits, targets, mask = scored(seed, share=share)
     losses = []
     for b in range(len(logits)):
-        there = [i for i in range(5) if mask[b, i]]
-        relevant = [i for i in there if targets[b, i]]
-        total = sum(math.exp(logits[b, i]) for i in there)
+        nodes = [i for i in range(5) if mask[b, i]]
+        relevant = [i for i in nodes if targets[b, i]]
+        total = sum(math.exp(logits[b, i]) for i in nodes)
         shares = [math.log(math.exp(logits[b, i]) / total) for i in relevant]
         losses.append(-sum(shares) / len(relevant) if relevant else 0.0)
     assert listwise_loss(logits, targets, mask).mean().item() == pytest.approx(sum(losses) / 3, abs=1e-9)

@@ -52,7 +52,7 @@ def test_what_is_fetched_stands_in_the_order_of_distances():
     assert [one.group for one in found.facts] == ["g4", "g7", "g1"]
     assert found.distances == [1.0, 2.0, 3.0]
     assert found.vectors_nd[:, 0].tolist() == [4, 7, 1]
-    assert (found.nearest, found.allowed, found.passing, found.shards, found.of) == (1.0, 14, 4, 2, 3)
+    assert (found.nearest, found.allowed, found.passing, found.shards, found.total_shards) == (1.0, 14, 4, 2, 3)
 
 
 def test_nothing_found_is_an_answer():

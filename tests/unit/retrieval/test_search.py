@@ -6,18 +6,11 @@ import numpy as np
 import pytest
 
 from mrcg.api.requests import Filters, ImageIdQuery, SearchParams
+from mrcg.errors import StageUnavailableError
 from mrcg.reranker.influence import Influences
-from mrcg.retrieval.local import _finish
+from mrcg.retrieval.local import _run_sync
 from mrcg.retrieval.query import PixelQuery, Query, VectorQuery
-from mrcg.retrieval.search import (
-    AllowAll,
-    Facts,
-    RequestContext,
-    SearchHits,
-    SearchSettings,
-    StageUnavailableError,
-    answer,
-)
+from mrcg.retrieval.search import AllowAll, Facts, RequestContext, SearchHits, SearchSettings, answer
 
 SETTINGS = SearchSettings(neighbours=4, ood_threshold=10.0, rerank_reserve_ms=50)
 
@@ -64,7 +57,7 @@ class Stages:
 
 def ask(stages, k=3, seconds=10.0, subject=SCAN, **params):
     context = RequestContext("me", AllowAll().allowed("me"), time.time() + seconds, 7, "trace")
-    return _finish(answer(stages, SETTINGS, context, Query.of(subject, SearchParams(k=k, **params))))
+    return _run_sync(answer(stages, SETTINGS, context, Query.of(subject, SearchParams(k=k, **params))))
 
 
 def test_hits_are_ordered_by_score_ties_by_ann_rank():

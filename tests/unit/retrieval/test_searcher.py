@@ -49,7 +49,7 @@ def searcher(store):
     ]
     table = pa.Table.from_pylist(facts, schemas.ROWS)
     index = ShardedIndex(Shape(kind="flat", dim=DIM), [Part(None, VECTORS, table)], 0)
-    return Searcher(index, Tombstones(store, look_seconds=0.0), 1, 2)
+    return Searcher(index, Tombstones(store, refresh_seconds=0.0), 1, 2)
 
 
 def context(allowed=None):
@@ -117,7 +117,7 @@ def test_many_at_once_are_each_answered_as_alone(searcher):
     together = searcher.search(np.repeat(QUERY, 4, axis=0), contexts, 8, scopes)
     alone = [searcher.search(QUERY, [one], 8, [scope])[0] for one, scope in zip(contexts, scopes, strict=True)]
     assert [rows(one) for one in together] == [rows(one) for one in alone]
-    assert {(one.shards, one.of) for one in together} == {(1, 2)}
+    assert {(one.shards, one.total_shards) for one in together} == {(1, 2)}
 
 
 def test_what_is_buried_is_neither_found_nor_counted_nor_looked_up(searcher, store):
@@ -133,5 +133,5 @@ def test_what_is_buried_is_neither_found_nor_counted_nor_looked_up(searcher, sto
 
 @pytest.mark.parametrize("image_id", ["nobody", image(40)])
 def test_what_is_not_there_and_what_is_not_allowed_read_alike(searcher, image_id):
-    with pytest.raises(NotFoundError, match=f"no image {image_id}: ask with"):
+    with pytest.raises(NotFoundError, match=f"no image {image_id}: use the image_id"):
         searcher.look_up(context(np.arange(COUNT) < 40), image_id)

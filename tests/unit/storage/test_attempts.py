@@ -8,7 +8,7 @@ import pytest
 
 from mrcg.errors import StoreError
 from mrcg.storage import attempts
-from mrcg.storage.attempts import begin, busy_versions, dead_attempts, discard, inputs_of_live_attempts, is_live
+from mrcg.storage.attempts import abandoned_attempts, begin, busy_versions, discard, inputs_of_live_attempts, is_live
 from mrcg.storage.manifest import make_manifest
 
 
@@ -84,10 +84,10 @@ def test_dead_attempts_are_those_that_nobody_holds_and_may_be_claimed(store):
     with pytest.raises(RuntimeError), begin(store, "corpus", "v1") as dead:
         raise RuntimeError
     with begin(store, "splits", "v2", {"corpus": "v0"}):
-        assert dead_attempts(store, claim=False) == [dead.folder]
-        assert dead_attempts(store, claim=True) == [dead.folder]
+        assert abandoned_attempts(store, claim=False) == [dead.folder]
+        assert abandoned_attempts(store, claim=True) == [dead.folder]
         # It is held by whoever claimed it: nobody else goes on with it.
-        assert dead_attempts(store, claim=False) == []
+        assert abandoned_attempts(store, claim=False) == []
         with begin(store, "corpus", "v1") as other:
             assert other.folder != dead.folder
 
@@ -155,23 +155,23 @@ def test_nobody_goes_on_with_an_attempt_that_is_half_removed(store, changes, mon
         untouched = changes == 0
         assert (heir.folder == dead.folder) == untouched
         if not untouched:
-            assert dead_attempts(store, claim=True) == [dead.folder]
+            assert abandoned_attempts(store, claim=True) == [dead.folder]
             discard(store, dead.folder)
             assert not store.exists(dead.folder)
 
 
 def test_this_process_has_a_start_time():
-    assert attempts._started(os.getpid())
-    assert attempts._started(2**22 + 1) is None
+    assert attempts._process_start(os.getpid())
+    assert attempts._process_start(2**22 + 1) is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_a_process_that_was_killed_and_not_waited_for_is_dead():
     process = subprocess.Popen(["sleep", "60"])
-    assert attempts._started(process.pid)
+    assert attempts._process_start(process.pid)
     process.kill()
     until = time.monotonic() + 10
-    while attempts._started(process.pid) is not None:
+    while attempts._process_start(process.pid) is not None:
         assert time.monotonic() < until
         time.sleep(0.01)
     assert os.path.exists(f"/proc/{process.pid}"), "its entry is there still"

@@ -1,16 +1,17 @@
 import os
 import stat
 import threading
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrcg.errors import UsageError
+from mrcg.errors import StoreError, UsageError
 from mrcg.hashing import sha256
-from mrcg.storage.cache import BYTES, DEFAULT_BYTES, FOLDER, Cache
-from mrcg_jobs.erasure import forget_here
+from mrcg.storage.cache import BYTES, DEFAULT_BYTES, FETCHING_SECONDS, FOLDER, Cache
+from mrcg_jobs.erasure import sweep_node_cache
 
 
 @pytest.fixture
@@ -196,15 +197,91 @@ def test_what_goes_for_room_are_the_longest_unused_and_no_more_than_need_be(tmp_
 # What an erasure leaves in it ---------------------------------------------------------------------------------------
 
 
-def test_a_cache_keeps_what_the_store_still_has_and_what_is_being_fetched(tmp_path, monkeypatch):
+@pytest.fixture
+def node_cache(tmp_path, monkeypatch):
+    """The cache of this node, a folder that is not there yet."""
     monkeypatch.setenv("MRCG_CACHE", str(tmp_path / "cache"))
-    forget_here(["a"])
-    (tmp_path / "cache").mkdir()
-    for name in ("a", "b", "c", ".now.tmp", ".left.tmp"):
-        (tmp_path / "cache" / name).write_bytes(b"x")
-    os.utime(tmp_path / "cache" / ".left.tmp", (1e9, 1e9))
-    forget_here(["a", "z"])
-    assert {path.name for path in (tmp_path / "cache").iterdir()} == {"a", ".now.tmp"}
+    return Cache.of_this_node()
+
+
+def unfinished(cache, letter, age):
+    """A temporary file as a writer has it before it is complete."""
+    path = cache.folder / f".{letter * 32}.tmp"
+    path.write_bytes(b"x")
+    os.utime(path, (time.time() - age, time.time() - age))
+    return path.name
+
+
+def test_a_cache_keeps_what_the_store_still_has_and_what_is_being_fetched(node_cache, monkeypatch):
+    sweep_node_cache(["a" * 64])
+    kept_file, other = put(node_cache, b"kept"), put(node_cache, b"other")
+    fetched, abandoned = unfinished(node_cache, "a", 60), unfinished(node_cache, "b", 2 * FETCHING_SECONDS)
+    sweep_node_cache([kept_file, "f" * 64])
+    assert kept(node_cache) == {kept_file, fetched}
+    assert not {other, abandoned} & kept(node_cache)
     monkeypatch.setenv("MRCG_CACHE_BYTES", "0")
-    forget_here([])
-    assert (tmp_path / "cache" / "a").exists(), "no cache of this node any more"
+    sweep_node_cache([])
+    assert kept(node_cache) == {kept_file, fetched}, "no cache of this node any more"
+
+
+def foreign_entries(folder, elsewhere):
+    """Whatever may lie in a cache folder and is not a cached file; returns what must survive a sweep."""
+    weights = folder / "weights" / "0123456789ab-vgg16.pth"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"w" * 200)
+    elsewhere.mkdir()
+    (elsewhere / "file").write_bytes(b"somebody's")
+    (folder / ("d" * 64)).mkdir()
+    (folder / "README.txt").write_text("what this folder is for")
+    (folder / ".DS_Store").write_bytes(b"")
+    (folder / "link").symlink_to(elsewhere)
+    (folder / "nowhere").symlink_to(elsewhere / "gone")
+    (folder / ("e" * 64)).symlink_to(elsewhere / "file")
+    os.mkfifo(folder / "pipe")
+    return {"weights", "d" * 64, "README.txt", ".DS_Store", "link", "nowhere", "pipe"}
+
+
+def test_a_sweep_leaves_what_a_cache_did_not_write(node_cache, tmp_path):
+    survivors = foreign_entries(node_cache.folder, tmp_path / "elsewhere")
+    put(node_cache, b"cached")
+    sweep_node_cache([])
+    assert kept(node_cache) == survivors
+    assert (node_cache.folder / "weights" / "0123456789ab-vgg16.pth").exists()
+    assert (tmp_path / "elsewhere" / "file").read_bytes() == b"somebody's", "a link is removed, not its target"
+
+
+def test_room_is_made_beside_what_a_cache_did_not_write(tmp_path):
+    cache = Cache(tmp_path / "cache", 100)
+    survivors = foreign_entries(cache.folder, tmp_path / "elsewhere")
+    old, new = put(cache, b"a" * 60, 20), put(cache, b"b" * 60, 10)
+    assert kept(cache) == survivors | {new}
+    assert old not in kept(cache)
+
+
+def test_a_file_that_vanishes_meanwhile_is_no_error(node_cache, monkeypatch):
+    names = [put(node_cache, bytes([letter])) for letter in range(3)]
+    scan, unlink = os.scandir, Path.unlink
+
+    def vanishing_scan(folder):
+        found = scan(folder)
+        (node_cache.folder / names[0]).unlink(missing_ok=True)
+        return found
+
+    def vanishing_unlink(path, missing_ok=False):
+        if path.name == names[1]:
+            unlink(path)
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(os, "scandir", vanishing_scan)
+    monkeypatch.setattr(Path, "unlink", vanishing_unlink)
+    sweep_node_cache([])
+    assert kept(node_cache) == set()
+
+
+def test_a_cached_file_that_cannot_be_removed_is_named(node_cache, monkeypatch):
+    name = put(node_cache, b"scan")
+    monkeypatch.setattr(
+        Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
+    )
+    with pytest.raises(StoreError, match=rf"{name} cannot be removed \(Permission denied\): remove it and run"):
+        sweep_node_cache([])

@@ -12,7 +12,7 @@ from mrcg.errors import AlreadyExistsError, IntegrityError, NotFoundError, Store
 from mrcg.pipeline.stages import plan
 from mrcg.storage.attempts import begin
 from mrcg.storage.manifest import make_manifest
-from mrcg.storage.store import Store, spill
+from mrcg.storage.store import Store, temp_dir
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -73,7 +73,7 @@ def test_a_store_that_is_not_writable(tmp_path, place):
     if place == "file":
         (tmp_path / "file").write_text("not a folder")
         place = str(tmp_path / "file")
-    with pytest.raises(StoreError, match="cannot be written .*: name another --store or mend its permissions"):
+    with pytest.raises(StoreError, match="cannot be written .*: fix its permissions or use another --store"):
         Store(place).check_writable()
 
 
@@ -170,13 +170,13 @@ def test_what_no_cache_may_keep_goes_with_this_process(remote, tmp_path, monkeyp
     artefact = remote.store.artefact("corpus", remote.manifest.version)
     path = artefact.on_disk("b/c")
     assert path.read_bytes() == b"defghi"
-    assert path.parent == spill()
+    assert path.parent == temp_dir()
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert not (tmp_path / "cache" / path.name).exists()
 
 
 def test_the_place_of_what_is_spilled_goes_when_its_process_ends():
-    code = "from mrcg.storage.store import spill; folder = spill(); (folder / 'a').write_text('x'); print(folder); assert spill() == folder"
+    code = "from mrcg.storage.store import temp_dir; folder = temp_dir(); (folder / 'a').write_text('x'); print(folder); assert temp_dir() == folder"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not Path(done.stdout.strip()).exists()
     assert Path(done.stdout.strip()).name.startswith("mrcg-")
@@ -195,7 +195,7 @@ def test_a_file_is_fetched_to_where_it_is_wanted(any_store, tmp_path):
 
 def test_a_version_refers_to_a_file_of_another_without_a_copy(any_store):
     first = publish(any_store, steps()[0], {"a": b"abc", "b": b"old"})
-    entries = [any_store.artefact("corpus", first.version).shared("a")]
+    entries = [any_store.artefact("corpus", first.version).reference("a")]
     with begin(any_store, "corpus", "second") as attempt:
         entries.append(attempt.write("b", b"new"))
         second = attempt.publish(make_manifest("corpus", "second", {}, {}, {}, entries))
@@ -209,7 +209,7 @@ def test_a_version_refers_to_a_file_of_another_without_a_copy(any_store):
 def test_who_refers_to_what_is_referred_to_names_the_one_that_wrote_it(store):
     first = publish(store, steps()[0], {"a": b"abc"})
     for name, before in (("second", first.version), ("third", "second")):
-        entry = store.artefact("corpus", before).shared("a")
+        entry = store.artefact("corpus", before).reference("a")
         assert entry.folder == first.folder
         with begin(store, "corpus", name) as attempt:
             attempt.publish(make_manifest("corpus", name, {}, {}, {}, [entry]))
@@ -219,10 +219,10 @@ def test_who_refers_to_what_is_referred_to_names_the_one_that_wrote_it(store):
 
 def test_what_was_removed_meanwhile_is_not_referred_to(store):
     first = publish(store, steps()[0], {"a": b"abc"})
-    entry = store.artefact("corpus", first.version).shared("a")
+    entry = store.artefact("corpus", first.version).reference("a")
     store.remove(f"corpus/{first.version}")
     with (
-        pytest.raises(StoreError, match=r"was removed while corpus grew from it: run again"),
+        pytest.raises(StoreError, match=r"was removed while corpus/second was built from it: run the command again"),
         begin(store, "corpus", "second") as attempt,
     ):
         attempt.publish(make_manifest("corpus", "second", {}, {}, {}, [entry]))

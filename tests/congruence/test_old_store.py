@@ -1,0 +1,147 @@
+"""A store that older code made (``tests/fixtures``) opens, verifies, serves, rolls back, reindexes and erases."""
+
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tests import making
+from tests.fixtures.make_store import ERASED, KEYS, QUERY, SETTINGS, TIME, place, write_source
+from tests.serving import assert_alike, serving
+
+from mrcg.api.client import Client
+from mrcg.api.requests import SearchParams
+from mrcg.api.responses import Answer
+from mrcg.releases.release import read_release
+from mrcg.retrieval.local import LocalPipeline
+from mrcg.storage.store import Store
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+COMMON = ("--store", "store", "--source", "source/scans.csv")
+
+
+class OldStore:
+    """An unpacked archive, with its keys and the command line of now."""
+
+    def __init__(self, root):
+        self.root = root
+        self.store = Store(str(root / "store"))
+
+    def mrcg(self, *words):
+        """Run a command beside the store; its standard output."""
+        environment = {**os.environ, **KEYS, "MRCG_CACHE": str(self.root / "cache")}
+        done = subprocess.run(
+            [making.MRCG, *words],
+            cwd=self.root,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=500,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def answer(self, *words):
+        """The answer to the query that the old code was asked, too."""
+        return Answer.model_validate_json(self.mrcg("query", QUERY, "--store", "store", "--json", *words))
+
+
+@pytest.fixture(params=sorted(FIXTURES.glob("store-*.tar.xz")), ids=lambda path: path.name.split(".")[0])
+def old(request):
+    with place() as root:
+        with tarfile.open(request.param) as archive:
+            archive.extractall(root, filter="data")
+        yield OldStore(root)
+
+
+def test_it_verifies_and_nothing_has_to_be_swept(old):
+    verified = json.loads(old.mrcg("verify", "--store", "store", "--json"))
+    assert verified["problems"] == []
+    assert verified["versions"] > 10
+    swept = json.loads(old.mrcg("gc", "--store", "store", "--json"))
+    assert (swept["attempts"], swept["versions"], swept["files"]) == ([], [], [])
+
+
+def test_it_answers_as_it_did(old):
+    before = Answer.model_validate_json((old.root / "answer.json").read_bytes())
+    now = old.answer()
+    assert_alike(now, before)
+    assert now.classes == before.classes
+    assert now.hits
+
+
+def test_a_run_with_the_same_settings_skips_every_stage(old):
+    result = json.loads(old.mrcg("run", *COMMON, *SETTINGS, "--json"))
+    assert len(result["stages"]) == 8
+    assert [stage["stage"] for stage in result["stages"] if stage["ran"]] == []
+    assert result["promotion"]["promoted"] is False, "it is the current release already"
+
+
+def test_it_rolls_back_and_answers_under_the_release_before(old):
+    current = read_release(old.store).number
+    old.mrcg("releases", "rollback", str(current - 1), "--store", "store")
+    release = read_release(old.store)
+    assert release.number == current + 1
+    assert release.pins == read_release(old.store, current - 1).pins
+    assert old.answer().release == current + 1
+
+
+def test_its_receipt_holds_and_the_erased_patient_stays_out(old):
+    verdict = json.loads(old.mrcg("erase", "--store", "store", "--verify", "receipt.json", "--json"))
+    assert verdict["holds"]
+    assert (verdict["left"], verdict["versions_back"], verdict["not_suppressed"]) == ([], [], False)
+    receipt = json.loads((old.root / "receipt.json").read_bytes())["receipt"]
+    again = json.loads(old.mrcg("erase", "--store", "store", "--patient", ERASED, "--here", "--json"))["receipt"]
+    assert again == receipt, "nothing of them came back: the same receipt"
+
+
+def test_a_patient_is_erased_from_it(old):
+    before = json.loads(old.mrcg("corpus", "report", "--store", "store", "--json"))
+    receipt = json.loads(
+        old.mrcg("erase", "--store", "store", "--patient", "no_tumor-2", "--here", "--out", "new.json", "--json")
+    )
+    assert receipt["receipt"]["scans"] == 4
+    assert json.loads(old.mrcg("erase", "--store", "store", "--verify", "new.json", "--json"))["holds"]
+    after = json.loads(old.mrcg("corpus", "report", "--store", "store", "--json"))
+    assert after["images"] == before["images"] - 4
+    assert old.answer().hits, "the rest is still searched"
+
+
+@pytest.mark.slow
+def test_it_is_reindexed(old):
+    before = read_release(old.store)
+    new = old.root / "source" / "new.png"
+    shutil.copy(old.root / QUERY, new)
+    Image.open(new).rotate(90).save(new)
+    os.utime(new, (TIME, TIME))
+    with (old.root / "source" / "scans.csv").open("a") as file:
+        file.write("new.png,no_tumor,new-patient,north\n")
+    result = json.loads(old.mrcg("reindex", *COMMON, "--json"))
+    assert {stage["stage"]: stage["counts"].get("images") for stage in result["stages"]}["embed"] is not None
+    after = read_release(old.store)
+    assert (after.number, after.encoder, after.reranker) == (before.number + 1, before.encoder, before.reranker)
+    assert (
+        old.store.manifest("corpus", after.corpus).counts["images"]
+        == 1 + old.store.manifest("corpus", before.corpus).counts["images"]
+    )
+
+
+@pytest.mark.slow
+def test_it_is_served(old):
+    scan = (old.root / QUERY).read_bytes()
+    with serving(old.store.url) as url, Client(url) as client:
+        assert_alike(
+            client.search(scan, SearchParams(k=10)), LocalPipeline.open(old.store).search(scan, SearchParams(k=10))
+        )
+
+
+def test_its_source_is_what_the_script_draws(old, tmp_path):
+    paths = sorted((old.root / "source").glob("*.png"))
+    write_source(tmp_path / "source", len(paths))
+    for path in paths:
+        assert Image.open(tmp_path / "source" / path.name).tobytes() == Image.open(path).tobytes()
