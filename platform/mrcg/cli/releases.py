@@ -69,9 +69,7 @@ def releases_promote(
     report: Annotated[str, typer.Argument(help="Version of the report to release.")],
     gate: Annotated[
         bool,
-        typer.Option(
-            help="Refuse the promotion if MAP or recall drops below the current release by more than the limits."
-        ),
+        typer.Option(help="Refuse the promotion if MAP or recall drops by more than the limits."),
     ] = True,
     max_map_drop: Annotated[float, typer.Option(min=0.0, max=1.0, help="Maximum drop of the reranked MAP.")] = 0.01,
     max_recall_drop: Annotated[

@@ -30,8 +30,8 @@ BUSY = httpx.Response(503, json={"detail": "overloaded"}, headers={"Retry-After"
 
 
 @pytest.fixture
-def said(monkeypatch):
-    """Answers that a service gives, one after the other; pauses are noted, not waited."""
+def service(monkeypatch):
+    """Responses of a fake service in order, and the pauses of the client, which are recorded and skipped."""
     answers, pauses = [], []
 
     def reply(request):
@@ -42,8 +42,8 @@ def said(monkeypatch):
 
     sync, asynchronous = httpx.Client, httpx.AsyncClient
     transport = httpx.MockTransport(reply)
-    monkeypatch.setattr(module.httpx, "Client", lambda **words: sync(transport=transport, **words))
-    monkeypatch.setattr(module.httpx, "AsyncClient", lambda **words: asynchronous(transport=transport, **words))
+    monkeypatch.setattr(module.httpx, "Client", lambda **options: sync(transport=transport, **options))
+    monkeypatch.setattr(module.httpx, "AsyncClient", lambda **options: asynchronous(transport=transport, **options))
     monkeypatch.setattr(module.time, "sleep", pauses.append)
 
     async def pause(seconds):
@@ -53,14 +53,14 @@ def said(monkeypatch):
     return answers, pauses
 
 
-def ask(url="http://here", **words):
-    with Client(url, **words) as client:
+def ask(url="http://here", **options):
+    with Client(url, **options) as client:
         return client.search(ImageIdQuery("a"))
 
 
-def ask_async(url="http://here", **words):
+def ask_async(url="http://here", **options):
     async def run():
-        async with AsyncClient(url, **words) as client:
+        async with AsyncClient(url, **options) as client:
             return await client.search(ImageIdQuery("a"))
 
     return asyncio.run(run())
@@ -70,18 +70,18 @@ both = pytest.mark.parametrize("ask", [ask, ask_async], ids=["waiting", "asyncio
 
 
 @both
-def test_what_passes_is_tried_again(said, ask):
-    answers, pauses = said
+def test_temporary_failures_are_retried(service, ask):
+    answers, pauses = service
     answers += [BUSY, httpx.ConnectError("refused"), GOOD]
     assert ask() == ANSWER
     assert len(pauses) == 2
-    assert pauses[0] >= 1, "as long as the service said"
+    assert pauses[0] >= 1, "at least Retry-After"
     assert 0.2 <= pauses[1] <= 0.4
 
 
 @both
-def test_what_does_not_pass_is_not(said, ask):
-    answers, pauses = said
+def test_other_failures_are_not_retried(service, ask):
+    answers, pauses = service
     answers += [httpx.Response(422, json={"detail": "k = 0: ask for 1 to 50 hits"})]
     with pytest.raises(ServiceError, match="answered 422: k = 0"):
         ask()
@@ -89,20 +89,20 @@ def test_what_does_not_pass_is_not(said, ask):
 
 
 @both
-def test_a_replica_that_died_is_not_an_error_of_the_service(said, ask):
-    answers, pauses = said
+def test_a_500_of_the_proxy_is_retried_and_one_of_the_service_is_not(service, ask):
+    answers, pauses = service
     answers += [httpx.Response(500, text="Internal Server Error"), GOOD]
     assert ask() == ANSWER
-    ours = {"content-type": "application/problem+json"}
-    answers += [httpx.Response(500, json={"detail": "the service failed; see its log for the reason"}, headers=ours)]
+    headers = {"content-type": "application/problem+json"}
+    answers += [httpx.Response(500, json={"detail": "the service failed; see its log for the reason"}, headers=headers)]
     with pytest.raises(ServiceError, match="500: the service failed"):
         ask()
     assert len(pauses) == 1
 
 
 @both
-def test_it_ends_with_the_last_reason(said, ask):
-    answers, _ = said
+def test_after_the_last_retry_the_last_error_is_raised(service, ask):
+    answers, _ = service
     answers += [httpx.ConnectError("refused"), BUSY, BUSY, BUSY]
     with pytest.raises(ServiceError, match="answered 503: overloaded"):
         ask()
@@ -112,8 +112,8 @@ def test_it_ends_with_the_last_reason(said, ask):
 
 
 @both
-def test_nobody_waits_past_the_time_for_the_call(said, ask):
-    answers, pauses = said
+def test_no_retry_starts_after_the_timeout(service, ask):
+    answers, pauses = service
     answers += [BUSY]
     with pytest.raises(ServiceError, match="503"):
         ask(timeout=0.5)
@@ -121,8 +121,8 @@ def test_nobody_waits_past_the_time_for_the_call(said, ask):
 
 
 @both
-def test_an_answer_of_another_version_is_named(said, ask):
-    answers, _ = said
+def test_an_unreadable_answer_is_an_error(service, ask):
+    answers, _ = service
     answers += [httpx.Response(200, json={"hits": 1})]
     with pytest.raises(ServiceError, match="cannot read: use the client of the same version as the service"):
         ask()

@@ -13,7 +13,7 @@ from mrcg.storage import schemas
 from mrcg.storage.catalog import all_manifests
 from mrcg.storage.manifest import KINDS, Manifest, derive_version, make_manifest
 
-# Who is tainted ---------------------------------------------------------------------------------------------------
+# Affected versions ---------------------------------------------------------------------------------------------------
 
 ORDER = [stage.kind for stage in STAGES]
 INPUTS = {stage.kind: stage.inputs for stage in STAGES}
@@ -26,7 +26,7 @@ def made(kind, number, inputs, purge=False):
 
 @st.composite
 def lines(draw):
-    """Lines of versions, each made from earlier ones of any line; an index is purged now and then. And some roots."""
+    """Draw lines of versions, each made from earlier ones of any line, with some purged indexes; and some roots."""
     found: dict[tuple[str, str], Manifest] = {}
     for number in range(draw(st.integers(1, 4))):
         for kind in ORDER:
@@ -43,8 +43,8 @@ def lines(draw):
     return found, roots
 
 
-def naively_tainted(manifests, key, roots):
-    """Whether a version may hold something of the roots, seen from the version itself."""
+def naively_affected(manifests, key, roots):
+    """Return whether a version may hold data from the roots, by recursion from the version."""
     if key in roots:
         return True
     if key[0] in discovery.MODELS:
@@ -54,29 +54,29 @@ def naively_tainted(manifests, key, roots):
         own = kind == one.kind
         if own and (kind != "indexes" or one.settings.get("purge")):
             continue
-        if kind not in discovery.MODELS and naively_tainted(manifests, (kind, version), roots):
+        if kind not in discovery.MODELS and naively_affected(manifests, (kind, version), roots):
             return True
     return False
 
 
 @given(lines())
-def test_what_was_made_from_somebody_is_tainted_and_nothing_else(drawn):
+def test_only_versions_made_from_the_roots_are_affected(drawn):
     manifests, roots = drawn
     found = discovery.affected_versions(manifests, roots)
-    assert found == {key for key in manifests if naively_tainted(manifests, key, roots)}
+    assert found == {key for key in manifests if naively_affected(manifests, key, roots)}
 
 
 @given(lines())
-def test_models_taint_nothing_and_are_not_tainted(drawn):
+def test_models_are_not_affected_and_affect_nothing(drawn):
     manifests, roots = drawn
     assert not {key for key in discovery.affected_versions(manifests, roots) if key[0] in discovery.MODELS}
     models = [key for key in manifests if key[0] in discovery.MODELS]
-    assert discovery.affected_versions(manifests, models) == set(models), "as roots they would be alone"
+    assert discovery.affected_versions(manifests, models) == set(models), "as roots they affect nothing else"
 
 
 @given(lines())
-def test_a_line_that_was_purged_is_clean(drawn):
-    """From a purged corpus all is made anew, and its index takes nothing of the one that it grew from."""
+def test_versions_made_from_a_purged_corpus_are_not_affected(drawn):
+    """Everything is made again from a purged corpus, and its index takes no parts from the index that it extends."""
     manifests, roots = drawn
     versions = {kind: [version for of, version in manifests if of == kind][-1] for kind in ORDER}
     purged: dict[str, str] = {"encoders": versions["encoders"], "rerankers": versions["rerankers"]}
@@ -93,7 +93,7 @@ def test_a_line_that_was_purged_is_clean(drawn):
     assert not found.intersection(purged.items())
 
 
-def test_damaged_versions_taint_nothing_that_is_known():
+def test_damaged_versions_affect_nothing():
     assert discovery.affected_versions({("corpus", "a"): None, ("splits", "b"): None}, [("corpus", "a")]) == {
         ("corpus", "a")
     }
@@ -132,7 +132,7 @@ def split_of(line, trained_on):
 
 
 def model_of(line, splits, name="a"):
-    """An encoder and a reranker that learned by some splits."""
+    """Publish an encoder and a reranker that were trained by some splits."""
     store, corpus = line.store, line.corpus
     encoder = published(store, "encoders", {"name": name}, {"corpus": corpus, "splits": splits}, {})
     graphs = published(
@@ -147,7 +147,7 @@ def learned(store):
     return set(discovery.models_trained_on(store, all_manifests(store), located))
 
 
-def test_who_is_where_and_who_is_not(store, line):
+def test_matching_scans_are_located(store, line):
     (where,) = discovery.locate(store, "patient", [SCANS[0].patient])
     assert where.corpus == line.corpus
     assert where.matching["image_id"].to_pylist() == MINE
@@ -157,13 +157,13 @@ def test_who_is_where_and_who_is_not(store, line):
     assert (nobody.matching.num_rows, nobody.others.num_rows) == (0, 40)
 
 
-def test_models_that_learned_from_somebody_are_named_and_no_others(store, line):
+def test_only_models_trained_on_matching_scans_are_returned(store, line):
     trained = model_of(line, split_of(line, {MINE[2]}))
     model_of(line, split_of(line, {one.image_id for one in SCANS} - set(MINE)), "other")
     assert learned(store) == trained
 
 
-def test_models_whose_splits_are_gone_are_named_for_nobody_can_tell(store, line):
+def test_models_whose_splits_were_removed_are_returned(store, line):
     splits = split_of(line, {SCANS[-1].image_id})
     models = model_of(line, splits)
     assert learned(store) == set()
@@ -172,7 +172,7 @@ def test_models_whose_splits_are_gone_are_named_for_nobody_can_tell(store, line)
 
 
 @pytest.mark.parametrize("drawn", [MINE[0], SCANS[-1].image_id])
-def test_splits_that_an_erasure_made_in_their_place_tell_it_too(store, line, drawn):
+def test_replacement_splits_decide_as_well(store, line, drawn):
     splits = split_of(line, {SCANS[10].image_id})
     models = model_of(line, splits)
     later = split_of(line, {drawn})
@@ -191,10 +191,10 @@ def test_splits_that_an_erasure_made_in_their_place_tell_it_too(store, line, dra
     store.remove(f"splits/{splits}")
     assert learned(store) == (models if drawn in MINE else set())
     nobody = discovery.models_trained_on(store, all_manifests(store), [])
-    assert set(nobody) == models, "who has no scan any more may have been learned from"
+    assert set(nobody) == models, "without scans, any model may have been trained on them"
 
 
-def test_vectors_are_known_by_their_hashes_but_not_those_that_others_share(store):
+def test_hashes_of_vectors_that_others_share_are_left_out(store):
     vectors = VECTORS.copy()
     vectors[20] = vectors[1]  # somebody else's, the very same
     Line.of(store, SCANS, vectors)
@@ -208,7 +208,7 @@ def test_vectors_are_known_by_their_hashes_but_not_those_that_others_share(store
 
 
 def asked(store):
-    """Hashes of what names the first patient, and of their vectors."""
+    """Return the hashes of the first patient's names and vectors."""
     names = [entry_of(one) for one in (*MINE, SCANS[0].patient)]
     return names, sorted(discovery.vector_hashes(store, all_manifests(store), set(MINE)))
 
@@ -259,7 +259,7 @@ def test_an_id_in_a_list_is_found(store, line):
     assert store.artefact("corpus", version).relative("scans/00000.parquet") in found
 
 
-def test_a_damaged_version_is_not_passed_over(store, line):
+def test_damaged_version_is_an_error(store, line):
     store.write_bytes(f"embeddings/{line.embeddings}/manifest.json", b"{}")
     with pytest.raises(
         IntegrityError, match=f"embeddings/{line.embeddings} is damaged: `mrcg verify` shows the problem"
@@ -267,7 +267,7 @@ def test_a_damaged_version_is_not_passed_over(store, line):
         discovery.find_traces(store, [], [])
 
 
-def test_an_index_that_holds_more_than_is_listed_has_residue(store, line):
+def test_index_with_unlisted_rows_is_returned(store, line):
     first, _ = line.index(SMALL)
     assert discovery.with_unlisted_rows(store, all_manifests(store)) == []
     left = Line.of(store, SCANS[4:], VECTORS[4:])

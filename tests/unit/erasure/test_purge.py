@@ -48,7 +48,7 @@ def pixels_of(sizes, group):
     st.integers(1, 8),
     st.data(),
 )
-def test_rows_that_are_left_are_as_they_were(sizes, group, data):
+def test_kept_rows_are_unchanged(sizes, group, data):
     whole, images = pixels_of(sizes, group)
     kept = sorted(data.draw(st.sets(st.integers(0, len(sizes) - 1), min_size=1)))
     written = keep_rows(whole, kept)
@@ -65,7 +65,7 @@ def test_rows_that_are_left_are_as_they_were(sizes, group, data):
     assert keep_rows(whole, kept) == written, "the same rows give the same bytes"
 
 
-def test_nothing_of_a_row_that_went_is_in_the_file():
+def test_file_has_nothing_of_a_removed_row():
     whole, images = pixels_of([(16, 16)] * 12, 4)
     written = keep_rows(whole, [0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11])
     assert f"{4:032x}".encode() in whole, "statistics name the first of each group"
@@ -110,7 +110,7 @@ def rows_of(corpus):
     return {row["image_id"]: row for row in corpus.scans.to_pylist()}
 
 
-def test_who_is_on_the_list_is_gone_and_all_others_are_as_they_were(store, corpus):
+def test_suppressed_scans_are_removed_and_others_unchanged(store, corpus):
     suppress(store, [token(erasing.KEY, PATIENT, erasing.pseudonym(JANE))])
     after = purged(store, corpus)
     before, now = rows_of(corpus), rows_of(after)
@@ -123,7 +123,7 @@ def test_who_is_on_the_list_is_gone_and_all_others_are_as_they_were(store, corpu
     assert len(list(after.images(range(len(after))))) == len(after)
 
 
-def test_files_without_them_stay_where_they_are_and_the_others_hold_nothing_else(store, corpus):
+def test_files_without_suppressed_scans_are_shared_and_others_rewritten(store, corpus):
     suppress(store, [token(erasing.KEY, PATIENT, erasing.pseudonym(JANE))])
     theirs = {row["file"] for row in corpus.scans.to_pylist() if row["patient"] == erasing.pseudonym(JANE)}
     after = purged(store, corpus)
@@ -136,25 +136,25 @@ def test_files_without_them_stay_where_they_are_and_the_others_hold_nothing_else
         assert rows_in(after.artefact, name) == after.scans["file"].to_pylist().count(name)
 
 
-def test_a_file_of_theirs_alone_is_not_part_of_it(store, corpus):
+def test_file_with_only_suppressed_scans_is_dropped(store, corpus):
     name = corpus.scans["file"][0].as_py()
     mine = [row for row in corpus.scans.to_pylist() if row["file"] == name]
     suppress(store, [token(erasing.KEY, IMAGE, row["image_id"]) for row in mine])
     assert name not in purged(store, corpus).artefact.names()
 
 
-def test_an_image_goes_by_its_id_and_copies_by_their_pixels(store, corpus):
+def test_images_are_removed_by_id_and_copies_by_pixels(store, corpus):
     one, other = corpus.scans.to_pylist()[3], corpus.scans.to_pylist()[20]
     suppress(store, [token(erasing.KEY, IMAGE, one["image_id"]), token(erasing.KEY, PIXELS, other["pixel_hash"])])
     assert set(rows_of(corpus)) - set(rows_of(purged(store, corpus))) == {one["image_id"], other["image_id"]}
 
 
-def test_another_key_does_not_find_them(store, corpus):
+def test_another_key_removes_nothing(store, corpus):
     suppress(store, [token(erasing.KEY, PATIENT, erasing.pseudonym(JANE))])
     assert len(purged(store, corpus, None)) == len(corpus)
 
 
-def test_no_word_of_them_is_left_in_the_quarantine_and_the_words_of_others_stay(store, corpus):
+def test_quarantine_rows_of_suppressed_scans_are_removed(store, corpus):
     gone = corpus.scans.to_pylist()[0]
     refused = pa.Table.from_pylist(
         [
@@ -179,7 +179,7 @@ def test_no_word_of_them_is_left_in_the_quarantine_and_the_words_of_others_stay(
     assert after.artefact.manifest.counts["reasons"] == {"not_an_image": 1}
 
 
-def test_its_counts_are_its_own_and_it_says_where_it_came_from(store, corpus):
+def test_counts_are_new_and_the_source_is_kept(store, corpus):
     suppress(store, [token(erasing.KEY, PATIENT, erasing.pseudonym(JANE))])
     before, after = corpus.artefact.manifest, purged(store, corpus).artefact.manifest
     assert (before.counts["patients"], after.counts["patients"]) == (16, 15)
@@ -189,8 +189,8 @@ def test_its_counts_are_its_own_and_it_says_where_it_came_from(store, corpus):
     assert after.settings["policy"] == before.settings["policy"]
 
 
-def test_their_files_are_read_again_by_the_next_ingestion_which_refuses_them(store, corpus):
-    """They are no files that it knows: else it would have to say whose they are."""
+def test_next_ingestion_does_not_know_the_files_of_removed_scans(store, corpus):
+    """They must not be known, because a known file has rows that name its patient."""
     suppress(store, [token(erasing.KEY, PATIENT, erasing.pseudonym(JANE))])
     after = purged(store, corpus)
     gone = [row for row in corpus.scans.to_pylist() if row["patient"] == erasing.pseudonym(JANE)]
@@ -200,8 +200,8 @@ def test_their_files_are_read_again_by_the_next_ingestion_which_refuses_them(sto
     assert len(known_files(after.artefact)) == len(known_files(corpus.artefact)) - 4
 
 
-def test_pixels_of_scans_that_went_before_without_an_erasure_go_too(store, corpus):
-    """They left their source: no row names them, but the file that they were in was not written anew."""
+def test_unlisted_pixels_are_removed_as_well(store, corpus):
+    """The scan left its source: no row names it, but its pixel file was not rewritten."""
     left = corpus.scans.to_pylist()[5]
     config = making.tiny_config(*SETTINGS)
     stay = known_files(corpus.artefact)
@@ -223,7 +223,7 @@ def test_pixels_of_scans_that_went_before_without_an_erasure_go_too(store, corpu
         assert np.array_equal(after.image(ident), corpus.image(ident))
 
 
-def test_nobody_left_is_an_empty_corpus(store, corpus):
+def test_corpus_with_only_suppressed_scans_becomes_empty(store, corpus):
     patients = set(corpus.scans["patient"].to_pylist())
     suppress(store, [token(erasing.KEY, PATIENT, one) for one in patients])
     after = purged(store, corpus)
@@ -231,7 +231,7 @@ def test_nobody_left_is_an_empty_corpus(store, corpus):
     assert after.artefact.manifest.counts["classes"] == {}
 
 
-def test_whoever_opened_the_old_corpus_is_told_to_open_the_new_one(store, corpus):
+def test_reader_of_the_removed_corpus_gets_an_error(store, corpus):
     ident = corpus.scans["image_id"][9].as_py()
     assert corpus.image(ident).shape == (128, 128)
     store.remove(corpus.artefact.manifest.folder)

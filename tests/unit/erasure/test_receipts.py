@@ -43,7 +43,7 @@ MADE = ("corpus", "embeddings", "graphs", "indexes", "reports", "splits")
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """DICOM of 28 patients; one of Jane's scans is there again under another patient's name."""
+    """DICOM of 28 patients; one of Jane's scans also exists under another patient's name."""
     folder = tmp_path_factory.mktemp("patients") / "scans"
     write_samples(folder, 96, 1, SampleFormat.dicom)
     copied(folder / "glioma_tumor" / "P0000" / "S1" / "IM0002", folder / "no_tumor" / "twin", TWIN)
@@ -83,7 +83,7 @@ def checked(store, signed, key=SIGNER.public_key):
 # What is found -----------------------------------------------------------------------------------------------------
 
 
-def test_a_record_knows_all_that_has_to_go_by_hashes_alone(made):
+def test_record_lists_hashes_of_everything_to_erase(made):
     store, versions = made
     person, record = jane(store), plan_erasure(store, JANES, KEY)
     ids = person.words["image_id"]
@@ -98,7 +98,7 @@ def test_a_record_knows_all_that_has_to_go_by_hashes_alone(made):
     assert not [word for words in person.words.values() for word in words if word in text]
 
 
-def test_an_image_that_is_nowhere_is_named_and_a_patient_who_is_can_be_kept_out(made):
+def test_unknown_image_is_an_error_and_unknown_patient_is_suppressed(made):
     store, _ = made
     with pytest.raises(NotFoundError, match="no corpus in .* has an image cafe: `mrcg query` shows ids"):
         plan_erasure(store, ErasureTarget(kind=IMAGE, value="cafe"), KEY)
@@ -107,14 +107,14 @@ def test_an_image_that_is_nowhere_is_named_and_a_patient_who_is_can_be_kept_out(
     assert record.suppressed == (token(KEY, PATIENT, pseudonym(NOBODY)),)
 
 
-def test_an_accession_number_proves_nothing_for_another_hospital_may_give_it_too(made):
+def test_accession_numbers_do_not_identify_scans(made):
     store, _ = made
     (number,) = jane(store).words["accession"]
     assert entry_of(number) not in plan_erasure(store, JANES, KEY).names
 
 
-def test_a_name_that_others_bear_in_another_corpus_is_not_looked_for(made):
-    """The same study came without a patient's id by another way: it stays, and is no trace of hers."""
+def test_name_shared_with_scans_of_another_corpus_is_not_erased(made):
+    """The same study was also ingested without a patient id: it stays, and does not count as a trace of the patient."""
     store, versions = made
     (study,) = jane(store).words["study"]
     before = set(plan_erasure(store, JANES, KEY).names)
@@ -125,7 +125,7 @@ def test_a_name_that_others_bear_in_another_corpus_is_not_looked_for(made):
     assert before - set(plan_erasure(store, JANES, KEY).names) == {entry_of(study)}
 
 
-def test_the_record_of_an_image_is_about_all_that_have_its_pixels_and_about_no_patient(made):
+def test_record_of_an_image_has_all_copies_and_no_patient(made):
     store, versions = made
     rows = read_scans(store.artefact("corpus", versions["corpus"])).to_pylist()
     (twin,) = [row for row in rows if row["patient"] == pseudonym(TWIN)]
@@ -143,7 +143,7 @@ def test_the_record_of_an_image_is_about_all_that_have_its_pixels_and_about_no_p
     ("key", "which"), [(None, "a pseudonym key"), (Pseudonyms(bytes(32)), "another pseudonym key")]
 )
 def test_an_image_of_a_corpus_with_another_key_is_refused(made, key, which):
-    """Its entry on the suppression list would mean nothing to whoever ingests it again."""
+    """Its entry on the suppression list would not match in the next ingestion."""
     store, versions = made
     ident = read_scans(store.artefact("corpus", versions["corpus"]))["image_id"][0].as_py()
     with pytest.raises(UsageError, match=f"corpus/{versions['corpus']} was made with {which}: set MRCG_PSEUDONYM_KEY"):
@@ -151,8 +151,8 @@ def test_an_image_of_a_corpus_with_another_key_is_refused(made, key, which):
     assert not store.exists(TOMBSTONES)
 
 
-def test_an_image_that_came_without_a_key_is_kept_out_without_one_too(store, scans):
-    """Whoever has a key by now still ingests that source without."""
+def test_image_ingested_without_a_key_is_suppressed_without_one(store, scans):
+    """The source is still ingested without a key, even if there is one by now."""
     config = making.tiny_config()
     made = erasing.make_unreleased(store, scans, config, None)
     row = read_scans(store.artefact("corpus", made["corpus"])).to_pylist()[4]
@@ -168,7 +168,7 @@ def test_an_image_that_came_without_a_key_is_kept_out_without_one_too(store, sca
 # What is done ------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_of_her_is_left_and_others_are(made):
+def test_erased_patient_leaves_no_traces_and_others_stay(made):
     store, versions = made
     person = jane(store)
     assert set(found(store, person)) == {*erasing.WORDS, "fp16", "fp32", "pixels"}
@@ -188,7 +188,7 @@ def test_nothing_of_her_is_left_and_others_are(made):
     assert store.versions("encoders") == [versions["encoders"]], "models are not unlearned"
 
 
-def test_an_image_goes_with_its_copies_wherever_they_are(made):
+def test_image_is_erased_with_all_copies(made):
     store, versions = made
     rows = read_scans(store.artefact("corpus", versions["corpus"])).to_pylist()
     (twin,) = [row for row in rows if row["patient"] == pseudonym(TWIN)]
@@ -202,7 +202,7 @@ def test_an_image_goes_with_its_copies_wherever_they_are(made):
     assert left.count(pseudonym(JANE)) == 3
 
 
-def test_the_same_again_gives_the_same_receipt_and_does_nothing(made):
+def test_repeated_erasure_returns_the_same_receipt(made):
     store, _ = made
     one = eraser(store).erase(JANES)
     files = {path: path.stat().st_mtime_ns for path in Path(store.root).rglob("*")}
@@ -212,7 +212,7 @@ def test_the_same_again_gives_the_same_receipt_and_does_nothing(made):
     assert read_receipt(store.read_bytes(f"{RECEIPTS}/{one.receipt.ident}.json")) == one
 
 
-def test_a_corpus_of_others_stays_as_it_is(made, tmp_path):
+def test_corpus_without_the_patient_is_unchanged(made, tmp_path):
     store, _ = made
     write_samples(tmp_path / "other", 32, 7, SampleFormat.dicom)
     other = erasing.make_unreleased(store, tmp_path / "other", CONFIG)
@@ -222,11 +222,11 @@ def test_a_corpus_of_others_stays_as_it_is(made, tmp_path):
 
 
 class StoppedError(Exception):
-    """What a test stops an erasure with."""
+    """Stops an erasure in a test."""
 
 
 @pytest.mark.parametrize("which", range(0, 35, 3))
-def test_stopped_at_any_removal_it_goes_on_by_the_same_command(made, monkeypatch, which):
+def test_erasure_stopped_at_any_removal_is_resumed(made, monkeypatch, which):
     store, versions = made
     person, left = jane(store), [which]
     remove = Store.remove
@@ -250,7 +250,7 @@ def test_stopped_at_any_removal_it_goes_on_by_the_same_command(made, monkeypatch
     assert checked(store, signed).holds
 
 
-def test_while_a_job_reads_what_has_to_go_she_is_forbidden_and_not_erased(made):
+def test_versions_in_use_by_a_job_are_hidden_and_not_removed(made):
     store, versions = made
     inputs = {"corpus": versions["corpus"], "encoders": versions["encoders"]}
     with begin(store, "embeddings", "0" * 12, inputs):
@@ -267,7 +267,7 @@ def test_while_a_job_reads_what_has_to_go_she_is_forbidden_and_not_erased(made):
     assert checked(store, eraser(store).erase(JANES)).holds
 
 
-def test_what_a_killed_job_left_behind_goes_too(made):
+def test_files_of_a_killed_job_are_removed(made):
     store, versions = made
     person = jane(store)
     artefact = store.artefact("embeddings", versions["embeddings"])
@@ -288,8 +288,8 @@ def keys_of(store, versions, patient):
 
 
 @pytest.mark.parametrize("swept", [False, True])
-def test_of_a_patient_who_left_the_source_before_nothing_is_left(made, swept):
-    """Pixels and vectors stayed in files that were not written anew; where the old corpus is gone nobody names them."""
+def test_patient_who_left_the_source_earlier_leaves_no_traces(made, swept):
+    """Pixels and vectors are still in files that were not rewritten; without the old corpus no table names them."""
     store, versions = made
     person = erasing.person_of(Path(store.root), "patient", pseudonym(JOE))
     later = erasing.grown(store, versions, CONFIG, keys_of(store, versions, JOE))
@@ -316,7 +316,7 @@ def erased(made, tmp_path):
     return store, tmp_path / "backup", eraser(store).erase(JANES)
 
 
-def test_a_receipt_holds_and_says_who_signed_it(erased):
+def test_receipt_is_valid_and_names_its_signer(erased):
     store, _, signed = erased
     assert checked(store, signed).holds
     unasked = checked(store, signed, None)
@@ -325,7 +325,7 @@ def test_a_receipt_holds_and_says_who_signed_it(erased):
     assert (other.holds, other.genuine, other.known_signer) == (False, True, False)
 
 
-def test_whatever_is_changed_in_a_receipt_is_seen(erased):
+def test_changed_receipt_is_detected(erased):
     store, _, signed = erased
     other = {str: "other", int: 7, tuple: ("other",), type(None): 7}
     for name in type(signed.receipt).model_fields:
@@ -334,7 +334,7 @@ def test_whatever_is_changed_in_a_receipt_is_seen(erased):
         assert (verdict.genuine, verdict.holds) == (False, False), name
 
 
-def test_a_receipt_comes_back_from_its_file_and_other_files_are_none(erased):
+def test_only_receipt_files_are_read_as_receipts(erased):
     _, _, signed = erased
     data = signed.model_dump_json(indent=1).encode()
     assert read_receipt(data) == signed
@@ -344,7 +344,7 @@ def test_a_receipt_comes_back_from_its_file_and_other_files_are_none(erased):
             read_receipt(wrong)
 
 
-def test_a_list_that_lost_her_is_seen(erased):
+def test_missing_suppression_entry_is_detected(erased):
     store, _, signed = erased
     store.remove(SUPPRESSION)
     verdict = checked(store, signed)
@@ -355,7 +355,7 @@ PARTS = {"a whole corpus": "corpus", "an index": "indexes", "embeddings": "embed
 
 
 @pytest.mark.parametrize("kind", PARTS.values(), ids=PARTS)
-def test_a_version_that_is_restored_is_seen_and_erased_again(erased, kind):
+def test_restored_version_is_detected_and_erased_again(erased, kind):
     store, backup, signed = erased
     person = erasing.person_of(backup, "patient", pseudonym(JANE))
     version = next(path.name for path in (backup / kind).iterdir() if not path.name.startswith("_"))
@@ -372,7 +372,7 @@ def test_a_version_that_is_restored_is_seen_and_erased_again(erased, kind):
     assert eraser(store).erase(JANES).receipt.ident in (signed.receipt.ident, again.receipt.ident)
 
 
-def test_a_single_file_that_is_restored_is_seen_and_erased_again(erased):
+def test_restored_file_is_detected_and_erased_again(erased):
     store, backup, signed = erased
     path = next((backup / "indexes").rglob("*.faiss"))
     restored(store, backup, str(path.relative_to(backup)))
@@ -384,8 +384,8 @@ def test_a_single_file_that_is_restored_is_seen_and_erased_again(erased):
     assert not (Path(store.root) / path.relative_to(backup)).exists()
 
 
-def test_scans_of_hers_from_a_job_that_had_begun_before_are_seen_and_erased(erased, tmp_path, source):
-    """It had read the list before she was on it, and brings scans that nobody had seen."""
+def test_scans_from_a_job_started_before_the_erasure_are_detected_and_erased(erased, tmp_path, source):
+    """The job read the suppression list before the erasure, and publishes scans that the erasure has not seen."""
     store, _, signed = erased
     (tmp_path / "late" / "no_tumor").mkdir(parents=True)
     write_samples(tmp_path / "late", 16, 8, SampleFormat.dicom)
@@ -402,7 +402,7 @@ def test_scans_of_hers_from_a_job_that_had_begun_before_are_seen_and_erased(eras
     assert checked(store, again).holds
 
 
-def test_what_is_left_is_named_and_keeps_the_receipt_from_being_signed(made, monkeypatch):
+def test_remaining_trace_is_reported_and_no_receipt_is_signed(made, monkeypatch):
     store, _ = made
     monkeypatch.setattr("mrcg_jobs.erasure.remove_versions", lambda *_: None)
     with pytest.raises(IntegrityError, match="erased data is still in .* more files: run the same command again"):

@@ -38,7 +38,7 @@ def publish(store, kind, version, inputs=(), files=("a",), shares=(), days=0.0):
 
 
 def line(store, mark, shares=(), days=100.0, encoder="e", reranker="k", **base):
-    """All that a release needs and was made from, each version named by its mark."""
+    """Publish all versions that a release needs and was made from, named by kind and mark."""
     c, s, v, i, g, r = (f"{kind}{mark}" for kind in "csvigr")
     for kind, version, inputs, more in (
         ("corpus", c, {}, {"shares": shares}),
@@ -54,7 +54,7 @@ def line(store, mark, shares=(), days=100.0, encoder="e", reranker="k", **base):
 
 
 def release(store, number, pins):
-    """A release of a line, without asking what is in it."""
+    """Create a release of a line without any checks."""
     told = {
         "neighbours": 5,
         "ood_threshold": None,
@@ -67,7 +67,7 @@ def release(store, number, pins):
 
 
 def models(store, days=100.0):
-    """An encoder and a reranker, and what they learned from."""
+    """Publish an encoder and a reranker, and the versions they were trained on."""
     publish(store, "corpus", "learned", days=days)
     publish(store, "splits", "learned", {"corpus": "learned"}, days=days)
     publish(store, "encoders", "e", {"corpus": "learned", "splits": "learned"}, days=days)
@@ -79,7 +79,7 @@ def there(store):
 
 
 def everything(store):
-    """Every file with its content, hidden ones too."""
+    """Return every file with its content, including hidden ones."""
     return {path: path.read_bytes() for path in Path(store.root).rglob("*") if path.is_file()}
 
 
@@ -91,7 +91,7 @@ def assert_whole(store):
         assert [artefact.read_bytes(entry.name) for entry in manifest.files]
 
 
-def test_what_a_release_pins_stays_with_what_it_needs_to_be_read(store):
+def test_pinned_versions_and_their_dependencies_are_kept(store):
     models(store)
     release(store, 1, line(store, 1))
     line(store, 2)
@@ -115,7 +115,7 @@ def test_what_a_release_pins_stays_with_what_it_needs_to_be_read(store):
     assert sweep(store).versions == ()
 
 
-def test_the_swept_release_still_answers(library_store, scans, tmp_path):
+def test_release_still_answers_after_a_sweep(library_store, scans, tmp_path):
     store = Store(str(shutil.copytree(library_store.root, tmp_path / "store")))
     assert sweep(store, keep_releases=1, grace_days=0) == sweep(store, dry_run=True, grace_days=0)
     assert_whole(store)
@@ -123,7 +123,7 @@ def test_the_swept_release_still_answers(library_store, scans, tmp_path):
     assert len(LocalPipeline.open(store).search(image, SearchParams(k=5)).hits) == 5
 
 
-def test_young_versions_stay_with_all_that_they_were_made_from(store):
+def test_young_versions_and_all_their_inputs_are_kept(store):
     models(store, days=GRACE_DAYS + 1)
     publish(store, "corpus", "old", days=GRACE_DAYS + 1)
     publish(store, "rerankers", "young", {"corpus": "grown", "graphs:1": "g"}, days=GRACE_DAYS - 1)
@@ -137,7 +137,7 @@ def test_young_versions_stay_with_all_that_they_were_made_from(store):
 
 
 @pytest.mark.parametrize("run", [None, b"{", b"[]", b'{"started": "today"}', b"{}"])
-def test_a_version_without_a_record_of_its_run_is_as_old_as_its_manifest(store, run):
+def test_age_without_run_record_is_that_of_the_manifest(store, run):
     publish(store, "corpus", "v")
     store.remove("corpus/v/run.json")
     if run is not None:
@@ -149,7 +149,7 @@ def test_a_version_without_a_record_of_its_run_is_as_old_as_its_manifest(store, 
     assert everything(store) == {}
 
 
-def test_what_a_running_job_reads_stays(store):
+def test_inputs_of_a_running_job_are_kept(store):
     publish(store, "corpus", "base", days=100)
     publish(store, "corpus", "c", {"corpus": "base"}, days=100)
     publish(store, "splits", "s", days=100)
@@ -164,7 +164,7 @@ def test_what_a_running_job_reads_stays(store):
     assert everything(store) == {}
 
 
-def test_what_a_running_job_has_placed_stays(store):
+def test_files_placed_by_a_running_job_are_kept(store):
     with begin(store, "corpus", "v") as attempt:
         attempt.write("a", b"1")
         store.link_or_copy(f"{attempt.output}/a", "corpus/v/content/a")
@@ -172,7 +172,7 @@ def test_what_a_running_job_has_placed_stays(store):
         assert store.read_bytes("corpus/v/content/a") == b"1"
 
 
-def test_a_version_that_is_published_while_it_sweeps_stays(store, monkeypatch):
+def test_version_published_during_a_sweep_is_kept(store, monkeypatch):
     with begin(store, "corpus", "v") as attempt:
         manifest = make_manifest("corpus", "v", {}, {}, {}, [attempt.write("a", b"1")])
 
@@ -187,7 +187,7 @@ def test_a_version_that_is_published_while_it_sweeps_stays(store, monkeypatch):
     assert store.artefact("corpus", "v").read_bytes("a") == b"1"
 
 
-def test_what_is_promoted_while_it_sweeps_stays(store, monkeypatch):
+def test_release_promoted_during_a_sweep_is_kept(store, monkeypatch):
     models(store)
     pins = line(store, 1)
     monkeypatch.setattr("mrcg.releases.gc.abandoned_writes", lambda store: release(store, 1, pins) or [])
@@ -197,7 +197,7 @@ def test_what_is_promoted_while_it_sweeps_stays(store, monkeypatch):
     assert_whole(store)
 
 
-def test_a_file_stays_as_long_as_anybody_refers_to_it(store):
+def test_referenced_file_is_kept(store):
     publish(store, "corpus", "c0", files=("a", "b"), days=100)
     publish(store, "corpus", "c1", {"corpus": "c0"}, files=("b", "c"), shares=[("corpus", "c0")], days=100)
     first = store.manifest("corpus", "c0")
@@ -216,7 +216,7 @@ def test_a_file_stays_as_long_as_anybody_refers_to_it(store):
     assert store.listdir("corpus") == ["_attempts"]
 
 
-def test_only_the_newest_releases_hold_their_parts(store):
+def test_only_the_newest_releases_keep_their_versions(store):
     models(store)
     for number in (1, 2, 3):
         release(store, number, line(store, number))
@@ -233,7 +233,7 @@ def test_only_the_newest_releases_hold_their_parts(store):
     assert len(found.notes) == 2
 
 
-def test_the_releases_themselves_stay(store):
+def test_release_files_are_kept(store):
     models(store)
     release(store, 1, line(store, 1))
     release(store, 2, line(store, 2))
@@ -243,7 +243,7 @@ def test_the_releases_themselves_stay(store):
     assert store.read_bytes("log/tombstones/x.json") == b"[]"
 
 
-def test_without_a_readable_release_nothing_is_swept(store):
+def test_nothing_is_removed_if_a_release_is_unreadable(store):
     publish(store, "corpus", "c", days=100)
     store.write_bytes(f"{HISTORY}/1.json", b"{}")
     with pytest.raises(IntegrityError, match=r"1\.json is not a release"):
@@ -251,7 +251,7 @@ def test_without_a_readable_release_nothing_is_swept(store):
     assert there(store) == {"corpus/c"}
 
 
-def test_a_dry_run_changes_nothing_and_says_what_would_go(store):
+def test_dry_run_changes_nothing_and_lists_what_would_be_removed(store):
     models(store)
     release(store, 1, line(store, 1))
     line(store, 2)
@@ -269,7 +269,7 @@ def test_a_dry_run_changes_nothing_and_says_what_would_go(store):
     assert before.items() > everything(store).items()
 
 
-def test_a_damaged_version_is_left_alone(store):
+def test_damaged_version_is_kept(store):
     manifest = publish(store, "corpus", "v1", days=100)
     store.write_bytes("corpus/v1/manifest.json", b"{}")
     assert sweep(store) == sweep(store, dry_run=True)
@@ -277,7 +277,7 @@ def test_a_damaged_version_is_left_alone(store):
     assert sweep(store).versions == ()
 
 
-def test_loose_files_and_attempts_of_dead_leases_go(store):
+def test_unreferenced_files_and_abandoned_attempts_are_removed(store):
     publish(store, "corpus", "v1")
     store.write_bytes("corpus/v1/0123456789abcdef/a.bin", b"placed, then killed")
     store.write_bytes("splits/v9/0123456789abcdef/a.bin", b"placed, then killed")
@@ -295,7 +295,7 @@ def test_loose_files_and_attempts_of_dead_leases_go(store):
     assert store.listdir("corpus/v1") == sorted(["manifest.json", "run.json", store.manifest("corpus", "v1").content])
 
 
-def test_what_killed_writers_left_goes_when_it_is_old(store):
+def test_old_temporary_files_of_killed_writers_are_removed(store):
     publish(store, "corpus", "v")
     names = ("corpus/v/.manifest.json", "releases/history/.1.json", "log/tombstones/.x.json")
     places = [f"{name}.{'0' * 32}.tmp" for name in names]
@@ -314,7 +314,7 @@ def test_what_killed_writers_left_goes_when_it_is_old(store):
     assert there(store) == {"corpus/v"}
 
 
-def test_what_is_swept_is_made_again_where_it_is_wanted(store):
+def test_removed_versions_can_be_made_again(store):
     before = publish(store, "corpus", "v", days=100)
     sweep(store)
     assert there(store) == set()
@@ -322,7 +322,7 @@ def test_what_is_swept_is_made_again_where_it_is_wanted(store):
     assert_whole(store)
 
 
-def test_a_real_release_that_was_swept_away_is_refused_by_name(library_store, tmp_path):
+def test_rollback_to_a_release_with_removed_versions_is_refused(library_store, tmp_path):
     store = Store(str(shutil.copytree(library_store.root, tmp_path / "store")))
     first = read_release(store)
     old = store.artefact("reports", first.report)
@@ -376,7 +376,7 @@ def stores(draw):
 
 
 @given(stores(), st.sampled_from([None, 1, 2]), st.sampled_from([0, 14]))
-def test_after_any_sweep_every_file_of_what_stays_is_there(made, keep_releases, grace_days):
+def test_all_files_of_remaining_versions_exist_after_any_sweep(made, keep_releases, grace_days):
     plan, pins = made
     with tempfile.TemporaryDirectory() as folder:
         store, reading = Store(folder), []

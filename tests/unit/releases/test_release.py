@@ -23,7 +23,7 @@ def released(library_store, tmp_path):
 
 
 def remade(store, kind, version, written=None, settings=None, **inputs):
-    """A version like another, with some files, settings or inputs exchanged."""
+    """Publish a copy of a version with some files, settings or inputs replaced."""
     old = store.artefact(kind, version)
     settings, inputs = {**old.manifest.settings, **(settings or {})}, {**old.manifest.inputs, **inputs}
     new = derive_version(kind, settings, inputs)
@@ -35,7 +35,7 @@ def remade(store, kind, version, written=None, settings=None, **inputs):
 
 
 def another(store, drop=0.0, recall_drop=0.0, mark=0, **changes):
-    """A report on the same models under other settings, with lower figures."""
+    """Publish a report on the same models with other settings and lower figures."""
     version = read_release(store, 1).report
     report = Report.model_validate_json(store.artefact("reports", version).read_bytes(REPORT))
     worse = report.reranked.model_copy(update={"map": report.reranked.map - drop})
@@ -50,7 +50,7 @@ def test_a_store_without_a_release(store):
         read_release(store)
 
 
-def test_a_release_pins_the_chain(released):
+def test_release_pins_all_versions_behind_its_report(released):
     store, release = released
     assert read_release(store) == release
     assert all(store.has(kind, version) for kind, version in release.pins.items())
@@ -58,7 +58,7 @@ def test_a_release_pins_the_chain(released):
         read_release(store, 7)
 
 
-def test_the_same_again_is_no_new_release(released):
+def test_promoting_the_same_report_again_makes_no_release(released):
     store, release = released
     outcome = promote(store, release.report, None)
     assert not outcome.promoted
@@ -66,7 +66,7 @@ def test_the_same_again_is_no_new_release(released):
     assert release_numbers(store) == [1]
 
 
-def test_the_gate_refuses_a_fall_and_says_why(released):
+def test_gate_refuses_a_drop_in_map(released):
     store, release = released
     worse = another(store, drop=0.05)
     refused = promote(store, worse, GATE)
@@ -77,7 +77,7 @@ def test_the_gate_refuses_a_fall_and_says_why(released):
     assert promote(store, worse, Gate(map_drop=0.06, recall_drop=0.0)).promoted
 
 
-def test_the_gate_refuses_a_fall_of_recall_and_says_why(released):
+def test_gate_refuses_a_drop_in_recall(released):
     store, release = released
     worse = another(store, recall_drop=0.05)
     refused = promote(store, worse, GATE)
@@ -92,7 +92,7 @@ def test_the_gate_refuses_a_fall_of_recall_and_says_why(released):
     assert within.release.recall == pytest.approx(0.95)
 
 
-def test_a_release_that_does_not_say_its_recall_asks_none(released):
+def test_release_without_recall_is_not_compared_by_recall(released):
     store, release = released
     old = release.model_copy(update={"recall": None})
     store.write_bytes("releases/history/1.json", old.model_dump_json(exclude={"recall"}).encode())
@@ -100,7 +100,7 @@ def test_a_release_that_does_not_say_its_recall_asks_none(released):
     assert promote(store, another(store, recall_drop=0.5), GATE).promoted
 
 
-def test_always_promotes_and_rollback_brings_the_old_one_back(released):
+def test_promotion_without_gate_and_rollback(released):
     store, release = released
     assert promote(store, another(store, drop=0.05), None).release.number == 2
     back = rollback(store)
@@ -109,12 +109,12 @@ def test_always_promotes_and_rollback_brings_the_old_one_back(released):
     assert rollback(store, 2).number == 4
 
 
-def test_nothing_to_roll_back_to(released):
+def test_rollback_without_an_earlier_release_is_refused(released):
     with pytest.raises(ReleaseError, match="no release before the current one"):
         rollback(released[0])
 
 
-def test_a_part_that_is_gone_refuses_the_rollback(released):
+def test_rollback_with_a_missing_version_is_refused(released):
     store, release = released
     promote(store, another(store), None)
     store.remove(f"rerankers/{release.reranker}")
@@ -122,7 +122,7 @@ def test_a_part_that_is_gone_refuses_the_rollback(released):
         rollback(store)
 
 
-def test_a_release_whose_parts_were_purged_does_not_serve_again(released):
+def test_rollback_to_a_purged_release_is_refused(released):
     store, first = released
     second = promote(store, another(store), None).release
     assert sweep(store, keep_releases=1, grace_days=0).versions == (f"reports/{first.report}",)
@@ -134,14 +134,14 @@ def test_a_release_whose_parts_were_purged_does_not_serve_again(released):
     assert read_release(store) == second
 
 
-def test_a_broken_chain_is_not_promoted(released):
+def test_report_with_a_missing_version_is_not_promoted(released):
     store, release = released
     store.remove(f"indexes/{release.index}")
     with pytest.raises(NotFoundError):
         candidate(store, release.report, 2, "test")
 
 
-def test_a_chain_of_two_lines_is_not_promoted(released):
+def test_versions_made_from_different_inputs_are_not_promoted(released):
     store, release = released
     report = store.manifest("reports", release.report)
     # The report's embeddings are not those that its index was made from.
@@ -168,7 +168,7 @@ def test_a_reranker_of_another_encoder_is_not_promoted(released):
     assert release_numbers(store) == [1]
 
 
-def test_a_link_that_was_changed_is_not_promoted(released):
+def test_changed_manifest_is_not_promoted(released):
     store, _release = released
     report = another(store)
     splits = store.manifest("reports", report).inputs["splits"]
@@ -178,7 +178,7 @@ def test_a_link_that_was_changed_is_not_promoted(released):
         promote(store, report, None)
 
 
-def test_what_two_releases_differ_in(released):
+def test_diff_of_two_releases(released):
     store, first = released
     graphs = remade(
         store, "graphs", store.manifest("reports", first.report).inputs["graphs"], settings={"graph": {"neighbours": 9}}
@@ -199,7 +199,7 @@ def test_what_two_releases_differ_in(released):
 
 
 class Promoters:
-    """Promotes reports at the same moment: all have decided before any of them publishes."""
+    """Promotes reports concurrently: all pass the gate before any of them publishes."""
 
     def __init__(self, monkeypatch, count):
         self.together = threading.Barrier(count)
@@ -212,7 +212,7 @@ class Promoters:
         monkeypatch.setattr(releases, "_publish", publish_together)
 
     def promote(self, store, versions):
-        """Outcome or error of each."""
+        """Return the outcome or error of each promotion."""
         results = {}
 
         def go(number, version):
@@ -229,7 +229,7 @@ class Promoters:
         return [results[number] for number in range(len(versions))]
 
 
-def test_of_promoters_of_one_report_one_wins_and_the_others_see_it(released, monkeypatch):
+def test_concurrent_promotions_of_one_report_make_one_release(released, monkeypatch):
     store, _ = released
     version = another(store)
     outcomes = Promoters(monkeypatch, 6).promote(store, [version] * 6)
@@ -239,7 +239,7 @@ def test_of_promoters_of_one_report_one_wins_and_the_others_see_it(released, mon
     assert sum("already serves exactly these versions" in outcome.why for outcome in outcomes) == 5
 
 
-def test_of_promoters_of_different_reports_one_wins_and_the_others_are_told(released, monkeypatch):
+def test_one_of_concurrent_promotions_of_different_reports_succeeds(released, monkeypatch):
     store, _ = released
     promoters, winners = Promoters(monkeypatch, 3), set()
     for number in range(2, 32):
@@ -260,7 +260,7 @@ def test_of_promoters_of_different_reports_one_wins_and_the_others_are_told(rele
     assert len(winners) > 1, "chance decides"
 
 
-def test_who_comes_later_is_judged_against_what_is_current_then(released):
+def test_later_promotion_is_compared_with_the_new_current_release(released):
     store, _ = released
     better, usual = another(store, drop=-0.05), another(store)
     assert promote(store, better, GATE).release.number == 2
@@ -269,7 +269,7 @@ def test_who_comes_later_is_judged_against_what_is_current_then(released):
     assert "release 2 minus release.max_map_drop" in refused.why
 
 
-def test_of_two_rollbacks_at_once_the_second_is_told(released, monkeypatch):
+def test_second_of_two_concurrent_rollbacks_fails(released, monkeypatch):
     store, _ = released
     promote(store, another(store), None)
     store.create("releases/history/3.json", store.read_bytes("releases/history/1.json"))
@@ -287,7 +287,7 @@ def test_the_gate_does_not_compare_protocols(released):
     assert promote(store, version, None).promoted
 
 
-def test_a_damaged_release_is_named(released):
+def test_damaged_release_is_reported(released):
     store, _ = released
     store.write_bytes("releases/history/1.json", b"{}")
     with pytest.raises(IntegrityError, match="1.json is not a release"):

@@ -29,7 +29,7 @@ SERVED = {
 
 @pytest.fixture
 def sound(library_store, tmp_path):
-    """A copy that may be damaged."""
+    """A copy of the store that a test may damage."""
     return Store(str(shutil.copytree(library_store.root, tmp_path / "sound")))
 
 
@@ -100,7 +100,7 @@ def test_damage_of_any_file_is_reported_and_the_file_refused(kind, sound):
 
 
 @pytest.mark.parametrize("kind", SERVED)
-def test_what_is_damaged_is_never_served(kind, sound):
+def test_damaged_files_are_never_served(kind, sound):
     (version,) = sound.versions(kind)
     artefact = sound.artefact(kind, version)
     names = [name for name in artefact.names() if name.startswith(SERVED[kind])]
@@ -129,7 +129,7 @@ def test_damage_of_a_manifest_is_reported_and_the_version_refused(kind, sound):
 
 
 @given(st.data())
-def test_a_manifest_with_any_byte_changed_says_the_same_or_is_refused(library_store, data):
+def test_manifest_with_a_changed_byte_is_equal_or_refused(library_store, data):
     kind = data.draw(st.sampled_from(MADE))
     good = library_store.read_bytes(f"{kind}/{library_store.versions(kind)[0]}/manifest.json")
     place, byte = data.draw(st.integers(0, len(good) - 1)), data.draw(st.integers(0, 255))
@@ -141,7 +141,7 @@ def test_a_manifest_with_any_byte_changed_says_the_same_or_is_refused(library_st
 
 
 @pytest.mark.parametrize("kind", ["hnsw", "ivf_flat"])
-def test_no_file_of_an_index_is_searched_when_it_is_damaged(kind, store):
+def test_damaged_index_files_are_not_searched(kind, store):
     scans = [Scan(number) for number in range(400)]
     line = Line.of(store, scans[:300], vectors_of(scans[:300], 16))
     config = index_config(f"index.kind={kind}", "index.shards=2", "index.recall_sample=16")
@@ -165,7 +165,7 @@ def test_no_file_of_an_index_is_searched_when_it_is_damaged(kind, store):
     assert len(ShardedIndex.open(artefact)) == 400
 
 
-def test_what_the_current_release_lacks_is_a_problem_and_what_an_older_lacks_a_note(sound):
+def test_missing_versions_are_problems_of_the_current_release_and_notes_of_others(sound):
     first = read_release(sound)
     second = first.model_copy(update={"number": 2})
     sound.create("releases/history/2.json", second.model_dump_json().encode())
@@ -179,7 +179,7 @@ def test_what_the_current_release_lacks_is_a_problem_and_what_an_older_lacks_a_n
     assert found.notes == (f"release 1 cannot be rolled back to: rerankers/{first.reranker} is missing",)
 
 
-def test_releases_are_whole_and_none_is_missing(sound):
+def test_damaged_and_missing_releases_are_reported(sound):
     text = sound.read_bytes("releases/history/1.json")
     sound.create("releases/history/3.json", text.replace(b'"number": 1', b'"number": 3'))
     (problem,) = problems(sound)
@@ -190,14 +190,14 @@ def test_releases_are_whole_and_none_is_missing(sound):
     assert problem.endswith("releases/history/1.json is not a release: restore the file")
 
 
-def test_attempts_are_nobody_s_promise(sound):
+def test_attempts_are_not_verified(sound):
     with begin(sound, "corpus", "v") as attempt:
         attempt.write("half.parquet", b"1")
         found = verify_store(sound, silent)
         assert (found.versions, found.problems) == (len(MADE), ())
 
 
-def test_a_version_that_goes_meanwhile_is_no_problem(sound, monkeypatch):
+def test_version_removed_meanwhile_is_not_a_problem(sound, monkeypatch):
     trials = [*sound.versions("splits"), "swept"]
     monkeypatch.setattr(
         Store, "versions", lambda store, kind, of=Store.versions: trials if kind == "splits" else of(store, kind)

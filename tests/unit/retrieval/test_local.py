@@ -42,12 +42,12 @@ def test_k_out_of_range_names_the_limit(pipeline, scan, k):
         pipeline.search(scan, SearchParams(k=k))
 
 
-def test_what_is_no_image_is_refused(pipeline):
+def test_a_file_that_is_not_an_image_is_rejected(pipeline):
     with pytest.raises(ImageError, match="not DICOM, NIfTI, MATLAB or one of PNG"):
         pipeline.search(b"no image")
 
 
-def test_uploads_are_bounded(library_store, scan):
+def test_the_size_of_uploads_is_limited(library_store, scan):
     small = LocalPipeline.open(library_store, serve=ServeSettings(max_upload_bytes=100))
     with pytest.raises(ImageError, match="the limit is 100"):
         small.search(scan)
@@ -70,7 +70,7 @@ def test_no_release(store):
         LocalPipeline.open(store)
 
 
-def test_a_damaged_file_is_found_before_it_is_served(scans, tmp_path):
+def test_a_damaged_file_is_detected_on_load(scans, tmp_path):
     store = Store(str(tmp_path / "s"))
     release = make_release(store, scans)
     for kind, version in release.pins.items():
@@ -85,7 +85,7 @@ def test_a_damaged_file_is_found_before_it_is_served(scans, tmp_path):
     assert LocalPipeline.open(store).release == release
 
 
-def test_one_image_is_read_alone_and_checked(library_store, pipeline, scans):
+def test_a_single_image_is_read_and_checked(library_store, pipeline, scans):
     corpus = Corpus(library_store.artefact("corpus", pipeline.release.corpus))
     ids = corpus.scans["image_id"].to_pylist()
     for place, grey in corpus.images([0, 50, 95]):

@@ -19,30 +19,28 @@ scans = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9), st.sampled_from
 
 
 @given(scans, st.integers(1, 3), st.integers(1, 8), st.booleans())
-def test_parts_together_are_the_whole(drawn, parts, n, grouped):
-    """(part, distance, group) of each row, against sorting everything at once."""
-    everything = sorted(
-        (float(distance), row, part % parts, group) for row, (part, distance, group) in enumerate(drawn)
-    )
+def test_merged_parts_equal_one_sort_of_all_hits(drawn, parts, n, grouped):
+    """``drawn`` has the part, distance and group of each row."""
+    all_hits = sorted((float(distance), row, part % parts, group) for row, (part, distance, group) in enumerate(drawn))
 
-    def first_of_each(found):
+    def first_of_each_group(hits):
         seen, kept = set(), []
-        for one in found:
-            if not grouped or one[3] is None or one[3] not in seen:
-                kept.append(one)
-                seen.add(one[3])
+        for hit in hits:
+            if not grouped or hit[3] is None or hit[3] not in seen:
+                kept.append(hit)
+                seen.add(hit[3])
         return kept
 
-    found = [first_of_each([one for one in everything if one[2] == part])[:n] for part in range(parts)]
+    hits_by_part = [first_of_each_group([hit for hit in all_hits if hit[2] == part])[:n] for part in range(parts)]
     answers = [
-        near([one[1] for one in some], [one[0] for one in some], [one[3] for one in some] if grouped else None)
-        for some in found
+        near([hit[1] for hit in hits], [hit[0] for hit in hits], [hit[3] for hit in hits] if grouped else None)
+        for hits in hits_by_part
     ]
-    wanted = first_of_each(everything)[:n]
-    assert [(one.distance, one.row, one.part) for one in merge_hits(answers, n)] == [one[:3] for one in wanted]
+    expected = [hit[:3] for hit in first_of_each_group(all_hits)[:n]]
+    assert [(place.distance, place.row, place.part) for place in merge_hits(answers, n)] == expected
 
 
-def test_what_is_fetched_stands_in_the_order_of_distances():
+def test_fetched_details_are_ordered_by_distance():
     parts = [near([4, 1], [1.0, 3.0], shards=1), None, near([7, 2], [2.0, 4.0], shards=1)]
     places = merge_hits(parts, 3)
     rows = rows_to_fetch(places, 3)
@@ -55,6 +53,6 @@ def test_what_is_fetched_stands_in_the_order_of_distances():
     assert (found.nearest, found.allowed, found.passing, found.shards, found.total_shards) == (1.0, 14, 4, 2, 3)
 
 
-def test_nothing_found_is_an_answer():
+def test_no_hits_give_an_empty_answer():
     found = assemble_hits([], [near([], [])], [None])
     assert (found.image_ids, found.nearest, found.shards) == ([], None, 1)

@@ -56,8 +56,8 @@ def context(allowed=None):
     return RequestContext("me", allowed, time.time() + 10, 1, "trace")
 
 
-def rows(found):
-    return [int(one, 16) for one in found.image_ids]
+def rows(hits):
+    return [int(image_id, 16) for image_id in hits.image_ids]
 
 
 def by_distance(kept):
@@ -69,15 +69,15 @@ def ask(searcher, scope=Scope(), allowed=None, n=10):
     return searcher.search(QUERY, [context(allowed)], n, [scope])[0]
 
 
-def test_a_filter_leaves_the_nearest_that_pass(searcher):
+def test_a_filter_returns_the_nearest_images_that_pass(searcher):
     found = ask(searcher, Scope(Where(label=("b",), years=(2000, 2004))))
     kept = [row for row in range(COUNT) if row % 2 and row % 10 <= 4]
     assert rows(found) == by_distance(kept)[:10]
     assert (found.allowed, found.passing) == (COUNT, len(kept))
-    assert {one.label for one in found.facts} == {"b"}
+    assert {facts.label for facts in found.facts} == {"b"}
 
 
-def test_policy_and_filter_go_together(searcher):
+def test_policy_and_filter_are_combined(searcher):
     allowed = np.arange(COUNT) < 20
     found = ask(searcher, Scope(Where(label=("a",))), allowed, n=COUNT)
     assert rows(found) == by_distance(list(range(0, 20, 2)))
@@ -91,15 +91,15 @@ def test_a_patient_and_the_query_itself_can_be_left_out(searcher):
 
 
 @pytest.mark.parametrize(("group_by", "group"), [("patient", lambda row: row // 3), ("study", None)])
-def test_one_of_each_group(searcher, group_by, group):
+def test_grouping_returns_one_image_of_each_group(searcher, group_by, group):
     def study(row):
         return f"alone {row}" if row % 3 else row // 6
 
     seen, expected = set(), []
     for row in by_distance(range(COUNT)):
-        mine = (group or study)(row)
-        if mine not in seen:
-            seen.add(mine)
+        group_id = (group or study)(row)
+        if group_id not in seen:
+            seen.add(group_id)
             expected.append(row)
     assert rows(ask(searcher, Scope(group_by=group_by), n=15)) == expected[:15]
 
@@ -111,16 +111,16 @@ def test_how_far_the_nearest_is_does_not_depend_on_the_filter(searcher):
     assert ask(searcher, allowed=np.zeros(COUNT, bool)).nearest is None
 
 
-def test_many_at_once_are_each_answered_as_alone(searcher):
+def test_a_batch_gives_the_same_hits_as_single_searches(searcher):
     scopes = [Scope(), Scope(Where(label=("a",))), Scope(), Scope(group_by="patient")]
     contexts = [context(), context(), context(np.arange(COUNT) > 30), context()]
     together = searcher.search(np.repeat(QUERY, 4, axis=0), contexts, 8, scopes)
-    alone = [searcher.search(QUERY, [one], 8, [scope])[0] for one, scope in zip(contexts, scopes, strict=True)]
-    assert [rows(one) for one in together] == [rows(one) for one in alone]
-    assert {(one.shards, one.total_shards) for one in together} == {(1, 2)}
+    single = [searcher.search(QUERY, [c], 8, [scope])[0] for c, scope in zip(contexts, scopes, strict=True)]
+    assert [rows(hits) for hits in together] == [rows(hits) for hits in single]
+    assert {(hits.shards, hits.total_shards) for hits in together} == {(1, 2)}
 
 
-def test_what_is_buried_is_neither_found_nor_counted_nor_looked_up(searcher, store):
+def test_an_erased_image_is_neither_found_nor_counted_nor_looked_up(searcher, store):
     nearest = rows(ask(searcher))[0]
     assert (searcher.look_up(context(), image(nearest)) == VECTORS[nearest].astype(np.float32)).all()
     tombstone(store, [entry_of(image(nearest))])
@@ -132,6 +132,6 @@ def test_what_is_buried_is_neither_found_nor_counted_nor_looked_up(searcher, sto
 
 
 @pytest.mark.parametrize("image_id", ["nobody", image(40)])
-def test_what_is_not_there_and_what_is_not_allowed_read_alike(searcher, image_id):
+def test_a_missing_and_a_forbidden_image_give_the_same_error(searcher, image_id):
     with pytest.raises(NotFoundError, match=f"no image {image_id}: use the image_id"):
         searcher.look_up(context(np.arange(COUNT) < 40), image_id)

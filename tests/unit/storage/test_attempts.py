@@ -27,7 +27,7 @@ def test_nothing_is_visible_before_the_manifest(store):
 
 
 @pytest.mark.parametrize("second", [b"1", b"2"], ids=["equal", "different"])
-def test_the_first_writer_wins_and_the_second_stands_back(store, second):
+def test_first_publisher_wins(store, second):
     with begin(store, "corpus", "v1") as one, begin(store, "corpus", "v1") as two:
         assert one.folder != two.folder
         mine, other = manifest_of(one, b"1"), manifest_of(two, second)
@@ -37,7 +37,7 @@ def test_the_first_writer_wins_and_the_second_stands_back(store, second):
     assert store.listdir("corpus/v1") == sorted([mine.folder.rsplit("/", 1)[1], "manifest.json"])
 
 
-def test_an_abandoned_attempt_is_taken_over_once(store):
+def test_abandoned_attempt_is_resumed_by_one_run_only(store):
     with pytest.raises(RuntimeError), begin(store, "corpus", "v1") as dead:
         store.write_bytes(f"{dead.folder}/checkpoint", b"half way")
         raise RuntimeError("died")
@@ -47,7 +47,7 @@ def test_an_abandoned_attempt_is_taken_over_once(store):
         assert store.read_bytes(f"{heir.folder}/checkpoint") == b"half way"
 
 
-def test_an_attempt_at_another_version_is_left_alone(store):
+def test_attempt_at_another_version_is_not_resumed(store):
     with pytest.raises(RuntimeError), begin(store, "corpus", "v1") as dead:
         raise RuntimeError
     with begin(store, "corpus", "v2") as attempt:
@@ -59,10 +59,10 @@ def lease(store, folder, **changes):
     store.write_bytes(name, json.dumps({**store.read_json(name), **changes}).encode())
 
 
-def test_a_lease_lives_while_its_process_does(store):
+def test_lease_is_live_while_its_process_runs(store):
     with begin(store, "corpus", "v1") as attempt:
         assert is_live(store, attempt.folder)
-        lease(store, attempt.folder, started=1)  # the pid was given out again
+        lease(store, attempt.folder, started=1)  # the system reused the pid
         assert not is_live(store, attempt.folder)
         lease(store, attempt.folder, host="elsewhere")
         assert is_live(store, attempt.folder)
@@ -80,19 +80,19 @@ def test_a_lease_is_renewed(store, monkeypatch):
             time.sleep(0.01)
 
 
-def test_dead_attempts_are_those_that_nobody_holds_and_may_be_claimed(store):
+def test_abandoned_attempts_can_be_claimed(store):
     with pytest.raises(RuntimeError), begin(store, "corpus", "v1") as dead:
         raise RuntimeError
     with begin(store, "splits", "v2", {"corpus": "v0"}):
         assert abandoned_attempts(store, claim=False) == [dead.folder]
         assert abandoned_attempts(store, claim=True) == [dead.folder]
-        # It is held by whoever claimed it: nobody else goes on with it.
+        # This process has claimed it, so no other run resumes it.
         assert abandoned_attempts(store, claim=False) == []
         with begin(store, "corpus", "v1") as other:
             assert other.folder != dead.folder
 
 
-def test_a_live_attempt_says_what_it_makes_and_reads(store):
+def test_versions_and_inputs_of_live_attempts(store):
     assert busy_versions(store) == inputs_of_live_attempts(store) == set()
     with pytest.raises(RuntimeError), begin(store, "rerankers", "v1", {"corpus": "c", "graphs:1": "g"}):
         assert busy_versions(store) == {("rerankers", "v1")}
@@ -102,11 +102,11 @@ def test_a_live_attempt_says_what_it_makes_and_reads(store):
 
 
 class KilledError(BaseException):
-    """Stands for SIGKILL: nothing of ours catches it."""
+    """Stands for SIGKILL: no code of MRCG catches it."""
 
 
 def kill_after(monkeypatch, times, *functions):
-    """The process ends after so many changes on disk."""
+    """Simulate a kill after ``times`` changes on disk."""
     left = [times]
 
     def counted(change):
@@ -123,13 +123,13 @@ def kill_after(monkeypatch, times, *functions):
 
 
 @pytest.mark.parametrize("files", range(4))
-def test_who_goes_on_after_a_publication_that_was_killed_finds_all_files(store, files, monkeypatch):
+def test_killed_publication_is_resumed_with_all_files(store, files, monkeypatch):
     names = ["a", "b", "c"]
     with begin(store, "corpus", "v1") as killed:
         entries = [killed.write(name, name.encode()) for name in names]
         manifest = make_manifest("corpus", "v1", {}, {}, {}, entries)
         with monkeypatch.context() as patch, pytest.raises(KilledError):
-            kill_after(patch, files, "replace", "fsync")  # a file is placed by the one, the manifest needs the other
+            kill_after(patch, files, "replace", "fsync")  # replace() places a file, fsync() precedes the manifest
             killed.publish(manifest)
         lease(store, killed.folder, expires=0)
         with begin(store, "corpus", "v1") as heir:
@@ -143,7 +143,7 @@ def test_who_goes_on_after_a_publication_that_was_killed_finds_all_files(store, 
 
 
 @pytest.mark.parametrize("changes", range(6))
-def test_nobody_goes_on_with_an_attempt_that_is_half_removed(store, changes, monkeypatch):
+def test_half_removed_attempt_is_not_resumed(store, changes, monkeypatch):
     with pytest.raises(RuntimeError), begin(store, "corpus", "v1") as dead:
         for name in "abc":
             dead.write(name, b"1")
@@ -166,7 +166,7 @@ def test_this_process_has_a_start_time():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_a_process_that_was_killed_and_not_waited_for_is_dead():
+def test_zombie_process_counts_as_dead():
     process = subprocess.Popen(["sleep", "60"])
     assert attempts._process_start(process.pid)
     process.kill()
@@ -174,11 +174,11 @@ def test_a_process_that_was_killed_and_not_waited_for_is_dead():
     while attempts._process_start(process.pid) is not None:
         assert time.monotonic() < until
         time.sleep(0.01)
-    assert os.path.exists(f"/proc/{process.pid}"), "its entry is there still"
+    assert os.path.exists(f"/proc/{process.pid}"), "the zombie is still listed"
     process.wait()
 
 
-def test_who_slept_too_long_does_not_publish(store):
+def test_run_with_expired_and_taken_over_lease_does_not_publish(store):
     with begin(store, "corpus", "v1") as slept:
         manifest = manifest_of(slept, b"1")
         lease(store, slept.folder, expires=0)

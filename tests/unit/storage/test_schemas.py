@@ -8,7 +8,7 @@ rows = st.lists(st.tuples(st.one_of(st.none(), st.text(max_size=5)), st.integers
 
 
 @given(rows, st.integers(1, 8))
-def test_what_is_written_is_read(rows, group):
+def test_tables_survive_a_round_trip(rows, group):
     table = pa.table({"name": [one for one, _ in rows], "number": [two for _, two in rows]})
     table = table.cast(pa.schema([("name", pa.string()), ("number", pa.int64())]))
     data = schemas.to_parquet(table, group)

@@ -24,7 +24,7 @@ def steps():
     return plan(tiny_config(), Source("x", "digest", 1, 1, False), "none")
 
 
-def test_bytes_come_back(any_store):
+def test_written_bytes_are_read(any_store):
     any_store.write_bytes("a/b.txt", b"1")
     any_store.write_bytes("a/b.txt", b"2")
     assert any_store.read_bytes("a/b.txt") == b"2"
@@ -34,7 +34,7 @@ def test_bytes_come_back(any_store):
     assert not any_store.exists("a/b.txt")
 
 
-def test_reading_what_is_not_there(any_store):
+def test_reading_missing_files(any_store):
     with pytest.raises(NotFoundError, match="has no a/b"):
         any_store.read_bytes("a/b")
     assert any_store.listdir("nowhere") == []
@@ -47,7 +47,7 @@ def test_create_is_create_only(any_store):
     assert any_store.read_bytes("one") == b"first"
 
 
-def test_of_many_creators_one_wins(store):
+def test_one_of_many_creators_wins(store):
     won, lost = [], []
 
     def create(number):
@@ -91,7 +91,7 @@ def test_a_version_is_visible_once_published(any_store):
         any_store.find("corpus/zzz")
 
 
-def test_a_manifest_edited_by_hand_is_found(store):
+def test_edited_manifest_is_detected(store):
     step = steps()[0]
     publish(store, step, {"a": b"abc"}, {"images": 1})
     where = f"corpus/{step.version}/manifest.json"
@@ -103,7 +103,7 @@ def test_a_manifest_edited_by_hand_is_found(store):
         store.manifest("corpus", step.version)
 
 
-def test_a_flipped_byte_is_found(store):
+def test_flipped_byte_is_detected(store):
     step = steps()[0]
     manifest = publish(store, step, {"a": b"abc"})
     store.write_bytes(f"{manifest.folder}/a", b"abd")
@@ -116,14 +116,14 @@ def test_a_flipped_byte_is_found(store):
 
 @pytest.fixture
 def remote(tmp_path, monkeypatch):
-    """A version in a store that is no folder, and this node's cache."""
+    """A version in a remote store, and this node's cache."""
     monkeypatch.setenv("MRCG_CACHE", str(tmp_path / "cache"))
     store = Store(f"memory://{tmp_path.name}")
     manifest = publish(store, steps()[0], {"a": b"abc", "b/c": b"defghi"})
     return store.artefact("corpus", manifest.version)
 
 
-def test_a_file_of_a_folder_lies_where_it_is_and_is_checked(store):
+def test_file_of_a_local_store_is_checked_and_not_copied(store):
     manifest = publish(store, steps()[0], {"a": b"abc"})
     artefact = store.artefact("corpus", manifest.version)
     path = artefact.on_disk("a")
@@ -148,13 +148,13 @@ def test_a_remote_file_is_fetched_once_into_the_cache(remote, tmp_path, monkeypa
     assert remote.read_bytes("b/c") == b"defghi"
 
 
-def test_a_copy_that_was_damaged_is_fetched_again(remote):
+def test_damaged_cached_file_is_fetched_again(remote):
     path = remote.on_disk("a")
     path.write_bytes(b"abd")
     assert remote.on_disk("a").read_bytes() == b"abc"
 
 
-def test_what_does_not_match_in_the_remote_store_is_not_kept(remote, tmp_path):
+def test_damaged_remote_file_is_not_cached(remote, tmp_path):
     remote.store.write_bytes(remote.relative("a"), b"abd")
     with pytest.raises(IntegrityError, match="does not match its manifest"):
         remote.on_disk("a")
@@ -165,7 +165,7 @@ def test_what_does_not_match_in_the_remote_store_is_not_kept(remote, tmp_path):
 
 
 @pytest.mark.parametrize("size", ["0", "5"])
-def test_what_no_cache_may_keep_goes_with_this_process(remote, tmp_path, monkeypatch, size):
+def test_file_that_cannot_be_cached_is_stored_in_the_temporary_folder(remote, tmp_path, monkeypatch, size):
     monkeypatch.setenv("MRCG_CACHE_BYTES", size)
     artefact = remote.store.artefact("corpus", remote.manifest.version)
     path = artefact.on_disk("b/c")
@@ -175,14 +175,14 @@ def test_what_no_cache_may_keep_goes_with_this_process(remote, tmp_path, monkeyp
     assert not (tmp_path / "cache" / path.name).exists()
 
 
-def test_the_place_of_what_is_spilled_goes_when_its_process_ends():
+def test_temporary_folder_is_removed_when_its_process_ends():
     code = "from mrcg.storage.store import temp_dir; folder = temp_dir(); (folder / 'a').write_text('x'); print(folder); assert temp_dir() == folder"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not Path(done.stdout.strip()).exists()
     assert Path(done.stdout.strip()).name.startswith("mrcg-")
 
 
-def test_a_file_is_fetched_to_where_it_is_wanted(any_store, tmp_path):
+def test_file_is_fetched_to_a_path(any_store, tmp_path):
     any_store.write_bytes("a/b", b"1" * 100_000)
     any_store.fetch("a/b", tmp_path / "here")
     assert (tmp_path / "here").read_bytes() == b"1" * 100_000
@@ -193,7 +193,7 @@ def test_a_file_is_fetched_to_where_it_is_wanted(any_store, tmp_path):
 # Files that two versions have -----------------------------------------------------------------------------------------
 
 
-def test_a_version_refers_to_a_file_of_another_without_a_copy(any_store):
+def test_version_refers_to_a_file_of_another_version(any_store):
     first = publish(any_store, steps()[0], {"a": b"abc", "b": b"old"})
     entries = [any_store.artefact("corpus", first.version).reference("a")]
     with begin(any_store, "corpus", "second") as attempt:
@@ -206,7 +206,7 @@ def test_a_version_refers_to_a_file_of_another_without_a_copy(any_store):
     assert any_store.files("corpus/second") == [f"{second.folder.rsplit('/', 1)[1]}/b", "manifest.json"]
 
 
-def test_who_refers_to_what_is_referred_to_names_the_one_that_wrote_it(store):
+def test_reference_to_a_referenced_file_names_the_version_that_wrote_it(store):
     first = publish(store, steps()[0], {"a": b"abc"})
     for name, before in (("second", first.version), ("third", "second")):
         entry = store.artefact("corpus", before).reference("a")
@@ -217,7 +217,7 @@ def test_who_refers_to_what_is_referred_to_names_the_one_that_wrote_it(store):
     assert store.artefact("corpus", "third").read_bytes("a") == b"abc"
 
 
-def test_what_was_removed_meanwhile_is_not_referred_to(store):
+def test_reference_to_a_removed_file_is_refused(store):
     first = publish(store, steps()[0], {"a": b"abc"})
     entry = store.artefact("corpus", first.version).reference("a")
     store.remove(f"corpus/{first.version}")
