@@ -52,7 +52,9 @@ def test_pixels_lie_in_the_order_of_the_scans(ray_run):
     assert len(corpus.artefact.names("images/")) > 1
     ids = corpus.scans["image_id"].to_pylist()
     read = [
-        one for _, data in corpus.artefact.iter_files("images/") for one in schemas.from_parquet(data)["image_id"].to_pylist()
+        one
+        for _, data in corpus.artefact.iter_files("images/")
+        for one in schemas.from_parquet(data)["image_id"].to_pylist()
     ]
     assert read == ids
 

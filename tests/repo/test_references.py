@@ -94,7 +94,9 @@ def resolves(name):
 
 def test_files_of_ours_that_texts_mention_exist():
     for path, text in texts():
-        for name in re.findall(r"(?<![\w/.-])(?<!--out )((?:platform|jobs|serve|tests|deploy|docs)/[\w./-]+\.\w+)", text):
+        for name in re.findall(
+            r"(?<![\w/.-])(?<!--out )((?:platform|jobs|serve|tests|deploy|docs)/[\w./-]+\.\w+)", text
+        ):
             if "*" not in name and "/test_x" not in name:
                 assert (REPOSITORY / name).exists(), f"{path}: {name}"
 
