@@ -2,7 +2,8 @@
 
     python docs/gather.py STORE SET REPORT...
 
-Each REPORT is a version of kind ``reports`` (``mrcg run`` prints it) and becomes docs/reports/<set>-<protocol>-seed-<n>.json.
+Each REPORT is a version of kind ``reports`` (``mrcg run`` prints it) and becomes
+docs/reports/<set>-<protocol>-seed-<n>.json.
 docs/bench/gains.json gets the gain of reranking over all runs of each protocol. For that, a group of scans is resampled
 with all its queries in all runs, because the runs have different splits but the same scans.
 """

@@ -44,7 +44,7 @@ def started(store: str, *words: str) -> Iterator[tuple[str, int]]:
 
 
 def assert_alike(remote: Answer, local: Answer) -> None:
-    """Same hits; order may differ only where scores differ by less than the tolerance (docs/serving.md#requests-and-answers)."""
+    """Same hits; order may differ only where scores differ by less than the tolerance."""
     assert remote.release == local.release
     assert remote.reranked == local.reranked
     by_id = {hit.image_id: hit for hit in local.hits}

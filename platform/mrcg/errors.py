@@ -25,8 +25,8 @@
 A message is one line: it names the thing (file, key, value) and the way out. A broken invariant is an ``assert``, not
 one of these.
 
-Every class has a ``code``, a stable word for programs. Errors cross processes by pickle, and Ray Data, files and HTTP by
-code and message (``to_row``, ``from_row``): they arrive as the same class with the same text.
+Every class has a ``code``, a stable word for programs. Errors cross processes by pickle, and Ray Data, files and HTTP
+by code and message (``to_row``, ``from_row``): they arrive as the same class with the same text.
 """
 
 from __future__ import annotations

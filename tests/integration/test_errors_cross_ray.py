@@ -3,11 +3,11 @@
 import pytest
 import ray
 import ray.data
+from tests.unit.test_errors import TREE, assert_same, raised
 
 from mrcg.errors import MrcgError, from_row, to_row
 from mrcg_jobs.ray_runtime import cluster
 from mrcg_jobs.ray_runtime.executor import RayExecutor
-from tests.unit.test_errors import TREE, assert_same, raised
 
 pytestmark = pytest.mark.slow
 
