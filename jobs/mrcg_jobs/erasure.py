@@ -56,7 +56,7 @@ from mrcg_jobs.runner import run_stages
 
 log = logging.getLogger(__name__)
 
-Forget = Callable[[Sequence[str]], None]
+SweepCaches = Callable[[Sequence[str]], None]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Eraser:
         executor: for stages of the rebuild that map work over items; None uses Ray.
         ray_address: of a cluster; None starts one on this machine.
         progress_of: returns the progress callback of a step, given its name.
-        forget: deletes cached files on all nodes, except those with the given SHA-256 hashes.
+        sweep_caches: deletes cached files on all nodes, except those with the given SHA-256 hashes.
     """
 
     store: Store
@@ -79,7 +79,7 @@ class Eraser:
     executor: Executor | None
     ray_address: str | None
     progress_of: Callable[[str], Progress]
-    forget: Forget
+    sweep_caches: SweepCaches
 
     def erase(self, target: ErasureTarget) -> SignedReceipt:
         """Erase a target and return the signed receipt; erasing it again returns the same receipt.
@@ -234,7 +234,7 @@ class Eraser:
         remove_versions(self.store, to_delete, kept)
         # Files of versions whose manifests an interrupted purge had already removed.
         remove_unreferenced_files(self.store)
-        self.forget(sorted({entry.sha256 for m in kept.values() if m is not None for entry in m.files}))
+        self.sweep_caches(sorted({entry.sha256 for m in kept.values() if m is not None for entry in m.files}))
         return removed
 
     def _check_not_in_use(self, to_delete: Sequence[Key]) -> None:
@@ -261,7 +261,7 @@ def _receipt_path(record: ErasureRecord) -> str:
 
 
 def sweep_node_cache(kept: Collection[str]) -> None:
-    """Remove from this node's cache all files but those with some SHA-256; other stores fetch theirs again.
+    """Remove all files from this node's cache except those with the given SHA-256; other stores fetch theirs again.
 
     Versions that were removed long ago may have left files that no manifest names any more.
 
@@ -272,12 +272,12 @@ def sweep_node_cache(kept: Collection[str]) -> None:
         cache.keep_only(frozenset(kept))
 
 
-def forgetting(store: Store, ray_address: str | None, here: bool) -> Forget:
-    """What removes files from caches: a folder has none; a remote store's are on every node of the cluster."""
+def cache_sweeper(store: Store, ray_address: str | None, here: bool) -> SweepCaches:
+    """Return the function that sweeps caches: of this node for a local store, else of every node of the cluster."""
     if store.local or here:
         return sweep_node_cache
 
-    def everywhere(kept: Sequence[str]) -> None:
+    def sweep_all_nodes(kept: Sequence[str]) -> None:
         from mrcg.execution import ray_environment
 
         ray_environment.prepare()
@@ -288,4 +288,4 @@ def forgetting(store: Store, ray_address: str | None, here: bool) -> Forget:
         on_every_node(sweep_node_cache, kept)
         sweep_node_cache(kept)
 
-    return everywhere
+    return sweep_all_nodes

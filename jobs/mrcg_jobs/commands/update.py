@@ -88,7 +88,7 @@ def erase(
     if verify is not None:
         _verify_receipt(Store(store), verify, as_json)
         return
-    from mrcg_jobs.erasure import Eraser, forgetting
+    from mrcg_jobs.erasure import Eraser, cache_sweeper
 
     signer, pseudonyms = signer_from_environment(), pseudonyms_from_environment()
     if signer is None:
@@ -101,8 +101,8 @@ def erase(
     try:
         with console.StageBars(quiet=as_json) as bars:
             executor = LocalExecutor() if here else None
-            forget = forgetting(opened, ray, here)
-            signed = Eraser(opened, pseudonyms, signer, executor, ray, bars.stage, forget).erase(target)
+            sweep = cache_sweeper(opened, ray, here)
+            signed = Eraser(opened, pseudonyms, signer, executor, ray, bars.stage, sweep).erase(target)
     finally:
         stop_ray()
     if out is not None:

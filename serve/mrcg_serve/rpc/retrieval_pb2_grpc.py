@@ -26,9 +26,9 @@ if _version_not_supported:
 
 
 class RetrievalStub:
-    """The searches of POST /v1/search and /v1/search:batch, with the same meaning; the names are those of their JSON.
-    What is left out has the default of the HTTP API. A search that fails has the status that fits, and details that
-    begin with the stable code of its problem: "not_found: no image …".
+    """The same searches as POST /v1/search and POST /v1/search:batch, with the same field names as their JSON.
+    A field that is not set has the default of the HTTP API. A search that fails ends with the gRPC status that fits, and
+    with details that begin with the stable code of the problem: "not_found: no image …".
     """
 
     def __init__(self, channel):
@@ -50,9 +50,9 @@ class RetrievalStub:
 
 
 class RetrievalServicer:
-    """The searches of POST /v1/search and /v1/search:batch, with the same meaning; the names are those of their JSON.
-    What is left out has the default of the HTTP API. A search that fails has the status that fits, and details that
-    begin with the stable code of its problem: "not_found: no image …".
+    """The same searches as POST /v1/search and POST /v1/search:batch, with the same field names as their JSON.
+    A field that is not set has the default of the HTTP API. A search that fails ends with the gRPC status that fits, and
+    with details that begin with the stable code of the problem: "not_found: no image …".
     """
 
     def Search(self, request, context):
@@ -89,9 +89,9 @@ def add_RetrievalServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Retrieval:
-    """The searches of POST /v1/search and /v1/search:batch, with the same meaning; the names are those of their JSON.
-    What is left out has the default of the HTTP API. A search that fails has the status that fits, and details that
-    begin with the stable code of its problem: "not_found: no image …".
+    """The same searches as POST /v1/search and POST /v1/search:batch, with the same field names as their JSON.
+    A field that is not set has the default of the HTTP API. A search that fails ends with the gRPC status that fits, and
+    with details that begin with the stable code of the problem: "not_found: no image …".
     """
 
     @staticmethod

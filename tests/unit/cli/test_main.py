@@ -95,21 +95,9 @@ def test_sample_writes_and_says_so(capsys, tmp_path):
         (["gc", "--store", "s", "--grace-days", "-1"], 2, "--grace-days"),
         (["plan", "--images", "many"], 2, "--images many: write a number such as 50_000_000"),
         (["plan", "--images", "0"], 2, "--images 0: write a number such as 50_000_000"),
-        (
-            ["plan", "--images", "9", "--kind", "pq"],
-            2,
-            "--kind pq: must be one of flat, hnsw, ivf_flat, ivf_sq, opq_ivf_pq",
-        ),
-        (
-            ["plan", "--images", "9", "--memory-per-node", "9 XB"],
-            2,
-            "--memory-per-node 9 XB: write a size such as 64GB",
-        ),
-        (
-            ["plan", "--images", "9", "--memory-per-node", "1MB"],
-            2,
-            "at least): raise index.node_bytes (--memory-per-node)",
-        ),
+        (["plan", "--images=9", "--kind=pq"], 2, "--kind pq: must be one of flat, hnsw, ivf_flat, ivf_sq, opq_ivf_pq"),
+        (["plan", "--images=9", "--memory-per-node=9 XB"], 2, "--memory-per-node 9 XB: write a size such as 64GB"),
+        (["plan", "--images=9", "--memory-per-node=1MB"], 2, "at least): raise index.node_bytes (--memory-per-node)"),
         (["plan", "--images", "9", "--recall", "1.5"], 2, "--recall"),
         (["releases", "diff", "1", "--store", "nothing-here"], 1, "has no release: `mrcg run` makes and promotes one"),
         (["releases", "promote", "abc", "--store", "nothing-here"], 1, "no version in"),
@@ -376,10 +364,8 @@ def test_an_image_is_erased_and_its_receipt_holds(capsys, released, signing, tmp
     code, again, _ = run(capsys, "erase", "--image", ident, "--here", "--json")
     assert (code, json.loads(again)) == (0, json.loads((tmp_path / "receipt").read_text()))
     code, out, _ = run(capsys, "erase", "--verify", tmp_path / "receipt")
-    assert (code, "genuine, signed with your key; 1 scans erased, no trace left in" in " ".join(out.split())) == (
-        0,
-        True,
-    )
+    assert code == 0
+    assert "genuine, signed with your key; 1 scans erased, no trace left in" in " ".join(out.split())
     code, out, _ = run(capsys, "erase", "--verify", tmp_path / "receipt", "--json")
     assert (code, json.loads(out)["holds"], json.loads(out)["left"]) == (0, True, [])
 
