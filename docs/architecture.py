@@ -95,7 +95,7 @@ def loads() -> dict[str, list[str]]:
     tree = next(tree for name, tree in modules() if name == "mrcg.retrieval.loaders")
     found = {}
     for node in tree.body:
-        if isinstance(node, ast.ClassDef) and (stage := node.name.removeprefix("Load").lower()) in SERVING:
+        if isinstance(node, ast.ClassDef) and (stage := node.name.removesuffix("Loader").lower()) in SERVING:
             pins = {
                 inner.attr
                 for inner in ast.walk(node)
@@ -105,6 +105,7 @@ def loads() -> dict[str, list[str]]:
             }
             # ``release.index`` is a version of kind ``indexes``.
             found[stage] = [step.kind for step in STAGES if any(step.kind.startswith(pin) for pin in pins)]
+    assert set(found) == set(SERVING[1:]), "a stage has no loader of its name"
     return found
 
 

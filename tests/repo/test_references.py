@@ -97,7 +97,8 @@ def test_files_of_ours_that_texts_mention_exist():
         for name in re.findall(
             r"(?<![\w/.-])(?<!--out )((?:platform|jobs|serve|tests|deploy|docs)/[\w./-]+\.\w+)", text
         ):
-            if "*" not in name and "/test_x" not in name:
+            # The one file that must not exist is named in several places.
+                if name != "platform/__init__.py":
                 assert (REPOSITORY / name).exists(), f"{path}: {name}"
 
 

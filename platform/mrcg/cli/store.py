@@ -85,16 +85,17 @@ def gc(
         ),
     ] = None,
     grace_days: Annotated[
-        float, typer.Option("--grace-days", min=0.0, help="Keep versions younger than this many days.")
-    ] = 14.0,
+        float | None,
+        typer.Option("--grace-days", min=0.0, help="Keep versions younger than this many days; two weeks by default."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Remove versions that no release, grace period or running job needs."""
-    from mrcg.releases.gc import sweep
+    from mrcg.releases.gc import GRACE_DAYS, sweep
     from mrcg.storage.store import Store
 
-    swept = sweep(Store(store), keep_releases, grace_days, dry_run)
+    swept = sweep(Store(store), keep_releases, GRACE_DAYS if grace_days is None else grace_days, dry_run)
     if as_json:
         console.emit_json({**swept.__dict__, "dry_run": dry_run})
         return

@@ -196,7 +196,7 @@ def _refusal(current: Release, new: Release, gate: Gate | None) -> str | None:
     if current.protocol != new.protocol:
         return (
             f"gate: protocol {new.protocol} cannot be compared with protocol {current.protocol} of release "
-            f"{current.number}; --promote always overrides"
+            f"{current.number}; `mrcg releases promote --no-gate` overrides"
         )
     measured = [("reranked MAP", current.reranked_map, new.reranked_map, gate.map_drop, "max_map_drop")]
     if current.recall is not None and new.recall is not None:
@@ -205,7 +205,7 @@ def _refusal(current: Release, new: Release, gate: Gate | None) -> str | None:
         if now < before - drop:
             return (
                 f"gate: {name} {now:.4f} is below {before - drop:.4f} "
-                f"(release {current.number} minus release.{setting}); --promote always overrides"
+                f"(release {current.number} minus release.{setting}); `mrcg releases promote --no-gate` overrides"
             )
     return None
 

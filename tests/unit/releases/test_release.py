@@ -84,7 +84,7 @@ def test_gate_refuses_a_drop_in_recall(released):
     assert not refused.promoted
     assert refused.why == (
         "gate: recall@50 of the index 0.9500 is below 0.9800 (release 1 minus release.max_recall_drop); "
-        "--promote always overrides"
+        "`mrcg releases promote --no-gate` overrides"
     )
     assert refused.release == release
     within = promote(store, worse, Gate(map_drop=0.0, recall_drop=0.06))
