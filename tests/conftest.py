@@ -98,7 +98,7 @@ def service(ray_run: RayRun) -> Iterator[str]:
 def cluster() -> Iterator[str]:
     """Address of a Ray cluster that outlives the runs on it, as a hospital's does."""
     code = (
-        "from mrcg.execution import ray_environment; rayenv.prepare(); import ray, sys; ray.init(**rayenv.init_options(None));"
+        "from mrcg.execution import ray_environment; ray_environment.prepare(); import ray, sys; ray.init(**ray_environment.init_options(None));"
         "print(ray.get_runtime_context().gcs_address, flush=True); sys.stdin.read(); ray.shutdown()"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

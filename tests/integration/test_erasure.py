@@ -18,12 +18,12 @@ from tests import erasing, making
 from tests.erasing import Person, endings_of, found, hits_of, kinds_of, person_of, serving
 from tests.unit.cli.test_main import run
 
+from mrcg.api.requests import SearchParams
 from mrcg.corpus.reader import read_scans
 from mrcg.erasure.records import ErasureTarget, plan_erasure
 from mrcg.privacy.pseudonyms import Pseudonyms
 from mrcg.privacy.suppression import PATIENT
 from mrcg.releases.release import read_release
-from mrcg.retrieval import query
 from mrcg.retrieval.local import LocalPipeline
 from mrcg.storage.attempts import begin
 from mrcg.storage.schemas import from_parquet
@@ -249,11 +249,11 @@ def test_all_others_are_there_and_are_found(ground, story):
         theirs = ground.person(raw).words["image_id"]
         assert len(theirs) == 4
         for path in ground.scans(raw):
-            answer = pipeline.search(path.read_bytes(), query.ErasureTarget(k=20, rerank=False))
+            answer = pipeline.search(path.read_bytes(), SearchParams(k=20, rerank=False))
             assert answer.hits[0].distance < 1e-3
             assert answer.hits[0].image_id in theirs
     for path in ground.scans(ground.trained):
-        assert not {hit.image_id for hit in pipeline.search(path.read_bytes(), query.ErasureTarget(k=20)).hits} & gone
+        assert not {hit.image_id for hit in pipeline.search(path.read_bytes(), SearchParams(k=20)).hits} & gone
 
 
 def test_the_models_stay_and_the_new_release_is_measured_with_them(ground, story):
@@ -273,7 +273,7 @@ def test_the_old_release_cannot_come_back_and_the_store_says_so(capsys, after):
     err = err.replace("\n", " ")
     assert "release 1 cannot serve again: corpus/" in err
     assert "is missing (removed by `mrcg gc` or by an erasure); `mrcg releases list` shows other releases" in err
-    assert "gone" in run(capsys, "releases", "list", "--store", after.url)[1]
+    assert "missing" in run(capsys, "releases", "list", "--store", after.url)[1]
     listed = json.loads(run(capsys, "releases", "list", "--store", after.url, "--json")[1])
     assert [bool(one["missing"]) for one in listed] == [True, False]
     code, out, _ = run(capsys, "verify", "--store", after.url)
@@ -316,7 +316,7 @@ def test_a_new_patient_comes_in_and_they_stay_out(capsys, ground, cluster, after
     assert result["promotion"]["release"]["number"] == 3
     assert found(Path(after.root), story.person) == {}
     new = LocalPipeline.open(after).search(
-        next((tmp_path / "new" / "no_tumor").rglob("IM*")).read_bytes(), query.ErasureTarget(k=5, rerank=False)
+        next((tmp_path / "new" / "no_tumor").rglob("IM*")).read_bytes(), SearchParams(k=5, rerank=False)
     )
     assert new.hits[0].distance < 1e-3
     code, out, _ = run(capsys, "erase", "--verify", story.receipt, "--store", after.url)

@@ -9,7 +9,8 @@ from mrcg.errors import MrcgError, from_row, to_row
 from mrcg_jobs.ray_runtime import cluster
 from mrcg_jobs.ray_runtime.executor import RayExecutor
 
-pytestmark = pytest.mark.slow
+# Ray runs in this process here, and warns of settings of its own.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 
 @pytest.fixture(scope="module", autouse=True)
