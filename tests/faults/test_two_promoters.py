@@ -88,5 +88,5 @@ def test_without_an_appointment_every_promotion_is_a_release_or_is_told(store, r
         after = history(store)
         assert won >= 1, results
         assert len(after) == len(before) + won
-        assert all("by somebody else just now" in err for code, _, err in results if code == 1), results
+        assert all("has just been made by another process" in err for code, _, err in results if code == 1), results
         rollback(store, 1)
