@@ -82,14 +82,14 @@ class Ours:
         url, versions = self.store, self.versions
         work = IndexWork(url, versions.corpus, versions.embeddings, None, str(folder), settings, SEED, THREADS)
         made = build_index(work, LocalExecutor(), silent)
-        return {"steps": made.seconds, "recall": made.facts.recall, "effort": made.facts.effort}
+        return {"steps": made.seconds, "recall": made.facts.recall, "effort": made.facts.nprobe_or_ef}
 
     def open(self, folder: Path) -> Searcher:
         store = Store(self.store)
         output = f"{folder}/output"
         facts = IndexFacts.model_validate_json(store.read_bytes(f"{output}/index.json"))
         parts = [Part.open(lambda name: Path(store.path(f"{output}/{name}")), facts.shape, one) for one in facts.parts]
-        return _Ours(ShardedIndex(facts.shape, parts, facts.effort))
+        return _Ours(ShardedIndex(facts.shape, parts, facts.nprobe_or_ef))
 
 
 class _Ours:
@@ -189,7 +189,7 @@ class Hnswlib:
 
         data = np.load(vectors, mmap_mode="r", allow_pickle=False)
         index = hnswlib.Index(space="l2", dim=self.dim)
-        index.init_index(len(data), ef_construction=faiss_backend.HNSW_BUILD_EFFORT, M=32, random_seed=SEED)
+        index.init_index(len(data), ef_construction=faiss_backend.HNSW_EF_CONSTRUCTION, M=32, random_seed=SEED)
         index.set_num_threads(THREADS)
         for start in range(0, len(data), BLOCK):
             index.add_items(
@@ -235,7 +235,7 @@ class Usearch:
 
         data = np.load(vectors, mmap_mode="r", allow_pickle=False)
         index = Index(
-            ndim=self.dim, metric="l2sq", dtype="f32", connectivity=32, expansion_add=faiss_backend.HNSW_BUILD_EFFORT
+            ndim=self.dim, metric="l2sq", dtype="f32", connectivity=32, expansion_add=faiss_backend.HNSW_EF_CONSTRUCTION
         )
         for start in range(0, len(data), BLOCK):
             block = data[start : start + BLOCK].astype(np.float32)

@@ -1,6 +1,6 @@
 """Measure the unit costs that the planner counts with, on one core, and write them beside it.
 
-    python -m tests.bench.costs --real STORE/embeddings/VERSION --out platform/mrcg/index/costs.json
+    python -m tests.bench.costs --real STORE/embeddings/VERSION --out platform/mrcg/index_build/costs.json
 
 Vectors are those of the index benchmark (real embeddings enlarged by a mixture). Every cost is the best of a few turns: what
 the machine takes where nobody disturbs it. Memory is of a process that has loaded what a search needs, and of the tables

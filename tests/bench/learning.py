@@ -37,6 +37,7 @@ from mrcg.encoder.model import Encoder, to_input
 from mrcg.encoder.samplers import triplet_batches
 from mrcg.encoder.trainer import EncoderTrainer, LabelledImages, new_encoder
 from mrcg.execution import ray_environment
+from mrcg.execution.executor import LocalExecutor
 from mrcg.pipeline.stages import plan
 from mrcg.reranker.graph_features import query_graphs
 from mrcg.reranker.layers import SkipConvolution
@@ -108,7 +109,9 @@ def ray_rate(count: int) -> float:
         cluster.start(None)
         try:
             with begin(store, step.stage.kind, step.version) as attempt:
-                job = Job(store, config, Source("", "", 0, 0, False), step, {}, attempt, lambda *_: None)
+                job = Job(
+                    store, config, Source("", "", 0, 0, False), step, {}, attempt, LocalExecutor(), lambda *_: None
+                )
                 task = TrainTask(
                     store.url, attempt.folder, {}, (config, count), config.encoder.epochs, 0, build=build, save=save
                 )

@@ -1,4 +1,4 @@
-"""``mrcg plan``. (What it plans is tested in ``unit/index/test_planner.py``.)"""
+"""``mrcg plan``. (What it plans is tested in ``unit/index_build/test_sizing.py``.)"""
 
 import json
 
