@@ -10,7 +10,7 @@ A block lies between ``<!-- figures: NAME -->`` and ``<!-- /figures -->``. Its t
 - reproduction: docs/bench/reproduction.json, the output of ``mrcg reproduce --json``;
 - learning, ingest: docs/bench, the output of ``python -m tests.bench.learning`` and ``… .ingest`` with ``--out``;
 - serving, engines: docs/bench/serve.json, the output of ``python -m tests.bench.serve`` (docs/serve_figures.py);
-- index, steps, growth: the output of ``… .index`` and ``… .growth`` (docs/index_figures.py).
+- index, steps, updates: the output of ``… .index`` and ``… .updates`` (docs/index_figures.py).
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ingest": ingest_table,
     "index": index_figures.index_table,
     "steps": index_figures.steps_table,
-    "growth": index_figures.growth_table,
+    "updates": index_figures.updates_table,
     "serving": serve_figures.serving_table,
     "engines": serve_figures.engines_table,
 }

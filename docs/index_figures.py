@@ -1,4 +1,4 @@
-"""Tables and the plot of the index benchmarks, from docs/bench/index.json and docs/bench/growth.json.
+"""Tables and the plot of the index benchmarks, from docs/bench/index.json and docs/bench/updates.json.
 
 python docs/index_figures.py    redraws docs/bench/index.svg
 
@@ -80,14 +80,14 @@ def steps_table() -> str:
     return "\n".join(lines)
 
 
-def growth_table() -> str:
+def updates_table() -> str:
     """Return a table with one row per size of gallery."""
     lines = [
         "| scans | index | build, s | its index, s | add 1 %, s | share of build | its index, s | share of index build "
         "| search, queries/s | promote, ms | erase a patient, s |",
         "| " + "---: | --- | " + "---: | " * 9,
     ]
-    for row in json.loads((BENCH / "growth.json").read_text()):
+    for row in json.loads((BENCH / "updates.json").read_text()):
         cells = [
             f"{row['count']:,}", f"`{row['kind']}`", f"{row['build']:.2f}", f"{row['build_index']:.2f}",
             f"{row['reindex']:.2f}", f"{100 * row['reindex'] / row['build']:.1f} %",

@@ -17,7 +17,7 @@ import pytest
 from mrcg.imaging.samples import write_samples
 from mrcg.releases.release import Release, read_release
 from mrcg.storage.store import Store
-from tests import making
+from tests import factories
 from tests.serving import serving
 
 hypothesis.settings.register_profile("mrcg", deadline=None, derandomize=True, max_examples=40)
@@ -57,7 +57,7 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def library_store(scans: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A store with a release, made without Ray."""
     store = Store(str(tmp_path_factory.mktemp("library") / "store"))
-    making.make_release(store, scans)
+    factories.make_release(store, scans)
     return store
 
 
@@ -80,9 +80,9 @@ def ray_run(tmp_path_factory: pytest.TempPathFactory) -> RayRun:
     """A run over phantoms with bad files among them and a class of one image; two workers train the encoder."""
     source = tmp_path_factory.mktemp("messy")
     write_samples(source, 96, seed=1)
-    making.add_bad_files(source)
+    factories.add_bad_files(source)
     store = Store(str(tmp_path_factory.mktemp("ray") / "store"))
-    done = making.mrcg("run", "--source", str(source), "--store", store.url, *making.TINY, "--json", timeout=500)
+    done = factories.mrcg("run", "--source", str(source), "--store", store.url, *factories.TINY, "--json", timeout=500)
     assert done.returncode == 0, done.stderr
     return RayRun(source, store, json.loads(done.stdout), done.stderr)
 

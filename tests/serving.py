@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from mrcg.api.responses import Answer
-from tests import making
+from tests import factories
 
 TOLERANCE = 1e-4
 #: No stage grows: for tests that count processes or their memory.
@@ -30,7 +30,7 @@ def serving(store: str, *words: str) -> Iterator[str]:
 @contextlib.contextmanager
 def started(store: str, *words: str) -> Iterator[tuple[str, int]]:
     """The same with the process' number."""
-    command = [making.MRCG, "serve", "--store", store, "--port", str(making.free_port()), "--json", *words]
+    command = [factories.MRCG, "serve", "--store", store, "--port", str(factories.free_port()), "--json", *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:

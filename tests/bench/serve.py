@@ -38,7 +38,7 @@ from mrcg.config.loading import load_config
 from mrcg.retrieval.local import LocalPipeline
 from mrcg.storage.store import Store
 from tests.bench.engines import GALLERY_ENGINE, engines
-from tests.making import free_port
+from tests.factories import free_port
 from tests.serving import serving
 
 RECIPE = "mobilenet"

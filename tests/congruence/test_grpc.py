@@ -2,7 +2,7 @@
 
 import grpc
 import pytest
-from tests.making import free_port
+from tests.factories import free_port
 from tests.serving import assert_alike, serving
 
 from mrcg.api.client import Client

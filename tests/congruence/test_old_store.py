@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tests import making
+from tests import factories
 from tests.fixtures.make_store import ERASED, KEYS, QUERY, SETTINGS, TIME, place, write_source
 from tests.serving import assert_alike, serving
 
@@ -35,7 +35,7 @@ class OldStore:
         """Run a command beside the store; its standard output."""
         environment = {**os.environ, **KEYS, "MRCG_CACHE": str(self.root / "cache")}
         done = subprocess.run(
-            [making.MRCG, *words],
+            [factories.MRCG, *words],
             cwd=self.root,
             env=environment,
             capture_output=True,

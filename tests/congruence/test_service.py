@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tests.making import mrcg
+from tests.factories import mrcg
 from tests.serving import assert_alike
 
 from mrcg.api.client import Client

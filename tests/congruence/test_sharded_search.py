@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.making import index_of
+from tests.factories import index_of
 
 from mrcg.hashing import digest
 from mrcg.index import faiss_backend, sharded_index

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from tests.making import make_release, tiny_config
+from tests.factories import make_release, tiny_config
 from tests.serving import assert_alike, serving
 
 from mrcg.api.client import Client

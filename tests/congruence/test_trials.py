@@ -1,7 +1,7 @@
 """A snapshot is measured as the released weights are: by the report's path and by that of `mrcg reproduce`."""
 
 import pytest
-from tests.making import make_release, tiny_config
+from tests.factories import make_release, tiny_config
 
 from mrcg.evaluation.epoch_trials import measure_encoder, measure_rerankers
 from mrcg.metrics.report import Report

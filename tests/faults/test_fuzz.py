@@ -24,7 +24,7 @@ from PIL import Image
 from pydicom import uid
 from pydicom.encaps import encapsulate
 from scipy.io import savemat
-from tests import making
+from tests import factories
 
 from mrcg.config.settings import IngestSettings
 from mrcg.corpus.ingest_worker import SegmentReader, SegmentWork
@@ -294,9 +294,9 @@ class WatchedGuard(IsolatedReader):
 def test_damaged_files_end_in_rows_or_in_quarantine(kind, tmp_path, record_property):
     contents = {f"{number:03d}": data for number, data in enumerate(mutants(kind(tmp_path)))}
     assert len(set(contents.values())) > 0.95 * MUTANTS
-    rules = making.rules_of(SETTINGS, NAMES)
+    rules = factories.rules_of(SETTINGS, NAMES)
     files = [SourceFile(key, "s", len(data)) for key, data in contents.items()]
-    with WatchedGuard(SETTINGS) as guard, ImagesWriter(making.Files().open, "x", SETTINGS) as images:
+    with WatchedGuard(SETTINGS) as guard, ImagesWriter(factories.Files().open, "x", SETTINGS) as images:
         segment = ingest_files(files, lambda file: contents[file.key], guard.read, rules, images)
         (after,) = guard.read(saved(Image.fromarray(next(phantoms(1, 1)).pixels), "PNG")).slices
     assert after.pixels.shape == (128, 128), "the next file is read, whatever the last one did"
@@ -337,7 +337,7 @@ def takes_long(folder):
 @pytest.mark.parametrize(("breaking", "reason"), [(kills, "crashed"), (takes_long, "timeout")])
 def test_a_segment_with_a_file_that_breaks_its_reader_keeps_all_others(breaking, reason, store, tmp_path):
     settings = IngestSettings(seconds_per_file=2.0)
-    source, rules = tmp_path / "source", making.rules_of(settings, NAMES)
+    source, rules = tmp_path / "source", factories.rules_of(settings, NAMES)
     write_samples(source, 12, 1)
     undisturbed = ingested(source, store, "undisturbed", rules)
     (source / "glioma_tumor" / "broken").write_bytes(breaking(tmp_path))

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.making import MRCG, TINY
+from tests.factories import MRCG, TINY
 
 from mrcg.corpus.reader import read_scans
 from mrcg.pipeline.stages import STAGES

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.factories import MRCG, mrcg
 from tests.faults.killing import assert_sound, copy_of
-from tests.making import MRCG, mrcg
 
 from mrcg.corpus.sources import open_source, survey
 from mrcg.imaging.samples import write_samples

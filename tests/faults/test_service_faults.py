@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import psutil
 import pytest
-from tests.making import make_release
+from tests.factories import make_release
 from tests.serving import ONE_OF_EACH, started
 
 from mrcg.api.client import Client

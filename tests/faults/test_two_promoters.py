@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.factories import MRCG, publish, tiny_config
 from tests.faults.killing import copy_of
-from tests.making import MRCG, publish, tiny_config
 
 from mrcg.corpus.sources import open_source, survey
 from mrcg.pipeline.stages import plan

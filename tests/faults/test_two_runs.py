@@ -4,7 +4,7 @@ import json
 import subprocess
 
 import pytest
-from tests.making import MRCG, TINY
+from tests.factories import MRCG, TINY
 
 from mrcg.pipeline.stages import STAGES
 from mrcg.releases.release import release_numbers

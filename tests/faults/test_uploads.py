@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import psutil
 import pytest
+from tests.factories import make_release
 from tests.faults.test_fuzz import dicom, jpeg, matlab, mutants, nifti, png
-from tests.making import make_release
 from tests.serving import ONE_OF_EACH, started
 
 from mrcg.storage.store import Store

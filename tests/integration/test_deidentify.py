@@ -15,7 +15,7 @@ import pytest
 from pydicom.datadict import DicomDictionary, keyword_for_tag
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
-from tests import making
+from tests import factories
 
 from mrcg.corpus.reader import Corpus
 from mrcg.corpus.report import newest_corpus
@@ -191,11 +191,11 @@ def test_no_planted_identifier_is_anywhere_in_the_store_or_the_logs(planted, tmp
     store = Store(str(tmp_path / "store"))
     words_of_command = ("ingest", "--source", str(source), "--store", store.url, "--max-bad-fraction", "0.5", "--debug")
     # A job that gives up leaves its attempt behind: that tells nothing either.
-    failed = making.mrcg("ingest", "--source", str(source), "--store", store.url)
+    failed = factories.mrcg("ingest", "--source", str(source), "--store", store.url)
     assert "2 of 10 files are bad" in failed.stderr
     assert list(Path(store.root).rglob("listing.parquet"))
     assert found_in(Path(store.root), words) == set()
-    done = making.mrcg(*words_of_command)
+    done = factories.mrcg(*words_of_command)
     assert done.returncode == 0, done.stderr
     manifest = newest_corpus(store)
     assert (manifest.counts["images"], manifest.counts["quarantined"]) == (8, 2)

@@ -1,7 +1,7 @@
 """A patient is erased from a store that is served: nobody finds them from the tombstone on, nothing of them stays.
 
 One ``mrcg run``, one ``mrcg serve`` and one ``mrcg erase`` for all of it; what is done to the store afterwards is done
-to copies. What is looked for is in ``tests/erasing.py``, a scanner that shares nothing with the one that is tested.
+to copies. What is looked for is in ``tests/erasure_factories.py``, a scanner that shares nothing with the one that is tested.
 """
 
 import contextlib
@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests import erasing, making
-from tests.erasing import Person, endings_of, found, hits_of, kinds_of, person_of, serving
+from tests import erasure_factories, factories
+from tests.erasure_factories import Person, endings_of, found, hits_of, kinds_of, person_of, serving
 from tests.unit.cli.test_main import run
 
 from mrcg.api.requests import SearchParams
@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 #: Tiny, but with an index that is trained and a report that draws many scans.
 OVERRIDES = (
-    *making.OVERRIDES, *erasing.PATIENTS, "evaluate.picture_queries=32", "evaluate.bootstrap=100", "evaluate.map_images=20",
+    *factories.OVERRIDES, *erasure_factories.PATIENTS, "evaluate.picture_queries=32", "evaluate.bootstrap=100", "evaluate.map_images=20",
 )  # fmt: skip
 SETTINGS = ("--recipe", "demo", *(word for one in OVERRIDES for word in ("--set", one)))
 SECONDS = 1.0
@@ -72,7 +72,7 @@ def keys(tmp_path_factory):
     folder = tmp_path_factory.mktemp("keys")
     with pytest.MonkeyPatch.context() as patch:
         for kind in ("pseudonym", "signing"):
-            done = making.mrcg("keys", "new", "--kind", kind, "--out", str(folder / kind))
+            done = factories.mrcg("keys", "new", "--kind", kind, "--out", str(folder / kind))
             assert done.returncode == 0, done.stderr
             patch.setenv(f"MRCG_{kind.upper()}_KEY", str(folder / kind))
         yield folder
@@ -82,8 +82,8 @@ def keys(tmp_path_factory):
 def ground(keys, cluster, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ground")
     source, store = folder / "scans", Store(str(folder / "store"))
-    erasing.write_patients(source, 128)
-    done = making.mrcg(
+    erasure_factories.write_patients(source, 128)
+    done = factories.mrcg(
         "run", "--source", str(source), "--store", store.url, "--ray", cluster, *SETTINGS, "--json", timeout=500
     )
     assert done.returncode == 0, done.stderr
@@ -95,15 +95,17 @@ def ground(keys, cluster, tmp_path_factory):
             attempt.write(name, artefact.read_bytes(name))
         raise KeyboardInterrupt
     raw = {
-        key.name("patient", one): one for label in erasing.CLASSES for one in (f"PH-{label}-{n}-1" for n in range(10))
+        key.name("patient", one): one
+        for label in erasure_factories.CLASSES
+        for one in (f"PH-{label}-{n}-1" for n in range(10))
     }
     splits = from_parquet(store.artefact("splits", store.versions("splits")[0]).read_bytes("splits.parquet"))
     part_of = dict(zip(splits["image_id"].to_pylist(), splits["split"].to_pylist(), strict=True))
-    scans = erasing.scans_of(store, read_release(store).corpus, "image_id", "patient")
+    scans = erasure_factories.scans_of(store, read_release(store).corpus, "image_id", "patient")
     patients = {raw[one]: part_of[ident] for ident, one in scans}
     trained, tested = (sorted(one for one in patients if patients[one] == part) for part in ("train", "test"))
     # Keys are new each time, and so is whom the report happens to draw: somebody whom it drew comes first.
-    trained.sort(key=lambda one: not erasing.is_drawn(Path(store.root), key.name("patient", one)))
+    trained.sort(key=lambda one: not erasure_factories.is_drawn(Path(store.root), key.name("patient", one)))
     return Ground(source, store, key, trained[0], trained[-1], tested[0])
 
 
@@ -136,7 +138,7 @@ def story(ground, cluster, tmp_path_factory):
         assert theirs <= set(hits_of(client, scan)), "they find themselves"
         preview = f"/v1/images/{min(theirs)}/preview"
         told.preview_before = client.get(preview).status_code
-        words = [making.MRCG, "erase", "--store", store.url, "--patient", ground.trained, "--ray", cluster]
+        words = [factories.MRCG, "erase", "--store", store.url, "--patient", ground.trained, "--ray", cluster]
         words += ["--out", str(told.receipt)]
         with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             while process.poll() is None:
@@ -238,7 +240,7 @@ def test_nothing_of_them_is_in_any_file(ground, story):
 def test_all_others_are_there_and_are_found(ground, story):
     store = ground.store
     old, new = (
-        dict(erasing.scans_of(one, read_release(one).corpus, "image_id", "patient"))
+        dict(erasure_factories.scans_of(one, read_release(one).corpus, "image_id", "patient"))
         for one in (Store(str(story.before)), store)
     )
     gone = story.person.words["image_id"]
@@ -294,7 +296,7 @@ def test_the_same_source_does_not_bring_them_back(capsys, ground, after, story):
 def test_a_new_patient_comes_in_and_they_stay_out(capsys, ground, cluster, after, story, tmp_path):
     # Copied without their times all files seem new.
     shutil.copytree(ground.source, tmp_path / "scans", copy_function=shutil.copyfile)
-    erasing.write_patients(tmp_path / "new", 4, seed=9)
+    erasure_factories.write_patients(tmp_path / "new", 4, seed=9)
     shutil.copytree(tmp_path / "new" / "no_tumor", tmp_path / "scans" / "no_tumor" / "new")
     words = (
         "reindex",
@@ -307,7 +309,7 @@ def test_a_new_patient_comes_in_and_they_stay_out(capsys, ground, cluster, after
         "--promote",
         "always",
     )
-    done = making.mrcg(*words, "--json")
+    done = factories.mrcg(*words, "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     counts = {stage["stage"]: stage["counts"] for stage in result["stages"]}
@@ -402,7 +404,7 @@ def test_it_names_none_where_they_were_no_part_of_the_training(ground, story, tm
     shutil.copytree(story.before, tmp_path / "store")
     store = Store(str(tmp_path / "store"))
     person = ground.person(ground.tested, tmp_path / "store")
-    eraser = erasing.eraser(store, ground.key)
+    eraser = erasure_factories.eraser(store, ground.key)
     receipt = eraser.erase(ErasureTarget(kind=PATIENT, value=ground.pseudonym(ground.tested))).receipt
     assert (receipt.trained_on_them, receipt.scans, receipt.release) == ((), 4, 2)
     assert found(tmp_path / "store", person) == {}
@@ -410,7 +412,7 @@ def test_it_names_none_where_they_were_no_part_of_the_training(ground, story, tm
     for raw, named in ((ground.trained, True), (ground.tested, True)):
         record = plan_erasure(store, ErasureTarget(kind=PATIENT, value=ground.pseudonym(raw)), ground.key)
         assert bool(record.models) is named, raw
-    others = {one for (one,) in erasing.scans_of(store, read_release(store).corpus, "patient")}
+    others = {one for (one,) in erasure_factories.scans_of(store, read_release(store).corpus, "patient")}
     table = from_parquet(store.artefact("splits", store.versions("splits")[0]).read_bytes("splits.parquet"))
     tests = set(table.filter(np.array(table["split"].to_pylist()) == "test")["image_id"].to_pylist())
     scans = read_scans(store.artefact("corpus", read_release(store).corpus)).to_pylist()

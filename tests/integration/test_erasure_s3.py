@@ -7,8 +7,8 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from tests import erasing, making
-from tests.erasing import eraser, found, person_of, pseudonym
+from tests import erasure_factories, factories
+from tests.erasure_factories import eraser, found, person_of, pseudonym
 
 from mrcg.corpus.reader import Corpus
 from mrcg.erasure.records import ErasureTarget, check_receipt
@@ -19,14 +19,14 @@ from mrcg.storage.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-CONFIG = erasing.config_of_patients()
+CONFIG = erasure_factories.config_of_patients()
 JANE, JOE = "PH-glioma_tumor-1-1", "PH-no_tumor-2-1"
 
 
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory):
     """URL of a bucket; the environment names its server and this node's cache to whoever asks."""
-    port = making.free_port()
+    port = factories.free_port()
     words = [sys.executable, "-m", "tests.s3_server", str(port), "0"]
     server = subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=Path(__file__).parents[2]
@@ -69,8 +69,8 @@ def read_through(store):
 
 def test_neither_the_bucket_nor_a_cache_has_anything_of_them(bucket, tmp_path):
     store, cache = Store(f"{bucket}/store"), Path(os.environ["MRCG_CACHE"])
-    erasing.write_patients(tmp_path / "scans", 96)
-    made = erasing.make_unreleased(store, tmp_path / "scans", CONFIG)
+    erasure_factories.write_patients(tmp_path / "scans", 96)
+    made = erasure_factories.make_unreleased(store, tmp_path / "scans", CONFIG)
     read_through(store)
     people = {
         raw: person_of(everything_of(store, tmp_path / "before"), "patient", pseudonym(raw)) for raw in (JANE, JOE)
@@ -80,10 +80,10 @@ def test_neither_the_bucket_nor_a_cache_has_anything_of_them(bucket, tmp_path):
         assert {"pixels", "fp16", "fp32", "patient"} <= set(found(cache, one))
 
     # Joe left the source, and the first versions were swept: only this node remembers what was in them.
-    keys = erasing.scans_of(store, made["corpus"], "patient", "source_key")
-    later = erasing.grown(store, made, CONFIG, {key for one, key in keys if one == pseudonym(JOE)})
+    keys = erasure_factories.scans_of(store, made["corpus"], "patient", "source_key")
+    later = erasure_factories.grown(store, made, CONFIG, {key for one, key in keys if one == pseudonym(JOE)})
     read_through(store)
-    erasing.swept(store, made, later)
+    erasure_factories.swept(store, made, later)
     gone = found(everything_of(store, tmp_path / "swept"), people[JOE])
     assert "patient" not in gone
     assert {"pixels", "fp16"} <= set(gone)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tests import making
+from tests import factories
 
 from mrcg.api.requests import SearchParams
 from mrcg.corpus.reader import Corpus
@@ -17,7 +17,7 @@ from mrcg.storage.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-WORDS = ("--recipe", "demo", *(word for one in making.OVERRIDES for word in ("--set", one)))
+WORDS = ("--recipe", "demo", *(word for one in factories.OVERRIDES for word in ("--set", one)))
 #: Settings that a user of each format gives: folders of classes are named where a key is set, .mat files bring folds.
 GIVEN = {
     SampleFormat.dicom: ("--set", f"ingest.classes=[{','.join(CLASSES)}]", "--set", "split.protocol=dedup"),
@@ -32,14 +32,14 @@ def test_a_folder_of_each_format_reaches_a_release_that_answers(kind, cluster, t
     write_samples(source, 120, 1, kind)
     words = ("run", "--source", str(source), "--store", store.url, "--ray", cluster, *WORDS, *GIVEN[kind])
     if kind is not SampleFormat.nifti:
-        refused = making.mrcg(*words)
+        refused = factories.mrcg(*words)
         assert refused.returncode == 2
         assert "need a pseudonym key" in refused.stderr
         if kind is SampleFormat.dicom:
             # No name tells: the first file that is read does.
             assert "DICOM files" in refused.stderr
         monkeypatch.setenv(ENVIRONMENT, new_key())
-    done = making.mrcg(*words, "--json")
+    done = factories.mrcg(*words, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["promotion"]["promoted"]
     corpus = Corpus(store.artefact("corpus", read_release(store).corpus))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.making import MRCG, TINY, mrcg
+from tests.factories import MRCG, TINY, mrcg
 
 from mrcg.encoder.spec import HISTORY, read_spec
 from mrcg.evaluation.paper_systems import MARGINS, SYSTEMS, Reproduction, reproduction_markdown

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests import erasing, making
+from tests import erasure_factories, factories
 from tests.unit.cli.test_main import run
 
 from mrcg.api.requests import SearchParams
@@ -65,7 +65,7 @@ def world(ray_run, cluster, tmp_path_factory):
     store = Store(str(folder / "store"))
     source = survey(open_source(str(folder / "scans")))
     # The copy is another place, and a corpus grows from one of the same place.
-    erasing.counted(store, "corpus", read_release(store).corpus, source=source_name(source, None))
+    erasure_factories.counted(store, "corpus", read_release(store).corpus, source=source_name(source, None))
     write_samples(folder / "scans" / "no_tumor" / "new", NEW, seed=9)
     gone = sorted((folder / "scans" / "glioma_tumor").glob("patient-*.png"))[7]
     scans = read_scans(store.artefact("corpus", read_release(store).corpus)).to_pylist()
@@ -73,7 +73,7 @@ def world(ray_run, cluster, tmp_path_factory):
     removed = gone.read_bytes()
     gone.unlink()
     words = ("--source", str(folder / "scans"), "--store", store.url, "--ray", cluster, "--promote", "always", "--json")
-    done = making.mrcg("reindex", *words, timeout=500)
+    done = factories.mrcg("reindex", *words, timeout=500)
     assert done.returncode == 0, done.stderr
     added = sorted((folder / "scans" / "no_tumor" / "new").rglob("*.png"))
     return World(folder / "scans", store, added, removed, ident, json.loads(done.stdout))
@@ -202,10 +202,10 @@ def test_a_new_encoder_makes_a_line_beside_the_one_that_serves(capsys, world, cl
     store, before = world.store, read_release(world.store)
     scan = world.added[0].read_bytes()
     answered = LocalPipeline.open(store).search(scan, SearchParams(k=10))
-    words = ("--source", str(world.source), "--store", store.url, "--ray", cluster, *making.TINY)
+    words = ("--source", str(world.source), "--store", store.url, "--ray", cluster, *factories.TINY)
     quick = ("encoder.epochs=1", "reranker.epochs=1", "compute.encoder_workers=1", "evaluate.bootstrap=100")
     other = [word for one in quick for word in ("--set", one)]
-    done = making.mrcg("run", *words, *other, "--promote", "never", "--json", timeout=500)
+    done = factories.mrcg("run", *words, *other, "--promote", "never", "--json", timeout=500)
     assert done.returncode == 0, done.stderr
     stages = {stage["stage"]: stage for stage in json.loads(done.stdout)["stages"]}
     assert {name for name, stage in stages.items() if not stage["ran"]} == {"ingest", "split"}

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from tests.making import BAD_FILES, TINY, mrcg
+from tests.factories import BAD_FILES, TINY, mrcg
 
 from mrcg.corpus.reader import Corpus, read_quarantine, read_scans
 from mrcg.metrics.report import Report

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from tests import making
+from tests import factories
 
 from mrcg.corpus.reader import Corpus, read_quarantine
 from mrcg.corpus.report import newest_corpus
@@ -27,7 +27,7 @@ FAILING = 0.05
 @pytest.fixture(scope="module")
 def endpoint(tmp_path_factory):
     """URL of an S3 server; the environment names it to this process and to those that it starts."""
-    port = making.free_port()
+    port = factories.free_port()
     words = [sys.executable, "-m", "tests.s3_server", str(port), str(FAILING)]
     server = subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=Path(__file__).parents[2]
@@ -50,7 +50,7 @@ def endpoint(tmp_path_factory):
 
 
 def ingest(source, store):
-    done = making.mrcg("ingest", "--source", source, "--store", store, *SMALL, "--json")
+    done = factories.mrcg("ingest", "--source", source, "--store", store, *SMALL, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)["stages"][0]
 

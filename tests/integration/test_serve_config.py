@@ -11,7 +11,7 @@ import httpx
 import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
-from tests.making import free_port
+from tests.factories import free_port
 
 from mrcg.api.client import Client
 from mrcg.api.requests import SearchParams

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from tests.making import bomb, mrcg
+from tests.factories import bomb, mrcg
 
 from mrcg.api.responses import Hit
 

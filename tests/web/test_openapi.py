@@ -6,7 +6,7 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
-from tests.making import make_release
+from tests.factories import make_release
 from tests.serving import serving
 
 from mrcg.storage.store import Store

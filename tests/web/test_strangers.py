@@ -6,7 +6,7 @@ from pathlib import Path
 import grpc
 import psutil
 import pytest
-from tests.making import make_release
+from tests.factories import make_release
 from tests.serving import ONE_OF_EACH, started
 
 from mrcg.storage.store import Store

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.making import make_release
+from tests.factories import make_release
 from tests.serving import serving
 
 from mrcg.storage.store import Store

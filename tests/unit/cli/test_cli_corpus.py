@@ -5,7 +5,7 @@ import re
 import stat
 
 import pytest
-from tests import making
+from tests import factories
 from tests.unit.cli.test_main import run
 
 from mrcg.config.loading import load_config
@@ -25,10 +25,10 @@ def messy(tmp_path):
     """A folder of phantoms with bad files and copies among them, and a store with its corpus."""
     source, store = tmp_path / "scans", Store(str(tmp_path / "store"))
     write_samples(source, 24, seed=1)
-    making.add_bad_files(source)
-    config = making.tiny_config()
+    factories.add_bad_files(source)
+    config = factories.tiny_config()
     step = plan(config, survey(open_source(str(source))), "none")[0]
-    manifest = making.publish_corpus(store, step, source, config)
+    manifest = factories.publish_corpus(store, step, source, config)
     store.record_run(manifest, {"started": 1.0})
     return source, store
 

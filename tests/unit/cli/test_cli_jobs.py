@@ -1,7 +1,7 @@
 """``mrcg.pipeline.update``: the line behind a release. (``unit/index/test_growth.py`` is about parts of an index.)"""
 
 import pytest
-from tests import making
+from tests import factories
 
 from mrcg.config.loading import with_overrides
 from mrcg.corpus.sources import Source
@@ -28,7 +28,7 @@ def grown(line):
 
 
 def test_the_settings_of_a_release_are_in_its_manifests(line):
-    config = making.tiny_config()
+    config = factories.tiny_config()
     for name in ("ingest", "split", "encoder", "embed", "index", "graph", "reranker", "evaluate", "seed"):
         if name != "encoder":  # its weights are a digest there
             assert getattr(line.config, name) == getattr(config, name), name
@@ -166,7 +166,7 @@ def test_cells_that_an_earlier_growth_did_not_look_at_are_learned_anew(line, kin
 
 
 def test_a_manifest_that_is_gone_or_changed_is_named(scans, store):
-    release = making.make_release(store, scans)
+    release = factories.make_release(store, scans)
     where = f"reports/{release.report}/manifest.json"
     whole = store.read_bytes(where)
     store.write_bytes(where, whole.replace(b'"graph"', b'"grass"').replace(b'"evaluate"', b'"estimate"'))

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests import erasing
-from tests.making import make_release, publish, tiny_config
+from tests import erasure_factories
+from tests.factories import make_release, publish, tiny_config
 
 from mrcg.cli.main import ORDER, main
 from mrcg.corpus.reader import read_scans
@@ -180,7 +180,7 @@ def test_promote_by_hand(capsys, scans, store):
 def first(scans, tmp_path_factory):
     """A store as ``mrcg run`` makes it of a folder that names nobody."""
     store = Store(str(tmp_path_factory.mktemp("first") / "store"))
-    erasing.make_release(store, scans, tiny_config(), None)
+    erasure_factories.make_release(store, scans, tiny_config(), None)
     return store
 
 
@@ -336,15 +336,17 @@ def test_a_patient_is_found_only_with_the_key(capsys, released, signing, monkeyp
     code, _, err = run(capsys, "erase", "--patient", " ")
     assert (code, "--patient is empty: give the patient id as in the source" in " ".join(err.split())) == (2, True)
     monkeypatch.setenv("MRCG_STORE", str(tmp_path / "keyed"))
-    erasing.write_patients(tmp_path / "scans", 16)
-    erasing.make_unreleased(Store(str(tmp_path / "keyed")), tmp_path / "scans", erasing.config_of_patients())
+    erasure_factories.write_patients(tmp_path / "scans", 16)
+    erasure_factories.make_unreleased(
+        Store(str(tmp_path / "keyed")), tmp_path / "scans", erasure_factories.config_of_patients()
+    )
     code, _, err = run(capsys, "erase", "--patient", "JANE", "--here")
     assert code == 2
     assert "was made with this MRCG_PSEUDONYM_KEY: set the key that made the pseudonyms" in " ".join(err.split())
     # Where two keys were used, each finds its own corpora, and is told of the others'.
     other = Pseudonyms(bytes.fromhex("11" * 32))
-    store, config = Store(str(tmp_path / "keyed")), erasing.config_of_patients()
-    erasing.make_unreleased(store, tmp_path / "scans", config, other)
+    store, config = Store(str(tmp_path / "keyed")), erasure_factories.config_of_patients()
+    erasure_factories.make_unreleased(store, tmp_path / "scans", config, other)
     code, out, err = run(capsys, "erase", "--patient", "PH-no_tumor-0-1", "--here")
     assert (code, "4 scans erased, 6 versions removed" in out.replace("\n", " ")) == (0, True)
     assert "not searched, made with other keys: corpus " in " ".join(err.split())
@@ -352,7 +354,7 @@ def test_a_patient_is_found_only_with_the_key(capsys, released, signing, monkeyp
 
 def test_an_image_is_erased_and_its_receipt_holds(capsys, released, signing, tmp_path):
     ident = read_scans(released.artefact("corpus", read_release(released).corpus))["image_id"][5].as_py()
-    person = erasing.person_of(Path(released.root), "image_id", ident)
+    person = erasure_factories.person_of(Path(released.root), "image_id", ident)
     code, _, err = run(capsys, "erase", "--image", "cafe", "--here")
     assert (code, "has an image cafe: `mrcg query` shows ids" in " ".join(err.split())) == (1, True)
     code, out, _ = run(capsys, "erase", "--image", ident, "--here", "--out", tmp_path / "receipt")
@@ -360,7 +362,7 @@ def test_an_image_is_erased_and_its_receipt_holds(capsys, released, signing, tmp
     words = " ".join(out.split())
     assert "1 scans erased, 6 versions removed, release 2 is current" in words
     assert f"receipt: {released.url}/log/receipts/" in out
-    assert erasing.found(Path(released.root), person) == {}
+    assert erasure_factories.found(Path(released.root), person) == {}
     code, again, _ = run(capsys, "erase", "--image", ident, "--here", "--json")
     assert (code, json.loads(again)) == (0, json.loads((tmp_path / "receipt").read_text()))
     code, out, _ = run(capsys, "erase", "--verify", tmp_path / "receipt")
@@ -372,8 +374,8 @@ def test_an_image_is_erased_and_its_receipt_holds(capsys, released, signing, tmp
 
 def test_a_receipt_that_does_not_hold_says_why(capsys, released, signing, tmp_path, monkeypatch):
     store = Store(str(tmp_path / "keyed"))
-    erasing.write_patients(tmp_path / "scans", 16)
-    erasing.make_unreleased(store, tmp_path / "scans", erasing.config_of_patients())
+    erasure_factories.write_patients(tmp_path / "scans", 16)
+    erasure_factories.make_unreleased(store, tmp_path / "scans", erasure_factories.config_of_patients())
     monkeypatch.setenv("MRCG_STORE", store.url)
     monkeypatch.setenv(PSEUDONYM_KEY, bytes(range(32)).hex())
     shutil.copytree(store.root, tmp_path / "backup")

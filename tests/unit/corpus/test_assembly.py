@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
-from tests import making
+from tests import factories
 from tests.unit.imaging.test_raster import encoded, slice_of
 
 from mrcg.corpus import assembly
@@ -13,15 +13,16 @@ from mrcg.storage import schemas
 
 def segment(*files, rules=None):
     contents = {file.key: encoded(slice_of(40 + len(file.key))) for file in files}
-    return making.ingest(list(files), lambda file: contents[file.key], rules or making.rules_of())
+    return factories.ingest(list(files), lambda file: contents[file.key], rules or factories.rules_of())
 
 
 def test_copies_share_a_cluster_across_segments():
     data = encoded(slice_of())
     parts = [
-        making.ingest([SourceFile(key, "", 1, "a")], lambda file: data, making.rules_of()) for key in ("a/1", "a/2")
+        factories.ingest([SourceFile(key, "", 1, "a")], lambda file: data, factories.rules_of())
+        for key in ("a/1", "a/2")
     ]
-    joined, out = making.join(parts, making.rules_of())
+    joined, out = factories.join(parts, factories.rules_of())
     table = schemas.from_parquet(out.content["scans/00000.parquet"])
     assert table.schema == schemas.SCANS
     assert len(set(table["image_id"].to_pylist())) == 2
@@ -31,7 +32,7 @@ def test_copies_share_a_cluster_across_segments():
 
 def test_a_file_listed_twice_is_ingested_once():
     file = SourceFile("1.png", "s", 1)
-    joined, out = making.join([segment(file), segment(file)], making.rules_of())
+    joined, out = factories.join([segment(file), segment(file)], factories.rules_of())
     assert joined.counts["images"] == 1
     refused = schemas.from_parquet(out.content["quarantine/00000.parquet"])
     assert refused["reason"].to_pylist() == ["listed_twice"]
@@ -49,8 +50,8 @@ def test_bad_files_exclude_bad_slices_and_harmless_reasons():
 
 
 def test_without_usable_files_tables_are_empty_and_the_first_reason_is_reported():
-    bad = making.ingest([SourceFile("x", "s", 1)], lambda file: b"words", making.rules_of())
-    joined, out = making.join([bad], making.rules_of())
+    bad = factories.ingest([SourceFile("x", "s", 1)], lambda file: b"words", factories.rules_of())
+    joined, out = factories.join([bad], factories.rules_of())
     assert (joined.counts["images"], joined.bad_files, joined.first_bad) == (0, 1, ("x", "not_an_image"))
     assert schemas.from_parquet(out.content["scans/00000.parquet"]).num_rows == 0
     assert np.array_equal(list(joined.counts["classes"]), [])

@@ -2,7 +2,7 @@ import datetime
 
 import pyarrow as pa
 import pytest
-from tests import making
+from tests import factories
 from tests.unit.imaging.test_raster import encoded, slice_of
 
 from mrcg.config.settings import IngestSettings
@@ -19,7 +19,7 @@ NAMES = Pseudonyms(bytes(32))
 
 def test_bad_files_are_quarantined_with_a_reason_and_good_ones_kept():
     contents = {
-        "a/bomb.png": making.bomb(20_000),
+        "a/bomb.png": factories.bomb(20_000),
         "a/empty.png": b"",
         "a/good.png": encoded(slice_of()),
         "a/good2.png": encoded(slice_of(41)),
@@ -35,8 +35,8 @@ def test_bad_files_are_quarantined_with_a_reason_and_good_ones_kept():
 
     files = [SourceFile(key, "", 1, "a") for key in sorted([*contents, "a/locked.png"])]
     files += [SourceFile("a/gone.png", "missing", -1, "a"), SourceFile("a/huge.png", "", 2**40, "a")]
-    out = making.Files()
-    segment = making.ingest(files, read, making.rules_of(), out)
+    out = factories.Files()
+    segment = factories.ingest(files, read, factories.rules_of(), out)
     assert segment.scans["source_key"].to_pylist() == ["a/good.png", "a/good2.png"]
     (name,) = out.content
     images = schemas.from_parquet(out.content[name])
@@ -60,13 +60,13 @@ def test_pixel_files_roll_over_and_row_groups_are_small():
     settings = IngestSettings(file_bytes=2**16, images_per_row_group=4)
     files = [SourceFile(f"{n}.png", "", 1) for n in range(30)]
     contents = {file.key: encoded(slice_of(100 + n)) for n, file in enumerate(files)}
-    out = making.Files()
-    segment = making.ingest(files, lambda file: contents[file.key], making.rules_of(settings), out)
+    out = factories.Files()
+    segment = factories.ingest(files, lambda file: contents[file.key], factories.rules_of(settings), out)
     assert len(out.content) > 1
     assert [entry.name for entry in segment.files] == sorted(out.content)
     for entry in segment.files:
         data = out.content[entry.name]
-        assert (entry.size, entry.sha256) == (len(data), making.FileEntry.of("", data).sha256)
+        assert (entry.size, entry.sha256) == (len(data), factories.FileEntry.of("", data).sha256)
         parquet = pa.parquet.ParquetFile(pa.BufferReader(data))
         groups = [parquet.metadata.row_group(n).num_rows for n in range(parquet.num_row_groups)]
         assert all(rows == 4 for rows in groups[:-1])
@@ -77,7 +77,7 @@ def test_pixel_files_roll_over_and_row_groups_are_small():
 
 
 def test_a_pixel_file_is_not_published_after_an_error():
-    out = making.Files()
+    out = factories.Files()
 
     def read(file):
         if file.key == "2":
@@ -88,7 +88,9 @@ def test_a_pixel_file_is_not_published_after_an_error():
         pytest.raises(KeyboardInterrupt),
         ImagesWriter(out.open, "x", IngestSettings(images_per_row_group=1)) as images,
     ):
-        ingest_files([SourceFile(str(n), "", 1) for n in range(4)], read, decoded(Facts()), making.rules_of(), images)
+        ingest_files(
+            [SourceFile(str(n), "", 1) for n in range(4)], read, decoded(Facts()), factories.rules_of(), images
+        )
     assert out.content == {}
 
 
@@ -103,13 +105,13 @@ def decoded(facts=FACTS):
 
 
 def one_row(file, rules, facts=FACTS):
-    with ImagesWriter(making.Files().open, "x", rules.settings) as images:
+    with ImagesWriter(factories.Files().open, "x", rules.settings) as images:
         segment = ingest_files([file], lambda _: b"bytes", decoded(facts), rules, images)
     return (segment.scans.to_pylist() or segment.quarantine.to_pylist())[0]
 
 
 def test_identifiers_become_pseudonyms_and_facts_columns():
-    row = one_row(SourceFile("JANE/1.dcm", "s", 1, "JANE"), making.rules_of(pseudonyms=NAMES))
+    row = one_row(SourceFile("JANE/1.dcm", "s", 1, "JANE"), factories.rules_of(pseudonyms=NAMES))
     assert row["patient"] == NAMES.name("patient", "DOE^JANE")
     assert row["study"] == NAMES.name("study", "1.2.3")
     assert row["accession"] == NAMES.name("accession", "A77")
@@ -124,12 +126,12 @@ def test_identifiers_become_pseudonyms_and_facts_columns():
 
 
 def test_with_a_key_only_listed_folders_are_labels():
-    rules = making.rules_of(IngestSettings(classes=("glioma",)), NAMES)
+    rules = factories.rules_of(IngestSettings(classes=("glioma",)), NAMES)
     assert one_row(SourceFile("glioma/1", "s", 1, "glioma"), rules)["label"] == "glioma"
     assert one_row(SourceFile("JANE/1", "s", 1, "JANE"), rules)["label"] is None
     plain = Facts()
-    assert one_row(SourceFile("any/1", "s", 1, "any"), making.rules_of(), plain)["label"] == "any"
-    assert one_row(SourceFile("any/1", "s", 1, "any"), making.rules_of(rules.settings), plain)["label"] is None
+    assert one_row(SourceFile("any/1", "s", 1, "any"), factories.rules_of(), plain)["label"] == "any"
+    assert one_row(SourceFile("any/1", "s", 1, "any"), factories.rules_of(rules.settings), plain)["label"] is None
 
 
 def test_the_manifest_takes_precedence_over_the_file():
@@ -137,7 +139,7 @@ def test_the_manifest_takes_precedence_over_the_file():
         "1", "s", 1, label=None, labelled=True, patient="P1", site="north", plane="sagittal", sequence="T1",
         acquired="2021-05-06",
     )  # fmt: skip
-    row = one_row(said, making.rules_of(pseudonyms=NAMES), Facts(label="glioma", patient="X", plane="axial"))
+    row = one_row(said, factories.rules_of(pseudonyms=NAMES), Facts(label="glioma", patient="X", plane="axial"))
     assert (row["label"], row["site"], row["plane"], row["sequence"], row["year"]) == (
         None,
         "north",
@@ -147,31 +149,31 @@ def test_the_manifest_takes_precedence_over_the_file():
     )
     assert row["patient"] == NAMES.name("patient", "P1")
     stated = SourceFile("1", "s", 1, label="folder")
-    assert one_row(stated, making.rules_of(), Facts(label="glioma"))["label"] == "glioma"
+    assert one_row(stated, factories.rules_of(), Facts(label="glioma"))["label"] == "glioma"
 
 
 def test_a_volume_takes_its_sequence_from_its_name():
     volume = Facts(plane="axial", position=1.0)
-    assert one_row(SourceFile("a/sub-01_T1w.nii.gz", "s", 1), making.rules_of(), volume)["sequence"] == "T1"
+    assert one_row(SourceFile("a/sub-01_T1w.nii.gz", "s", 1), factories.rules_of(), volume)["sequence"] == "T1"
 
 
 def test_identifying_formats_need_a_key():
     data = b"\0" * 128 + b"DICM" + b"\0" * 100
     with pytest.raises(UsageError, match=r"DICOM files identify patients .*mrcg keys new --kind pseudonym"):
-        making.ingest([SourceFile("1", "s", 1)], lambda _: data, making.rules_of())
+        factories.ingest([SourceFile("1", "s", 1)], lambda _: data, factories.rules_of())
 
 
 @pytest.mark.parametrize("kind", [PATIENT, IMAGE, PIXELS])
 def test_suppressed_scans_are_not_stored(kind):
-    file, rules = SourceFile("1", "s", 1), making.rules_of(pseudonyms=NAMES)
+    file, rules = SourceFile("1", "s", 1), factories.rules_of(pseudonyms=NAMES)
     row = one_row(file, rules)
     value = {PATIENT: row["patient"], IMAGE: row["image_id"], PIXELS: row["pixel_hash"]}[kind]
-    out = making.Files()
-    listed = making.rules_of(pseudonyms=NAMES, suppressed=[token(NAMES, kind, value)])
+    out = factories.Files()
+    listed = factories.rules_of(pseudonyms=NAMES, suppressed=[token(NAMES, kind, value)])
     with ImagesWriter(out.open, "x", listed.settings) as images:
         segment = ingest_files([file], lambda _: b"", decoded(), listed, images)
     assert segment.scans.num_rows == 0
     assert out.content == {}
     assert segment.quarantine["reason"].to_pylist() == ["suppressed"]
-    other = making.rules_of(pseudonyms=NAMES, suppressed=[token(None, kind, value)])
+    other = factories.rules_of(pseudonyms=NAMES, suppressed=[token(None, kind, value)])
     assert one_row(file, other)["image_id"] == row["image_id"], "an entry made with another key matches nothing"

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import given
 from hypothesis import strategies as st
-from tests import making
+from tests import factories
 
 from mrcg.corpus import listing
 from mrcg.corpus.listing import (
@@ -48,12 +48,12 @@ def files(count, stamp="s"):
 def written(source, known=()):
     buffer = io.BytesIO()
     known = np.sort(np.array(known, dtype=np.uint64))
-    found = write_listing(source, len(source.files), making.rules_of(), known, HashingFile(buffer))
+    found = write_listing(source, len(source.files), factories.rules_of(), known, HashingFile(buffer))
     return found, pq.ParquetFile(pa.BufferReader(buffer.getvalue()))
 
 
 def keys(parquet, rules=None):
-    return [file.key for file in pages_in(parquet, range(parquet.num_row_groups), rules or making.rules_of())]
+    return [file.key for file in pages_in(parquet, range(parquet.num_row_groups), rules or factories.rules_of())]
 
 
 def test_a_listing_has_every_file_once_in_small_pages():
@@ -108,12 +108,12 @@ def test_known_files_exclude_transient_failures(store, tmp_path):
     write_samples(folder, 4, seed=1)
     (folder / "words.png").write_text("words")
     (folder / "late.png").symlink_to(folder / "not-there-yet.png")
-    config = making.tiny_config()
+    config = factories.tiny_config()
     from mrcg.corpus.sources import open_source
 
     source = open_source(str(folder))
     step = plan(config, survey(source), "none")[0]
-    making.publish_corpus(store, step, folder, config)
+    factories.publish_corpus(store, step, folder, config)
     known = known_files(store.artefact("corpus", step.version))
     there = [file for file in source.walk() if file.key != "late.png"]
     assert set(known.tolist()) == set(file_digests((f.key for f in there), (f.stamp for f in there)).tolist())
@@ -121,15 +121,15 @@ def test_known_files_exclude_transient_failures(store, tmp_path):
 
 def test_a_range_of_pages_is_read(store):
     buffer = io.BytesIO()
-    write_listing(Walk(files(200)), 200, making.rules_of(), np.empty(0, np.uint64), HashingFile(buffer))
+    write_listing(Walk(files(200)), 200, factories.rules_of(), np.empty(0, np.uint64), HashingFile(buffer))
     store.write_bytes("listing.parquet", buffer.getvalue())
-    assert [file.size for file in read_pages(store, "listing.parquet", range(1, 3), making.rules_of())] == list(
+    assert [file.size for file in read_pages(store, "listing.parquet", range(1, 3), factories.rules_of())] == list(
         range(FILES_PER_PAGE, 3 * FILES_PER_PAGE)
     )
 
 
 def test_with_a_key_pages_are_encrypted_and_readable_again():
-    rules = making.rules_of(pseudonyms=Pseudonyms(bytes(32)))
+    rules = factories.rules_of(pseudonyms=Pseudonyms(bytes(32)))
     source, buffer = Walk([SourceFile("JANE-DOE.dcm", "s", 1, patient="DOE^JANE")] * 3), io.BytesIO()
     write_listing(source, 3, rules, np.empty(0, np.uint64), HashingFile(buffer))
     parquet = pq.ParquetFile(pa.BufferReader(buffer.getvalue()))

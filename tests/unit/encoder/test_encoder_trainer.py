@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tests.making import tiny_config
+from tests.factories import tiny_config
 
 from mrcg.encoder.embedder import trunk_features
 from mrcg.encoder.trainer import EncoderTrainer, LabelledImages, leave_one_out_map, new_encoder

@@ -1,8 +1,8 @@
 """An erasure ends whatever lies in the cache of this node, and what is kept there of somebody goes."""
 
 import pytest
-from tests import erasing
-from tests.erasing import SIGNER, eraser, pseudonym
+from tests import erasure_factories
+from tests.erasure_factories import SIGNER, eraser, pseudonym
 
 from mrcg.erasure.records import ErasureTarget, check_receipt
 from mrcg.imaging.samples import SampleFormat, write_samples
@@ -17,7 +17,7 @@ PATIENT_ID = "PH-glioma_tumor-0-1"
 def store(tmp_path):
     write_samples(tmp_path / "scans", 32, 1, SampleFormat.dicom)
     made = Store(str(tmp_path / "store"))
-    erasing.make_unreleased(made, tmp_path / "scans", erasing.config_of_patients())
+    erasure_factories.make_unreleased(made, tmp_path / "scans", erasure_factories.config_of_patients())
     return made
 
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests import erasing, making
+from tests import erasure_factories, factories
 
 from mrcg.corpus.listing import file_digests, known_files
 from mrcg.corpus.reader import Corpus, keep_rows, pixels_writer, read_quarantine, rows_in
@@ -77,7 +77,7 @@ def test_file_has_nothing_of_a_removed_row():
 
 # A corpus ----------------------------------------------------------------------------------------------------------
 
-SETTINGS = ("ingest.file_bytes=65536", *erasing.PATIENTS)
+SETTINGS = ("ingest.file_bytes=65536", *erasure_factories.PATIENTS)
 JANE = "PH-glioma_tumor-0-1"
 
 
@@ -92,13 +92,13 @@ def source(tmp_path_factory):
 
 @pytest.fixture
 def corpus(store, source):
-    config = making.tiny_config(*SETTINGS)
+    config = factories.tiny_config(*SETTINGS)
     step = plan(config, survey(open_source(str(source))), "none")[0]
-    manifest = making.publish_corpus(store, step, source, config, erasing.KEY)
+    manifest = factories.publish_corpus(store, step, source, config, erasure_factories.KEY)
     return Corpus(store.artefact("corpus", manifest.version))
 
 
-def purged(store, base, pseudonyms=erasing.KEY):
+def purged(store, base, pseudonyms=erasure_factories.KEY):
     step = purged_corpus(base.artefact.manifest, list_digest(store))
     with begin(store, "corpus", step.version, step.inputs) as attempt:
         joined = purge_corpus(base.artefact, attempt, pseudonyms)
@@ -111,10 +111,10 @@ def rows_of(corpus):
 
 
 def test_suppressed_scans_are_removed_and_others_unchanged(store, corpus):
-    suppress(store, [token(erasing.KEY, PATIENT, erasing.pseudonym(JANE))])
+    suppress(store, [token(erasure_factories.KEY, PATIENT, erasure_factories.pseudonym(JANE))])
     after = purged(store, corpus)
     before, now = rows_of(corpus), rows_of(after)
-    gone = [one for one, row in before.items() if row["patient"] == erasing.pseudonym(JANE)]
+    gone = [one for one, row in before.items() if row["patient"] == erasure_factories.pseudonym(JANE)]
     assert len(gone) == 4
     assert list(now) == [one for one in before if one not in gone]
     for ident, row in now.items():
@@ -124,8 +124,8 @@ def test_suppressed_scans_are_removed_and_others_unchanged(store, corpus):
 
 
 def test_files_without_suppressed_scans_are_shared_and_others_rewritten(store, corpus):
-    suppress(store, [token(erasing.KEY, PATIENT, erasing.pseudonym(JANE))])
-    theirs = {row["file"] for row in corpus.scans.to_pylist() if row["patient"] == erasing.pseudonym(JANE)}
+    suppress(store, [token(erasure_factories.KEY, PATIENT, erasure_factories.pseudonym(JANE))])
+    theirs = {row["file"] for row in corpus.scans.to_pylist() if row["patient"] == erasure_factories.pseudonym(JANE)}
     after = purged(store, corpus)
     old = corpus.artefact.manifest.folder
     shared = {entry.name for entry in after.artefact.manifest.files if entry.folder == old}
@@ -139,18 +139,24 @@ def test_files_without_suppressed_scans_are_shared_and_others_rewritten(store, c
 def test_file_with_only_suppressed_scans_is_dropped(store, corpus):
     name = corpus.scans["file"][0].as_py()
     mine = [row for row in corpus.scans.to_pylist() if row["file"] == name]
-    suppress(store, [token(erasing.KEY, IMAGE, row["image_id"]) for row in mine])
+    suppress(store, [token(erasure_factories.KEY, IMAGE, row["image_id"]) for row in mine])
     assert name not in purged(store, corpus).artefact.names()
 
 
 def test_images_are_removed_by_id_and_copies_by_pixels(store, corpus):
     one, other = corpus.scans.to_pylist()[3], corpus.scans.to_pylist()[20]
-    suppress(store, [token(erasing.KEY, IMAGE, one["image_id"]), token(erasing.KEY, PIXELS, other["pixel_hash"])])
+    suppress(
+        store,
+        [
+            token(erasure_factories.KEY, IMAGE, one["image_id"]),
+            token(erasure_factories.KEY, PIXELS, other["pixel_hash"]),
+        ],
+    )
     assert set(rows_of(corpus)) - set(rows_of(purged(store, corpus))) == {one["image_id"], other["image_id"]}
 
 
 def test_another_key_removes_nothing(store, corpus):
-    suppress(store, [token(erasing.KEY, PATIENT, erasing.pseudonym(JANE))])
+    suppress(store, [token(erasure_factories.KEY, PATIENT, erasure_factories.pseudonym(JANE))])
     assert len(purged(store, corpus, None)) == len(corpus)
 
 
@@ -173,14 +179,14 @@ def test_quarantine_rows_of_suppressed_scans_are_removed(store, corpus):
     ]
     told = manifest.model_copy(update={"files": tuple(entries)})
     store.write_bytes(f"corpus/{manifest.version}/manifest.json", told.to_bytes())
-    suppress(store, [token(erasing.KEY, PATIENT, gone["patient"])])
+    suppress(store, [token(erasure_factories.KEY, PATIENT, gone["patient"])])
     after = purged(store, Corpus(store.artefact("corpus", manifest.version)))
     assert [row["reason"] for row in read_quarantine(after.artefact).to_pylist()] == ["not_an_image"]
     assert after.artefact.manifest.counts["reasons"] == {"not_an_image": 1}
 
 
 def test_counts_are_new_and_the_source_is_kept(store, corpus):
-    suppress(store, [token(erasing.KEY, PATIENT, erasing.pseudonym(JANE))])
+    suppress(store, [token(erasure_factories.KEY, PATIENT, erasure_factories.pseudonym(JANE))])
     before, after = corpus.artefact.manifest, purged(store, corpus).artefact.manifest
     assert (before.counts["patients"], after.counts["patients"]) == (16, 15)
     assert after.counts["images"] == before.counts["images"] - 4
@@ -191,9 +197,9 @@ def test_counts_are_new_and_the_source_is_kept(store, corpus):
 
 def test_next_ingestion_does_not_know_the_files_of_removed_scans(store, corpus):
     """They must not be known, because a known file has rows that name its patient."""
-    suppress(store, [token(erasing.KEY, PATIENT, erasing.pseudonym(JANE))])
+    suppress(store, [token(erasure_factories.KEY, PATIENT, erasure_factories.pseudonym(JANE))])
     after = purged(store, corpus)
-    gone = [row for row in corpus.scans.to_pylist() if row["patient"] == erasing.pseudonym(JANE)]
+    gone = [row for row in corpus.scans.to_pylist() if row["patient"] == erasure_factories.pseudonym(JANE)]
     theirs = file_digests([row["source_key"] for row in gone], [row["stamp"] for row in gone])
     assert np.isin(theirs, known_files(corpus.artefact)).all()
     assert not np.isin(theirs, known_files(after.artefact)).any()
@@ -203,10 +209,12 @@ def test_next_ingestion_does_not_know_the_files_of_removed_scans(store, corpus):
 def test_unlisted_pixels_are_removed_as_well(store, corpus):
     """The scan left its source: no row names it, but its pixel file was not rewritten."""
     left = corpus.scans.to_pylist()[5]
-    config = making.tiny_config(*SETTINGS)
+    config = factories.tiny_config(*SETTINGS)
     stay = known_files(corpus.artefact)
     stay = stay[~np.isin(stay, file_digests([left["source_key"]], [left["stamp"]]))]
-    joined, out = making.join([], making.rules_of(config.ingest, erasing.KEY, generation=1), corpus.artefact, stay)
+    joined, out = factories.join(
+        [], factories.rules_of(config.ingest, erasure_factories.KEY, generation=1), corpus.artefact, stay
+    )
     with begin(store, "corpus", "0" * 12) as attempt:
         files = [
             entry if entry.folder else attempt.write(entry.name, out.content[entry.name]) for entry in joined.files
@@ -225,7 +233,7 @@ def test_unlisted_pixels_are_removed_as_well(store, corpus):
 
 def test_corpus_with_only_suppressed_scans_becomes_empty(store, corpus):
     patients = set(corpus.scans["patient"].to_pylist())
-    suppress(store, [token(erasing.KEY, PATIENT, one) for one in patients])
+    suppress(store, [token(erasure_factories.KEY, PATIENT, one) for one in patients])
     after = purged(store, corpus)
     assert (len(after), after.artefact.names("images/")) == (0, [])
     assert after.artefact.manifest.counts["classes"] == {}

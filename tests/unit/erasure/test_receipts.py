@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from tests import erasing, making
-from tests.erasing import KEY, SIGNER, copied, eraser, pseudonym, restored
+from tests import erasure_factories, factories
+from tests.erasure_factories import KEY, SIGNER, copied, eraser, pseudonym, restored
 from tests.galleries import published
 
 from mrcg.corpus.ingestion import is_suppressed
@@ -36,7 +36,7 @@ from mrcg.storage.store import Store
 
 JANE, JOE, TWIN, NOBODY = "PH-glioma_tumor-0-1", "PH-no_tumor-2-1", "TWIN", "NOBODY"
 JANES = ErasureTarget(kind=PATIENT, value=pseudonym(JANE))
-CONFIG = erasing.config_of_patients()
+CONFIG = erasure_factories.config_of_patients()
 #: Made from a corpus, and so gone with it; models stay.
 MADE = ("corpus", "embeddings", "graphs", "indexes", "reports", "splits")
 
@@ -53,7 +53,7 @@ def source(tmp_path_factory):
 @pytest.fixture(scope="module")
 def first(source, tmp_path_factory):
     store = Store(str(tmp_path_factory.mktemp("first") / "store"))
-    return store, erasing.make_unreleased(store, source, CONFIG)
+    return store, erasure_factories.make_unreleased(store, source, CONFIG)
 
 
 @pytest.fixture
@@ -64,11 +64,11 @@ def made(first, tmp_path):
 
 
 def jane(store):
-    return erasing.person_of(Path(store.root), "patient", pseudonym(JANE))
+    return erasure_factories.person_of(Path(store.root), "patient", pseudonym(JANE))
 
 
 def found(store, person):
-    return erasing.found(Path(store.root), person)
+    return erasure_factories.found(Path(store.root), person)
 
 
 def twins_left(person, hits):
@@ -153,15 +153,15 @@ def test_an_image_of_a_corpus_with_another_key_is_refused(made, key, which):
 
 def test_image_ingested_without_a_key_is_suppressed_without_one(store, scans):
     """The source is still ingested without a key, even if there is one by now."""
-    config = making.tiny_config()
-    made = erasing.make_unreleased(store, scans, config, None)
+    config = factories.tiny_config()
+    made = erasure_factories.make_unreleased(store, scans, config, None)
     row = read_scans(store.artefact("corpus", made["corpus"])).to_pylist()[4]
-    person = erasing.person_of(Path(store.root), "image_id", row["image_id"])
+    person = erasure_factories.person_of(Path(store.root), "image_id", row["image_id"])
     signed = eraser(store, KEY).erase(ErasureTarget(kind=IMAGE, value=row["image_id"]))
     assert found(store, person) == {}
     assert checked(store, signed).holds
     for key in (None, KEY):
-        assert is_suppressed({**row, "patient": None}, making.rules_of(None, key, suppressed(store)))
+        assert is_suppressed({**row, "patient": None}, factories.rules_of(None, key, suppressed(store)))
     assert eraser(store, KEY).erase(ErasureTarget(kind=IMAGE, value=row["image_id"])) == signed
 
 
@@ -171,7 +171,7 @@ def test_image_ingested_without_a_key_is_suppressed_without_one(store, scans):
 def test_erased_patient_leaves_no_traces_and_others_stay(made):
     store, versions = made
     person = jane(store)
-    assert set(found(store, person)) == {*erasing.WORDS, "fp16", "fp32", "pixels"}
+    assert set(found(store, person)) == {*erasure_factories.WORDS, "fp16", "fp32", "pixels"}
     receipt = eraser(store).erase(JANES).receipt
     left = found(store, person)
     assert twins_left(person, left) == {}
@@ -182,7 +182,9 @@ def test_erased_patient_leaves_no_traces_and_others_stay(made):
     assert pseudonym(JANE) not in patients
     assert len(patients) == 24
     (twin,) = [
-        row for row in erasing.scans_of(store, corpus, "patient", "image_id", "cluster_id") if row[0] == pseudonym(TWIN)
+        row
+        for row in erasure_factories.scans_of(store, corpus, "patient", "image_id", "cluster_id")
+        if row[0] == pseudonym(TWIN)
     ]
     assert twin[1] == twin[2], "whose scan is the same stays, in a cluster with a name of its own"
     assert store.versions("encoders") == [versions["encoders"]], "models are not unlearned"
@@ -192,7 +194,7 @@ def test_image_is_erased_with_all_copies(made):
     store, versions = made
     rows = read_scans(store.artefact("corpus", versions["corpus"])).to_pylist()
     (twin,) = [row for row in rows if row["patient"] == pseudonym(TWIN)]
-    person = erasing.person_of(Path(store.root), "pixel_hash", twin["pixel_hash"])
+    person = erasure_factories.person_of(Path(store.root), "pixel_hash", twin["pixel_hash"])
     assert len(person.words["image_id"]) == 2
     receipt = eraser(store).erase(ErasureTarget(kind=IMAGE, value=twin["image_id"])).receipt
     assert (receipt.scans, receipt.identical_copies_left) == (2, 0)
@@ -215,7 +217,7 @@ def test_repeated_erasure_returns_the_same_receipt(made):
 def test_corpus_without_the_patient_is_unchanged(made, tmp_path):
     store, _ = made
     write_samples(tmp_path / "other", 32, 7, SampleFormat.dicom)
-    other = erasing.make_unreleased(store, tmp_path / "other", CONFIG)
+    other = erasure_factories.make_unreleased(store, tmp_path / "other", CONFIG)
     removed = eraser(store).erase(JANES).receipt.removed_versions
     assert not {f"{kind}/{version}" for kind, version in other.items()} & set(removed)
     assert all(store.has(kind, version) for kind, version in other.items())
@@ -283,7 +285,7 @@ def test_files_of_a_killed_job_are_removed(made):
 
 
 def keys_of(store, versions, patient):
-    rows = erasing.scans_of(store, versions["corpus"], "patient", "source_key")
+    rows = erasure_factories.scans_of(store, versions["corpus"], "patient", "source_key")
     return {key for one, key in rows if one == pseudonym(patient)}
 
 
@@ -291,10 +293,10 @@ def keys_of(store, versions, patient):
 def test_patient_who_left_the_source_earlier_leaves_no_traces(made, swept):
     """Pixels and vectors are still in files that were not rewritten; without the old corpus no table names them."""
     store, versions = made
-    person = erasing.person_of(Path(store.root), "patient", pseudonym(JOE))
-    later = erasing.grown(store, versions, CONFIG, keys_of(store, versions, JOE))
+    person = erasure_factories.person_of(Path(store.root), "patient", pseudonym(JOE))
+    later = erasure_factories.grown(store, versions, CONFIG, keys_of(store, versions, JOE))
     if swept:
-        erasing.swept(store, versions, later)
+        erasure_factories.swept(store, versions, later)
     hits = found(store, person)
     assert {"pixels", "fp16", "fp32"} <= set(hits)
     assert [path for path in hits["fp16"] if path.endswith(".f16")]
@@ -357,7 +359,7 @@ PARTS = {"a whole corpus": "corpus", "an index": "indexes", "embeddings": "embed
 @pytest.mark.parametrize("kind", PARTS.values(), ids=PARTS)
 def test_restored_version_is_detected_and_erased_again(erased, kind):
     store, backup, signed = erased
-    person = erasing.person_of(backup, "patient", pseudonym(JANE))
+    person = erasure_factories.person_of(backup, "patient", pseudonym(JANE))
     version = next(path.name for path in (backup / kind).iterdir() if not path.name.startswith("_"))
     restored(store, backup, f"{kind}/{version}")
     verdict = checked(store, signed)
@@ -390,7 +392,7 @@ def test_scans_from_a_job_started_before_the_erasure_are_detected_and_erased(era
     (tmp_path / "late" / "no_tumor").mkdir(parents=True)
     write_samples(tmp_path / "late", 16, 8, SampleFormat.dicom)
     copied(tmp_path / "late" / "no_tumor" / "P0000" / "S1" / "IM0001", tmp_path / "late" / "no_tumor" / "hers", JANE)
-    erasing.make_unreleased(store, tmp_path / "late", CONFIG)
+    erasure_factories.make_unreleased(store, tmp_path / "late", CONFIG)
     person = jane(store)
     assert len(person.words["image_id"]) == 1
     verdict = checked(store, signed)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 import pytest
-from tests.making import index_of, publish, publish_corpus, tiny_config
+from tests.factories import index_of, publish, publish_corpus, tiny_config
 
 from mrcg.config.settings import Config
 from mrcg.corpus.reader import Corpus

@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from tests.making import tiny_config
+from tests.factories import tiny_config
 from tests.unit.evaluation.conftest import FACTS
 
 from mrcg.corpus.reader import Corpus

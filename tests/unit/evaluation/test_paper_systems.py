@@ -1,5 +1,5 @@
 import pytest
-from tests.making import tiny_config
+from tests.factories import tiny_config
 
 from mrcg.corpus.sources import Source
 from mrcg.evaluation.paper_systems import SYSTEMS, Reproduction, Row, Trial, TrialEpoch, reproduction_markdown

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
-from tests.making import bomb
+from tests.factories import bomb
 
 from mrcg.config.settings import ReadSettings
 from mrcg.errors import ImageError

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from tests.making import strings
+from tests.factories import strings
 
 from mrcg.hashing import digest
 from mrcg.index.layout import (

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.making import tiny_config
+from tests.factories import tiny_config
 
 from mrcg.corpus.sources import Source
 from mrcg.corpus.splits import Fold

@@ -6,7 +6,7 @@ import string
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.making import rules_of
+from tests.factories import rules_of
 
 from mrcg.errors import UsageError
 from mrcg.privacy.pseudonyms import (

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from tests.making import index_of
+from tests.factories import index_of
 
 from mrcg.hashing import digest
 from mrcg.index.distances import exact_distances

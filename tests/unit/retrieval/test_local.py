@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from tests.making import make_release
+from tests.factories import make_release
 
 from mrcg.api.requests import SearchParams
 from mrcg.config.settings import ServeSettings

@@ -5,7 +5,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from tests.making import publish, tiny_config
+from tests.factories import publish, tiny_config
 
 from mrcg.corpus.sources import Source
 from mrcg.errors import AlreadyExistsError, IntegrityError, NotFoundError, StoreError

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.making import MRCG, mrcg
+from tests.factories import MRCG, mrcg
 
 from mrcg.corpus.reader import Corpus, read_quarantine
 from mrcg.corpus.report import newest_corpus
@@ -37,7 +37,7 @@ def columns(store, *names):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("growing") / "scans"
+    folder = tmp_path_factory.mktemp("incremental") / "scans"
     write_samples(folder, IMAGES, seed=1)
     return folder
 

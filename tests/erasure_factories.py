@@ -46,7 +46,7 @@ from mrcg.storage.manifest import derive_version, make_manifest
 from mrcg.storage.store import Store
 from mrcg_jobs.erasure import Eraser, sweep_node_cache
 from mrcg_jobs.runner import run_stages
-from tests import making
+from tests import factories
 
 #: Settings of a source of DICOM phantoms: folders of classes are named where a key is set.
 PATIENTS = (f"ingest.classes=[{','.join(CLASSES)}]", "split.protocol=dedup", "index.kind=ivf_flat")
@@ -175,7 +175,7 @@ def pictures(data: bytes) -> Iterator[bytes]:
 
 def config_of_patients(*more: str) -> Config:
     """Tiny settings for a source of DICOM phantoms; its reports draw many scans."""
-    return making.tiny_config("evaluate.picture_queries=32", *PATIENTS, *more)
+    return factories.tiny_config("evaluate.picture_queries=32", *PATIENTS, *more)
 
 
 def write_patients(folder: Path, images: int, seed: int = 1) -> None:
@@ -184,20 +184,20 @@ def write_patients(folder: Path, images: int, seed: int = 1) -> None:
 
 
 def make_release(store: Store, folder: Path, config: Config, pseudonyms: Pseudonyms | None = KEY) -> Release:
-    """All stages by library calls, as ``making.make_release`` does, of a source that may name patients."""
+    """All stages by library calls, as ``factories.make_release`` does, of a source that may name patients."""
     source = survey(open_source(str(folder)))
     ancestry = ancestry_of(store, config, source, pseudonyms)
     steps = {step.stage.kind: step for step in plan(config, source, "none", ancestry)}
-    making.publish_corpus(store, steps["corpus"], folder, config, pseudonyms)
+    factories.publish_corpus(store, steps["corpus"], folder, config, pseudonyms)
     counted(store, "corpus", steps["corpus"].version, source=source_name(source, pseudonyms))
     table = read_scans(store.artefact("corpus", steps["corpus"].version))
     splits = schemas.to_parquet(make_splits(table, config.split, config.seed))
-    making.publish(store, steps["splits"], {SPLITS: splits}, {"protocol": config.split.protocol})
-    making._models(store, config, steps)
+    factories.publish(store, steps["splits"], {SPLITS: splits}, {"protocol": config.split.protocol})
+    factories._models(store, config, steps)
     encoder = store.artefact("encoders", steps["encoders"].version)
     counted(store, "encoders", encoder.manifest.version, fingerprint=read_spec(encoder)[1])
     report = evaluate(open_inputs(store, steps["reports"]), config.evaluate, {"recall": 1.0, "epochs": 0.0})
-    making.publish(store, steps["reports"], report)
+    factories.publish(store, steps["reports"], report)
     return promote(store, steps["reports"].version, None).release
 
 
@@ -207,21 +207,21 @@ def make_unreleased(store: Store, folder: Path, config: Config, pseudonyms: Pseu
     steps = {
         one.stage.kind: one for one in plan(config, source, "none", ancestry_of(store, config, source, pseudonyms))
     }
-    making.publish_corpus(store, steps["corpus"], folder, config, pseudonyms)
+    factories.publish_corpus(store, steps["corpus"], folder, config, pseudonyms)
     counted(store, "corpus", steps["corpus"].version, source=source_name(source, pseudonyms))
     corpus = Corpus(store.artefact("corpus", steps["corpus"].version))
     splits = schemas.to_parquet(make_splits(corpus.scans, config.split, config.seed))
-    making.publish(store, steps["splits"], {SPLITS: splits}, {"protocol": config.split.protocol})
-    making.publish(store, steps["encoders"], {"model.safetensors": b"weights"}, {"fingerprint": "none"})
+    factories.publish(store, steps["splits"], {SPLITS: splits}, {"protocol": config.split.protocol})
+    factories.publish(store, steps["encoders"], {"model.safetensors": b"weights"}, {"fingerprint": "none"})
     # By their pixels, so that copies have one embedding.
     seeds = [int(one[:8], 16) for one in corpus.scans["pixel_hash"].to_pylist()]
     vectors = np.stack([np.random.default_rng(seed).normal(size=16) for seed in seeds]).astype(np.float16)
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), 16)
     table = pa.table({"image_id": corpus.scans["image_id"], "embedding": column}, schema=schemas.embeddings(16))
-    making.publish(store, steps["embeddings"], making.embeddings_by_file(corpus, table), {"dim": 16})
-    making.publish_index(store, config, steps["indexes"])
+    factories.publish(store, steps["embeddings"], factories.embeddings_by_file(corpus, table), {"dim": 16})
+    factories.publish_index(store, config, steps["indexes"])
     for kind in ("graphs", "rerankers", "reports"):
-        making.publish(store, steps[kind], {"one.json": b"{}"})
+        factories.publish(store, steps[kind], {"one.json": b"{}"})
     return {kind: step.version for kind, step in steps.items()}
 
 
@@ -232,7 +232,7 @@ def grown(store: Store, made: Mapping[str, str], config: Config, left: set[str])
     gone = [row for row in scans.to_pylist() if row["source_key"] in left]
     stay = known[~np.isin(known, file_digests([row["source_key"] for row in gone], [row["stamp"] for row in gone]))]
     generation = int(base.manifest.counts["generation"]) + 1
-    joined, out = making.join([], making.rules_of(config.ingest, KEY, generation=generation), base, stay)
+    joined, out = factories.join([], factories.rules_of(config.ingest, KEY, generation=generation), base, stay)
     found = dict(made)
 
     def step(kind: str, inputs: Mapping[str, str], settings: Mapping[str, Any]) -> Step:
@@ -264,7 +264,7 @@ def swept(store: Store, made: Mapping[str, str], later: Mapping[str, str]) -> No
 
 
 def counted(store: Store, kind: str, version: str, **more: Any) -> None:
-    """Let a manifest count more, or otherwise: the pipeline counts what ``making`` does not."""
+    """Let a manifest count more, or otherwise: the pipeline counts what ``factories`` does not."""
     manifest = store.manifest(kind, version)
     whole = manifest.model_copy(update={"counts": {**manifest.counts, **more}})
     store.write_bytes(f"{kind}/{version}/manifest.json", whole.to_bytes())
@@ -300,7 +300,7 @@ def endings_of(paths: Sequence[str] | set[str]) -> set[str]:
 @contextlib.contextmanager
 def serving(store: Store) -> Iterator[httpx.Client]:
     """A client of ``mrcg serve``, which has to end well on SIGTERM."""
-    words = [making.MRCG, "serve", "--store", store.url, "--port", str(making.free_port()), "--json"]
+    words = [factories.MRCG, "serve", "--store", store.url, "--port", str(factories.free_port()), "--json"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:

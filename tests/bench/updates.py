@@ -1,6 +1,6 @@
 """What it costs to build, search, grow, promote and erase as a gallery grows.
 
-    python -m tests.bench.growth --real STORE/embeddings/VERSION --out docs/bench/growth.json
+    python -m tests.bench.updates --real STORE/embeddings/VERSION --out docs/bench/updates.json
 
 Galleries of 10,000, 100,000 and 1,000,000 scans (tiny pictures, real embeddings enlarged by a mixture, 20 scans a patient,
 2,000 of them labelled) go through the stages as ``mrcg run``, ``mrcg reindex`` and ``mrcg erase`` do, in one process. Models
@@ -265,7 +265,7 @@ def main() -> None:
     )  # fmt: skip
     rows = []
     for count in options.counts:
-        with tempfile.TemporaryDirectory(prefix="bench-growth-") as folder:
+        with tempfile.TemporaryDirectory(prefix="bench-updates-") as folder:
             rows.append(measure(Bench(Store(folder), config, real, count)))
         print(json.dumps(asdict(rows[-1])), flush=True)
         if options.out:
