@@ -19,11 +19,11 @@ from ray.serve.handle import DeploymentHandle
 
 from mrcg.api.requests import EmbeddingQuery, ImageIdQuery, SearchParams
 from mrcg.api.responses import Answer, BatchLine, ImageFacts, QuarantinedFile
+from mrcg.arrays import Mask
 from mrcg.config.settings import ServeSettings
 from mrcg.corpus.assembly import bad_rows
 from mrcg.corpus.reader import Corpus, read_quarantine
 from mrcg.errors import MrcgError, NotFoundError, ReleaseNotLoadedError, StageUnavailableError
-from mrcg.index.distances import Mask
 from mrcg.privacy.tombstones import Tombstones
 from mrcg.retrieval.preprocessing import QueryRules
 from mrcg.retrieval.query import PixelQuery, Query, Subject

@@ -14,10 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 from ray import serve
 
+from mrcg.arrays import Fp16Vectors
 from mrcg.config.settings import Autoscale, ServeSettings
 from mrcg.errors import MrcgError, NotFoundError, ReleaseNotLoadedError, require
 from mrcg.imaging.slices import Grey
@@ -39,13 +39,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Vectors = npt.NDArray[np.float16]
 #: Arguments of one search: the query embedding, the number of neighbours, and the scope.
 NearestQuery = tuple[Embedding, int, Scope]
 #: The same with the context of the request.
 Search = tuple[RequestContext, NearestQuery]
 #: A query embedding and the vectors of its neighbours.
-Graph = tuple[Embedding, Vectors]
+Graph = tuple[Embedding, Fp16Vectors]
 #: What a call returns for each of its items.
 Outcome: TypeAlias = "Result | MrcgError"
 
@@ -291,7 +290,7 @@ class RerankerReplica(_Replica["Reranking"]):
         return await self._run_loaded(contexts, graphs, self._batch)
 
     async def explain(
-        self, contexts: list[RequestContext], explained: list[tuple[Embedding, Vectors, list[int]]]
+        self, contexts: list[RequestContext], explained: list[tuple[Embedding, Fp16Vectors, list[int]]]
     ) -> list[Outcome[Influences]]:
         """Return what influenced the scores of the given neighbours in each graph."""
         return await self._run_loaded(contexts, explained, self._unbatched(_explain))
@@ -306,7 +305,7 @@ def _rerank(reranking: Reranking, graphs: list[Graph]) -> list[Embedding]:
     return reranking.rerank(np.stack(embeddings), list(vectors))
 
 
-def _explain(reranking: Reranking, explained: list[tuple[Embedding, Vectors, list[int]]]) -> list[Influences]:
+def _explain(reranking: Reranking, explained: list[tuple[Embedding, Fp16Vectors, list[int]]]) -> list[Influences]:
     return [reranking.explain(*graph) for graph in explained]
 
 

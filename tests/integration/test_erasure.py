@@ -83,9 +83,8 @@ def ground(keys, cluster, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ground")
     source, store = folder / "scans", Store(str(folder / "store"))
     erasure_factories.write_patients(source, 128)
-    done = factories.mrcg(
-        "run", "--source", str(source), "--store", store.url, "--ray", cluster, *SETTINGS, "--json", timeout=500
-    )
+    words = ("--source", str(source), "--store", store.url, "--ray", cluster, *SETTINGS, "--json")
+    done = factories.mrcg("run", *words, timeout=500)
     assert done.returncode == 0, done.stderr
     key = Pseudonyms(bytes.fromhex((keys / "pseudonym").read_text().strip()))
     # A job that was killed half way: what it had copied is nobody's version, and yet somebody's vectors.

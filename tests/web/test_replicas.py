@@ -10,7 +10,7 @@ from mrcg.config.settings import ServeSettings
 from mrcg.errors import NotFoundError, ReleaseNotLoadedError, StageUnavailableError
 from mrcg.retrieval.merge import HitDetails, ShardHits
 from mrcg.retrieval.query import Scope
-from mrcg.retrieval.search import Facts, RequestContext
+from mrcg.retrieval.search import GalleryFacts, RequestContext
 from mrcg_serve import remote_stages
 from mrcg_serve.remote_stages import RemoteStages
 from mrcg_serve.replicas import run_by_release
@@ -73,7 +73,7 @@ def near(rows, shards=1):
 
 
 def fetched(rows):
-    facts = [Facts(None, None, None, None, "g") for _ in rows]
+    facts = [GalleryFacts(None, None, None, None, "g") for _ in rows]
     return HitDetails([f"i{row}" for row in rows], facts, np.zeros((len(rows), 2), dtype=np.float16))
 
 

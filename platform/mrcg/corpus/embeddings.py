@@ -13,14 +13,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mrcg.arrays import Fp16Vectors, RowNumbers
 from mrcg.corpus.reader import IMAGES
 from mrcg.storage import schemas
 from mrcg.storage.manifest import FileEntry
 from mrcg.storage.store import Artefact, Store
 
 FOLDER = "embeddings/"
-Rows = npt.NDArray[np.int64]
-Vectors = npt.NDArray[np.float16]
 
 
 @dataclass(frozen=True)
@@ -60,12 +59,12 @@ class EmbeddingRows:
 
     artefact: Artefact
     files: Sequence[FileRows]
-    _open: dict[str, Vectors] = field(default_factory=dict, repr=False)
+    _open: dict[str, Fp16Vectors] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return sum(file.rows for file in self.files)
 
-    def blocks(self, rows: Rows, size: int) -> Iterator[Vectors]:
+    def blocks(self, rows: RowNumbers, size: int) -> Iterator[Fp16Vectors]:
         """Yield the vectors of some rows in blocks of at most ``size``; a block is valid only until the next one.
 
         Args:
@@ -90,7 +89,7 @@ class EmbeddingRows:
         if pending is not None:
             yield pending
 
-    def _pieces(self, rows: Rows, size: int) -> Iterator[Vectors]:
+    def _pieces(self, rows: RowNumbers, size: int) -> Iterator[Fp16Vectors]:
         """Yield the vectors of some rows, at most ``size`` at a time and never across two files."""
         start, reads = 0, []
         for file in self.files:
@@ -110,12 +109,12 @@ class EmbeddingRows:
                     consecutive = piece[-1] - piece[0] + 1 == len(piece)
                     yield vectors[piece[0] : piece[-1] + 1] if consecutive else vectors[piece]
 
-    def take(self, rows: Rows) -> Vectors:
+    def take(self, rows: RowNumbers) -> Fp16Vectors:
         """Return the (n, d) vectors of some rows, in any order and with repeats."""
         distinct, places = np.unique(rows, return_inverse=True)
         return np.concatenate(list(self.blocks(distinct, max(1, len(distinct)))))[places]
 
-    def _vectors(self, file: FileRows) -> Vectors:
+    def _vectors(self, file: FileRows) -> Fp16Vectors:
         if file.name not in self._open:
             vectors = vectors_in(read_table(self.artefact, file.name))
             assert len(vectors) == file.rows, f"{file.name} does not have as many rows as the corpus expects"
@@ -129,7 +128,7 @@ def open_embeddings(store: str, version: str, files: tuple[FileRows, ...]) -> Em
     return EmbeddingRows(Store(store).artefact("embeddings", version), files)
 
 
-def vectors_in(table: pa.Table) -> Vectors:
+def vectors_in(table: pa.Table) -> Fp16Vectors:
     """Return the (n, d) vectors of one file's table; a memory-mapped table with a single chunk is not copied."""
     column = table["embedding"]
     # combine_chunks copies even a single chunk.

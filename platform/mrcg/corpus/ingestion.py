@@ -23,7 +23,7 @@ from mrcg.errors import ImageError
 from mrcg.imaging.near_duplicates import difference_hash
 from mrcg.imaging.readers import IDENTIFYING, format_of
 from mrcg.imaging.sequences import sequence_of_text
-from mrcg.imaging.slices import Facts, Reading, Slice, image_id, pixel_hash
+from mrcg.imaging.slices import Reading, ScanFacts, Slice, image_id, pixel_hash
 from mrcg.privacy.pseudonyms import Pseudonyms, missing_key_error
 from mrcg.privacy.suppression import IMAGE, PATIENT, PIXELS, token
 from mrcg.storage import schemas
@@ -241,7 +241,7 @@ def _scan_row(file: SourceFile, image: Slice, rules: Rules) -> dict[str, Any]:
     }
 
 
-def _pseudonymous(file: SourceFile, facts: Facts, pseudonyms: Pseudonyms | None) -> dict[str, Any]:
+def _pseudonymous(file: SourceFile, facts: ScanFacts, pseudonyms: Pseudonyms | None) -> dict[str, Any]:
     """Return the columns made from identifiers: pseudonyms, and the shifted day and true year of acquisition."""
     acquired = datetime.date.fromisoformat(file.acquired) if file.acquired else facts.acquired
     columns: dict[str, Any] = {"year": None if acquired is None else acquired.year}
@@ -260,7 +260,7 @@ def _pseudonymous(file: SourceFile, facts: Facts, pseudonyms: Pseudonyms | None)
     return columns
 
 
-def _label(file: SourceFile, facts: Facts, rules: Rules) -> str | None:
+def _label(file: SourceFile, facts: ScanFacts, rules: Rules) -> str | None:
     """Return the label that the manifest states, else the file, else the folder name if that is known to be a label.
 
     With a key, folder names are labels only if ``ingest.classes`` lists them: folders may be named after patients.
@@ -275,7 +275,7 @@ def _label(file: SourceFile, facts: Facts, rules: Rules) -> str | None:
     return file.label if file.label in classes else None
 
 
-def _sequence_of_name(file: SourceFile, facts: Facts) -> str | None:
+def _sequence_of_name(file: SourceFile, facts: ScanFacts) -> str | None:
     # A NIfTI header does not state the sequence, but file names often do (sub-01_T1w.nii.gz). Only one of four fixed
     # sequence names is stored, nothing else of the file name.
     volume = facts.plane is not None and facts.series is None

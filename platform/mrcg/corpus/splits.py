@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from mrcg.arrays import Mask
 from mrcg.config.settings import SplitSettings
 from mrcg.errors import SourceError
 from mrcg.hashing import draw
@@ -112,9 +113,6 @@ def _empty_part_message(scans: pa.Table, settings: SplitSettings) -> str:
         f"protocol {settings.protocol}: the train or the test part has no labelled scan; "
         "add scans or set another split.protocol (given: folders train and test; folds: folders fold0, fold1, …)"
     )
-
-
-Mask = npt.NDArray[np.bool_]
 
 
 class Split:

@@ -6,24 +6,21 @@ import itertools
 from collections.abc import Callable, Iterable
 
 import numpy as np
-import numpy.typing as npt
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from mrcg.arrays import Fp16Vectors, Fp32Vectors
 from mrcg.encoder.augmentation import augment
 from mrcg.encoder.model import Encoder, to_input
 from mrcg.encoder.spec import WEIGHTS, fingerprint, read_spec
 from mrcg.errors import IntegrityError
 from mrcg.imaging.slices import Grey, resize
 from mrcg.storage.store import Artefact
-from mrcg.training.block_cache import Rows
+from mrcg.training.block_cache import ArrayRows
 
 #: Images resized and embedded at a time; bounds the memory, however many images a file holds.
 CHUNK = 256
-
-Vectors = npt.NDArray[np.float32]
-StoredVectors = npt.NDArray[np.float16]
 
 
 class Embedder:
@@ -56,11 +53,11 @@ class Embedder:
         encoder.load_state_dict(safetensors.torch.load(weights))
         return cls(encoder, expected, device)
 
-    def embed_images(self, images: Iterable[tuple[str, Grey]], batch_size: int = 32) -> tuple[list[str], StoredVectors]:
+    def embed_images(self, images: Iterable[tuple[str, Grey]], batch_size: int = 32) -> tuple[list[str], Fp16Vectors]:
         """Return ids and (n, d) float16 embeddings, as stored, of (id, grey levels) pairs of any image size."""
         return embed_images(self.encoder, images, batch_size, self.device)
 
-    def embed(self, pixels_nss: Grey, batch_size: int = 32) -> Vectors:
+    def embed(self, pixels_nss: Grey, batch_size: int = 32) -> Fp32Vectors:
         """(n, s, s) grey levels -> (n, d) embeddings, not normalised."""
         assert pixels_nss.shape[1:] == (self.input_size, self.input_size), pixels_nss.shape
         return embed_pixels(self.encoder, pixels_nss, batch_size, self.device)
@@ -68,9 +65,9 @@ class Embedder:
 
 def embed_images(
     encoder: Encoder, images: Iterable[tuple[str, Grey]], batch_size: int, device: str
-) -> tuple[list[str], StoredVectors]:
+) -> tuple[list[str], Fp16Vectors]:
     """Return ids and (n, d) float16 embeddings, as stored, of (id, grey levels) pairs of any image size."""
-    remaining, ids, parts = iter(images), list[str](), list[StoredVectors]()
+    remaining, ids, parts = iter(images), list[str](), list[Fp16Vectors]()
     while chunk := list(itertools.islice(remaining, CHUNK)):
         pixels = np.stack([resize(grey, encoder.spec.input_size) for _, grey in chunk])
         ids += [image_id for image_id, _ in chunk]
@@ -78,19 +75,19 @@ def embed_images(
     return ids, np.concatenate(parts)
 
 
-def embed_pixels(encoder: Encoder, pixels_nss: Rows, batch_size: int, device: str) -> Vectors:
+def embed_pixels(encoder: Encoder, pixels_nss: ArrayRows, batch_size: int, device: str) -> Fp32Vectors:
     """(n, s, s) grey levels -> (n, d) float32 embeddings, without gradients."""
     return _in_batches(encoder, pixels_nss, batch_size, device, lambda grey: encoder(to_input(grey))[0])
 
 
-def embed_features(encoder: Encoder, features_nf: Rows, batch_size: int, device: str) -> Vectors:
+def embed_features(encoder: Encoder, features_nf: ArrayRows, batch_size: int, device: str) -> Fp32Vectors:
     """(n, f) trunk features -> (n, d) float32 embeddings, without gradients."""
     return _in_batches(encoder, features_nf, batch_size, device, lambda features: encoder.branches(features)[0])
 
 
 def trunk_features(
-    encoder: Encoder, pixels_nss: Rows, batch_size: int, device: str, augment_seed: int | None = None
-) -> Vectors:
+    encoder: Encoder, pixels_nss: ArrayRows, batch_size: int, device: str, augment_seed: int | None = None
+) -> Fp32Vectors:
     """(n, s, s) grey levels -> (n, f) float32 trunk features; images are augmented if ``augment_seed`` is given."""
     batch_number = 0
 
@@ -102,7 +99,9 @@ def trunk_features(
     return _in_batches(encoder, pixels_nss, batch_size, device, run)
 
 
-def _in_batches(encoder: Encoder, rows: Rows, batch_size: int, device: str, run: Callable[[Tensor], Tensor]) -> Vectors:
+def _in_batches(
+    encoder: Encoder, rows: ArrayRows, batch_size: int, device: str, run: Callable[[Tensor], Tensor]
+) -> Fp32Vectors:
     encoder.eval()
     out: list[Tensor] = []
     with torch.inference_mode():
@@ -113,5 +112,5 @@ def _in_batches(encoder: Encoder, rows: Rows, batch_size: int, device: str, run:
             out.append(run(batch).float().cpu())
     if not out:
         return np.empty((0, encoder.spec.embedding_dim), dtype=np.float32)
-    vectors: Vectors = torch.cat(out).numpy()
+    vectors: Fp32Vectors = torch.cat(out).numpy()
     return vectors

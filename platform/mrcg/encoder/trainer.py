@@ -26,7 +26,7 @@ from mrcg.errors import TrainingError
 from mrcg.hashing import seed_of
 from mrcg.metrics.ranking import mean_average_precision
 from mrcg.training.batches import Indices, shuffled_batches, worker_share
-from mrcg.training.block_cache import Rows
+from mrcg.training.block_cache import ArrayRows
 from mrcg.training.state import LossSum, TrainingState, Worker
 
 #: Image ids that an error message names.
@@ -48,8 +48,8 @@ class LabelledImages:
     ids: Sequence[str]
     labels: Indices
     groups: Sequence[str]
-    pixels: Rows
-    features: tuple[Rows, ...] = ()
+    pixels: ArrayRows
+    features: tuple[ArrayRows, ...] = ()
 
 
 def new_encoder(

@@ -13,8 +13,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mrcg.arrays import Fp16Vectors
 from mrcg.corpus.embeddings import FOLDER as EMBEDDINGS
-from mrcg.corpus.embeddings import Vectors, read_table, vectors_in
+from mrcg.corpus.embeddings import read_table, vectors_in
 from mrcg.corpus.reader import IMAGES, read_scans, rows_in
 from mrcg.corpus.splits import SPLITS
 from mrcg.errors import IntegrityError
@@ -175,7 +176,7 @@ def vector_hashes(store: Store, manifests: Mapping[Key, Manifest | None], images
 
 def _embeddings(
     store: Store, manifests: Mapping[Key, Manifest | None], images: set[str]
-) -> Iterator[tuple[Vectors, npt.NDArray[np.bool_]]]:
+) -> Iterator[tuple[Fp16Vectors, npt.NDArray[np.bool_]]]:
     """Yield the (n, d) vectors of each embedding file, and a mask of those that belong to the images."""
     image_ids = pa.array(sorted(images), pa.string())
     for kind, version in manifests:
@@ -186,7 +187,7 @@ def _embeddings(
                 yield vectors_in(table), pc.is_in(table["image_id"], image_ids).to_numpy()
 
 
-def _hashes(vectors_nd: Vectors) -> Iterator[str]:
+def _hashes(vectors_nd: Fp16Vectors) -> Iterator[str]:
     """Yield the 128-bit BLAKE2b hash of each vector."""
     for start in range(0, len(vectors_nd), BLOCK):
         for row in np.ascontiguousarray(vectors_nd[start : start + BLOCK]):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import safetensors.torch
 
+from mrcg.arrays import Vectors
 from mrcg.corpus.embeddings import embeddings_of
 from mrcg.corpus.reader import IMAGES, Corpus
 from mrcg.corpus.splits import Split
@@ -16,7 +17,7 @@ from mrcg.encoder.spec import read_spec as read_encoder_spec
 from mrcg.errors import require
 from mrcg.evaluation.masking import ScanAttributes, mask_own_hits, masks_own, reachable
 from mrcg.evaluation.paper_systems import Trial, TrialEpoch
-from mrcg.index.distances import Neighbours, Vectors
+from mrcg.index.distances import Neighbours
 from mrcg.metrics.ranking import Relevance
 from mrcg.metrics.report import query_figures
 from mrcg.reranker.graph_table import GraphTable, read_graphs

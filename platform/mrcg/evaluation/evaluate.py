@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from mrcg.arrays import Fp16Vectors
 from mrcg.config.settings import EvaluateSettings
 from mrcg.corpus.embeddings import embeddings_of
 from mrcg.corpus.reader import Corpus
@@ -61,7 +62,6 @@ BATCH = 64
 
 Order = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
-Vectors = npt.NDArray[np.float16]
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class _Scored:
     corpus: Corpus
     split: Split
     scans: ScanAttributes
-    vectors: Vectors
+    vectors: Fp16Vectors
     test: _Part
     validation: _Part
     masked: int

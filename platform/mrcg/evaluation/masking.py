@@ -10,12 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from mrcg.arrays import Codes, Mask
 from mrcg.reranker.graph_table import GraphTable
-
-Codes = npt.NDArray[np.int64]
-Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ def mask_own_hits(graphs: GraphTable, scans: ScanAttributes) -> tuple[GraphTable
     return table, int(own.sum())
 
 
-def reachable(queries: Codes, gallery: Flags, scans: ScanAttributes, mask_own: bool) -> Codes:
+def reachable(queries: Codes, gallery: Mask, scans: ScanAttributes, mask_own: bool) -> Codes:
     """Return how many gallery scans of its own class each query may find, (q,); 0 for a query without a label.
 
     Args:
@@ -81,7 +78,7 @@ def reachable(queries: Codes, gallery: Flags, scans: ScanAttributes, mask_own: b
     return np.array(counts, dtype=np.int64)
 
 
-def count_shared(queries: Flags, gallery: Flags, names: Sequence[str | None]) -> int:
+def count_shared(queries: Mask, gallery: Mask, names: Sequence[str | None]) -> int:
     """Count the query scans that share a name (group, cluster, patient) with a gallery scan; None is no name."""
     codes = _codes(names)
     known = codes >= 0

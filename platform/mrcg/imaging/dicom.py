@@ -19,11 +19,11 @@ from mrcg.config.settings import ReadSettings
 from mrcg.errors import ImageError, MissingExtraError, require
 from mrcg.imaging.sequences import normal_of, plane_of, sequence_of_text, sequence_of_times
 from mrcg.imaging.slices import (
-    Facts,
     Grey,
     Levels,
     Reading,
     Refusal,
+    ScanFacts,
     Slice,
     check_size,
     check_spacing,
@@ -268,14 +268,14 @@ def _non_padding(stored: npt.NDArray[Any], dataset: Dataset) -> npt.NDArray[np.b
     return None if mask.all() or not mask.any() else mask
 
 
-def _facts(view: _Frame) -> Facts:
+def _facts(view: _Frame) -> ScanFacts:
     dataset = view.dataset
     orientation = view.numbers("PlaneOrientationSequence", "ImageOrientationPatient")
     origin = view.numbers("PlanePositionSequence", "ImagePositionPatient")
     normal = normal_of(orientation)
     spacing = view.numbers("PixelMeasuresSequence", "PixelSpacing")
     check_spacing(spacing)
-    return Facts(
+    return ScanFacts(
         patient=_text(dataset, "PatientID"),
         study=_text(dataset, "StudyInstanceUID"),
         series=_text(dataset, "SeriesInstanceUID"),

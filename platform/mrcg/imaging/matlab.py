@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from mrcg.config.settings import ReadSettings
 from mrcg.errors import ImageError, MissingExtraError, require
-from mrcg.imaging.slices import Facts, Reading, Slice, check_size, finish, stretch
+from mrcg.imaging.slices import Reading, ScanFacts, Slice, check_size, finish, stretch
 
 #: Class of each label number of the data set.
 LABELS = {1: "meningioma", 2: "glioma", 3: "pituitary"}
@@ -42,7 +42,7 @@ def read_matlab(data: bytes, settings: ReadSettings) -> Reading:
     if label not in LABELS:
         raise ImageError("unknown_label", f"cjdata.label is not one of {', '.join(map(str, LABELS))}")
     grey = finish(stretch(image.astype(np.float32)), settings)
-    return Reading([Slice(grey, 0, Facts(label=LABELS[label], patient=patient))])
+    return Reading([Slice(grey, 0, ScanFacts(label=LABELS[label], patient=patient))])
 
 
 def read_folds(data: bytes) -> list[int]:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from mrcg.config.settings import ReadSettings
 from mrcg.errors import ImageError, require
 from mrcg.imaging.sequences import PLANES
-from mrcg.imaging.slices import Facts, Grey, Reading, Refusal, Slice, check_size, check_spacing, finish, stretch
+from mrcg.imaging.slices import Grey, Reading, Refusal, ScanFacts, Slice, check_size, check_spacing, finish, stretch
 
 #: Decompressed bytes of a header that are enough to detect the format.
 _HEADER_BYTES = 544
@@ -122,7 +122,7 @@ def _slices(volume: Grey, spacing: tuple[float, ...], settings: ReadSettings) ->
         for number in _select_slices(volume, axis, settings):
             frame = PLANES.index(plane) * 100_000 + number
             row_spacing = spacing[1] if plane == "axial" else spacing[2]
-            facts = Facts(plane=plane, position=number * spacing[axis], spacing=row_spacing)
+            facts = ScanFacts(plane=plane, position=number * spacing[axis], spacing=row_spacing)
             try:
                 grey = finish(_to_image(np.take(volume, number, axis=axis)), settings)
             except ImageError as error:

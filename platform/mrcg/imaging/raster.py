@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mrcg.config.settings import ReadSettings
 from mrcg.errors import ImageError
-from mrcg.imaging.slices import Facts, Grey, Reading, Slice, check_size, finish, stretch
+from mrcg.imaging.slices import Grey, Reading, ScanFacts, Slice, check_size, finish, stretch
 
 #: Formats that Pillow tries; the file name does not matter.
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP")
@@ -24,7 +24,7 @@ def read_raster(data: bytes, settings: ReadSettings) -> Reading:
     Raises:
         ImageError: not_an_image, too_many_pixels, too_small, truncated, unreadable, not_finite or blank.
     """
-    return Reading([Slice(finish(_to_grey(_open(data, settings)), settings), 0, Facts())])
+    return Reading([Slice(finish(_to_grey(_open(data, settings)), settings), 0, ScanFacts())])
 
 
 def _open(data: bytes, settings: ReadSettings) -> Image.Image:

@@ -1,7 +1,7 @@
 """The output of every reader: grey slices with the few header facts that are kept (`docs/corpus.md#de-identification`).
 
-Identifiers in ``Facts`` are still raw. They exist only in memory: `mrcg.privacy.pseudonyms` turns them into pseudonyms
-before anything is written.
+Identifiers in ``ScanFacts`` are still raw. They exist only in memory: `mrcg.privacy.pseudonyms` turns them into
+pseudonyms before anything is written.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PERCENTILES = (0.5, 99.5)
 
 
 @dataclass(frozen=True)
-class Facts:
+class ScanFacts:
     """Facts about a slice from an allow-list of header fields; None where the file does not state the fact.
 
     Attributes:
@@ -61,7 +61,7 @@ class Slice:
 
     pixels: Grey
     frame: int
-    facts: Facts
+    facts: ScanFacts
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mrcg.arrays import Distances, RowNumbers, Vectors
 from mrcg.errors import require
-
-Vectors = npt.NDArray[np.floating[Any]]
-Rows = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
-Distances = npt.NDArray[np.float32]
 
 #: Vectors held in memory as float32 at a time while a gallery is scanned.
 BLOCK = 65_536
@@ -28,7 +23,7 @@ class Neighbours:
         distances_qk: (q, k) squared L2, inf where the row is -1.
     """
 
-    rows_qk: Rows
+    rows_qk: RowNumbers
     distances_qk: Distances
 
 
@@ -68,7 +63,7 @@ def exact_distances(queries_qd: Vectors, vectors_qcd: Vectors) -> Distances:
     return distances_to(queries_qd, vectors_qcd.reshape(-1, dim), rows)
 
 
-def distances_to(queries_qd: Vectors, vectors_nd: Vectors, rows_qc: Rows) -> Distances:
+def distances_to(queries_qd: Vectors, vectors_nd: Vectors, rows_qc: RowNumbers) -> Distances:
     """Return the (q, c) distances of ``exact_distances`` to rows of ``vectors_nd``, without a copy; inf for row -1."""
     faiss, (count, candidates) = require("faiss"), rows_qc.shape
     queries, vectors = (np.ascontiguousarray(array, dtype=np.float32) for array in (queries_qd, vectors_nd))
@@ -81,7 +76,7 @@ def distances_to(queries_qd: Vectors, vectors_nd: Vectors, rows_qc: Rows) -> Dis
     return out
 
 
-def nearest(rows_qc: Rows, distances_qc: Distances, k: int) -> Neighbours:
+def nearest(rows_qc: RowNumbers, distances_qc: Distances, k: int) -> Neighbours:
     """Return the k nearest candidates, ties ordered by gallery row; row -1 is padding. Always k columns."""
     missing = k - rows_qc.shape[1]
     if missing <= 0 and rows_qc.min(initial=0) >= 0 and (distances_qc[:, 1:] > distances_qc[:, :-1]).all():
@@ -94,7 +89,7 @@ def nearest(rows_qc: Rows, distances_qc: Distances, k: int) -> Neighbours:
     return Neighbours(np.take_along_axis(rows_qc, order, 1), np.take_along_axis(distances_qc, order, 1))
 
 
-def _by_distance(rows_qc: Rows, distances_qc: Distances) -> Rows:
+def _by_distance(rows_qc: RowNumbers, distances_qc: Distances) -> RowNumbers:
     """Return the (q, c) order of candidates by distance, ties by gallery row."""
     order = np.argsort(distances_qc, axis=1)
     ordered = np.take_along_axis(distances_qc, order, 1)
@@ -112,7 +107,7 @@ def merge(parts: list[Neighbours], k: int) -> Neighbours:
     return nearest(rows, distances, k)
 
 
-def exact_search(queries_qd: Vectors, vectors_nd: Vectors, k: int) -> Rows:
+def exact_search(queries_qd: Vectors, vectors_nd: Vectors, k: int) -> RowNumbers:
     """Return the (q, k) nearest rows by brute force, ties ordered by row; -1 where there are fewer than k vectors."""
     queries = np.ascontiguousarray(queries_qd, dtype=np.float32)
     best: Neighbours | None = None
@@ -128,7 +123,7 @@ def exact_search(queries_qd: Vectors, vectors_nd: Vectors, k: int) -> Rows:
 SLACK = 16
 
 
-def scan(queries_qd: npt.NDArray[np.float32], block_nd: npt.NDArray[np.float32], k: int) -> Rows:
+def scan(queries_qd: npt.NDArray[np.float32], block_nd: npt.NDArray[np.float32], k: int) -> RowNumbers:
     """Return (q, c) rows of a block that include the k nearest of each query, c <= k + SLACK."""
     count = min(k + SLACK, len(block_nd))
     if len(queries_qd) > _QUERY_BATCH:
@@ -154,18 +149,18 @@ _DIRECT_BATCH = 32
 _QUERY_BATCH, _VECTOR_BATCH = 1024, 8192
 
 
-def _direct_knn(queries_qd: npt.NDArray[np.float32], block_nd: npt.NDArray[np.float32], count: int) -> Rows:
+def _direct_knn(queries_qd: npt.NDArray[np.float32], block_nd: npt.NDArray[np.float32], count: int) -> RowNumbers:
     """Return the (q, count) nearest rows by the distances of ``exact_distances``."""
     # With larger batches FAISS itself would switch to matrix products.
     knn, starts = require("faiss").knn, range(0, len(queries_qd), _DIRECT_BATCH)
     batches = [knn(queries_qd[start : start + _DIRECT_BATCH], block_nd, count)[1] for start in starts]
-    rows: Rows = np.concatenate(batches) if batches else np.empty((0, count), dtype=np.int64)
+    rows: RowNumbers = np.concatenate(batches) if batches else np.empty((0, count), dtype=np.int64)
     return rows
 
 
 def matmul_knn(
     queries_qd: npt.NDArray[np.float32], vectors_nd: npt.NDArray[np.float32], count: int
-) -> tuple[Distances, Rows]:
+) -> tuple[Distances, RowNumbers]:
     """Return the (q, count) smallest |q|² + |x|² - 2qx, ascending, and their rows; exact up to rounding.
 
     FAISS 1.15 multiplies matrices only for more than 500 queries of 256 dimensions, and is four times slower for fewer.
@@ -202,7 +197,7 @@ def recall_with_ties(found: Neighbours, exact: Neighbours) -> float:
     return float(hits.sum() / exists.sum()) if exists.any() else 1.0
 
 
-def recall_at(found: Rows, exact: Rows) -> float:
+def recall_at(found: RowNumbers, exact: RowNumbers) -> float:
     """Return the share of exact neighbours that a search found, by row: both (q, k), -1 is padding."""
     hits = total = 0
     for found_rows, exact_rows in zip(found, exact, strict=True):

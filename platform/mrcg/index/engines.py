@@ -14,10 +14,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from mrcg.arrays import Distances, Fp32Vectors, Mask, RowNumbers
 from mrcg.errors import require
 from mrcg.index import faiss_backend
-from mrcg.index.distances import Distances, Mask, Rows, nearest, scan, widen
-from mrcg.index.faiss_backend import Faiss, Queries
+from mrcg.index.distances import nearest, scan, widen
+from mrcg.index.faiss_backend import Faiss
 from mrcg.index.layout import Shape
 from mrcg.index.part import Part
 from mrcg.index.vectors import StoredVectors
@@ -36,7 +37,7 @@ class Candidates:
         exact_qc: (q, c) exact squared L2.
     """
 
-    positions_qc: Rows
+    positions_qc: RowNumbers
     rough_qc: Distances
     exact_qc: Distances
 
@@ -44,7 +45,7 @@ class Candidates:
 class Engine(Protocol):
     """Finds the candidates of queries."""
 
-    def candidates(self, queries_qd: Queries, count: int, allowed: Mask | None, nprobe_or_ef: int) -> Candidates:
+    def candidates(self, queries_qd: Fp32Vectors, count: int, allowed: Mask | None, nprobe_or_ef: int) -> Candidates:
         """Return up to ``count`` candidates of each query, each at most once; ``allowed`` is a mask over positions."""
         ...
 
@@ -66,7 +67,7 @@ class _JoinedEngine:
     def __init__(self, shape: Shape, index: Faiss, stored: StoredVectors) -> None:
         self._shape, self._index, self._stored = shape, index, stored
 
-    def candidates(self, queries_qd: Queries, count: int, allowed: Mask | None, nprobe_or_ef: int) -> Candidates:
+    def candidates(self, queries_qd: Fp32Vectors, count: int, allowed: Mask | None, nprobe_or_ef: int) -> Candidates:
         if self._shape.kind == "flat" and allowed is None:
             positions = scan(queries_qd, faiss_backend.flat_vectors(self._index), count)
             near = nearest(positions, faiss_backend.flat_distances(self._index, queries_qd, positions), count)
@@ -86,13 +87,13 @@ class _JoinedEngine:
 class _GraphEngine:
     """Searches the HNSW graph of each part and puts the candidates of all graphs side by side."""
 
-    def __init__(self, shape: Shape, graphs: Sequence[tuple[Faiss, Rows]]) -> None:
+    def __init__(self, shape: Shape, graphs: Sequence[tuple[Faiss, RowNumbers]]) -> None:
         self._shape = shape
         self._graphs = [
             (index, positions, (positions >= 0), _in_order(positions)) for index, positions in graphs if len(positions)
         ]
 
-    def candidates(self, queries_qd: Queries, count: int, allowed: Mask | None, nprobe_or_ef: int) -> Candidates:
+    def candidates(self, queries_qd: Fp32Vectors, count: int, allowed: Mask | None, nprobe_or_ef: int) -> Candidates:
         results = [
             self._of_graph(number, queries_qd, count, allowed, nprobe_or_ef) for number in range(len(self._graphs))
         ]
@@ -109,7 +110,7 @@ class _GraphEngine:
         )
 
     def _of_graph(
-        self, number: int, queries_qd: Queries, count: int, allowed: Mask | None, nprobe_or_ef: int
+        self, number: int, queries_qd: Fp32Vectors, count: int, allowed: Mask | None, nprobe_or_ef: int
     ) -> Candidates:
         index, positions, live, in_order = self._graphs[number]
         mask = None if allowed is None and live.all() else live if allowed is None else live & allowed[positions]
@@ -138,7 +139,7 @@ def _joined_index(shape: Shape, parts: Sequence[Part], stored: StoredVectors, ma
     part_lists = [_list_ids(part, shape.lists) for part in parts]
     width, lists = part_lists[0][1], faiss.ArrayInvertedLists(shape.lists, part_lists[0][1])
     # For each list and part, the rank of each of the part's entries in the joined list, -1 for a deleted row.
-    ranks: list[list[Rows]] = []
+    ranks: list[list[RowNumbers]] = []
     for number in range(shape.lists):
         entries = [by_id[ids[number]] for (ids, _), by_id in zip(part_lists, positions, strict=True)]
         # Sorted by position, as if one index had been filled with all rows.
@@ -157,12 +158,12 @@ def _joined_index(shape: Shape, parts: Sequence[Part], stored: StoredVectors, ma
     return faiss_backend.make_searchable(index, shape)
 
 
-def _in_order(positions: Rows) -> bool:
+def _in_order(positions: RowNumbers) -> bool:
     """Return whether a part's rows are at positions 0, 1, 2, …, so that no look-up is needed."""
     return bool((positions == np.arange(len(positions))).all())
 
 
-def _list_ids(part: Part, count: int) -> tuple[list[Rows], int]:
+def _list_ids(part: Part, count: int) -> tuple[list[RowNumbers], int]:
     """Return the ids in each inverted list of a part, and the bytes of a code.
 
     The part's index is closed again on return: each has its own copy of the cells, so only one is open at a time.
@@ -173,7 +174,7 @@ def _list_ids(part: Part, count: int) -> tuple[list[Rows], int]:
     return [_view(lists.get_ids, number, lists.list_size(number)).copy() for number in range(count)], lists.code_size
 
 
-def _copy_codes(part: Part, target: Faiss, ranks: Sequence[Rows], width: int) -> Faiss:
+def _copy_codes(part: Part, target: Faiss, ranks: Sequence[RowNumbers], width: int) -> Faiss:
     """Copy the codes of a part to their ranks in the joined lists; return the part's index."""
     assert part.load is not None
     faiss, index = require("faiss"), part.load(True)

@@ -13,13 +13,13 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from mrcg.arrays import Distances, Fp32Vectors, Mask, RowNumbers
 from mrcg.errors import require
-from mrcg.index.distances import MATMUL_QUERIES, Distances, Mask, Rows, matmul_knn
+from mrcg.index.distances import MATMUL_QUERIES, matmul_knn
 from mrcg.index.layout import Shape
 
 log = logging.getLogger(__name__)
 
-Queries = npt.NDArray[np.float32]
 #: A FAISS index; FAISS's Python classes have no type annotations.
 Faiss = Any
 
@@ -147,7 +147,7 @@ def make_searchable(index: Faiss, shape: Shape) -> Faiss:
     return index
 
 
-def is_centroid(trained: Faiss, shape: Shape, vectors_nd: Queries) -> npt.NDArray[np.bool_]:
+def is_centroid(trained: Faiss, shape: Shape, vectors_nd: Fp32Vectors) -> npt.NDArray[np.bool_]:
     """Return an (n,) mask of the vectors that equal the centroid of a coarse cell."""
     if not len(vectors_nd):
         return np.zeros(0, dtype=bool)
@@ -161,8 +161,8 @@ def is_centroid(trained: Faiss, shape: Shape, vectors_nd: Queries) -> npt.NDArra
 
 
 def candidates(
-    index: Faiss, shape: Shape, queries_qd: Queries, count: int, allowed: Mask | None, nprobe_or_ef: int
-) -> tuple[Distances, Rows]:
+    index: Faiss, shape: Shape, queries_qd: Fp32Vectors, count: int, allowed: Mask | None, nprobe_or_ef: int
+) -> tuple[Distances, RowNumbers]:
     """Return (q, count) distances as this kind computes them, and ids; id -1 where fewer were found.
 
     Args:
@@ -189,8 +189,8 @@ def candidates(
 
 
 def _search_ivf(
-    index: Faiss, shape: Shape, queries_qd: Queries, count: int, nprobe: int, selector: Faiss
-) -> tuple[Distances, Rows]:
+    index: Faiss, shape: Shape, queries_qd: Fp32Vectors, count: int, nprobe: int, selector: Faiss
+) -> tuple[Distances, RowNumbers]:
     faiss = require("faiss")
     if shape.kind == "opq_ivf_pq":
         queries_qd = index.chain.at(0).apply(queries_qd)
@@ -208,18 +208,20 @@ def _search_ivf(
     return distances, ids
 
 
-def centroids(ivf: Faiss) -> Queries:
+def centroids(ivf: Faiss) -> Fp32Vectors:
     """Return the (lists, d) centroids of the coarse cells, a view that is valid only as long as the index."""
     return flat_vectors(require("faiss").downcast_index(ivf.quantizer))
 
 
-def flat_vectors(flat: Faiss) -> Queries:
+def flat_vectors(flat: Faiss) -> Fp32Vectors:
     """Return the (n, d) vectors of a flat index, a view that is valid only as long as the index."""
-    vectors: Queries = require("faiss").rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(flat.ntotal, flat.d)
+    vectors: Fp32Vectors = (
+        require("faiss").rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(flat.ntotal, flat.d)
+    )
     return vectors
 
 
-def flat_distances(flat: Faiss, queries_qd: Queries, ids_qc: Rows) -> Distances:
+def flat_distances(flat: Faiss, queries_qd: Fp32Vectors, ids_qc: RowNumbers) -> Distances:
     """Return the (q, c) exact squared L2 to vectors of a flat index, as ``exact_distances`` does; inf for id -1."""
     pointer = require("faiss").swig_ptr
     queries, ids = np.ascontiguousarray(queries_qd), np.ascontiguousarray(ids_qc)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from mrcg.index.distances import Mask, Neighbours, Vectors
+from mrcg.arrays import Mask, Vectors
+from mrcg.index.distances import Neighbours
 from mrcg.index.sharded_index import ShardedIndex
 
 #: (rows,) the group of each gallery row, numbered from 0.

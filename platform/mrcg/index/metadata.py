@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mrcg.index.distances import Mask, Rows
+from mrcg.arrays import Mask, RowNumbers
 from mrcg.storage import schemas
 
 
@@ -51,33 +51,33 @@ class Gallery:
     def __init__(self, tables: Sequence[pa.Table]) -> None:
         table = pa.concat_tables(tables) if tables else schemas.ROWS.empty_table()
         self.table = table.filter(pc.is_valid(table["row"])).sort_by("row").combine_chunks()
-        self.rows: Rows = self.table["row"].to_numpy()
+        self.rows: RowNumbers = self.table["row"].to_numpy()
         self.size = int(self.rows[-1]) + 1 if len(self.rows) else 0
         self._complete = self.size == len(self.rows)
 
     def __len__(self) -> int:
         return self.size
 
-    def ids(self, rows: Rows) -> list[str]:
+    def ids(self, rows: RowNumbers) -> list[str]:
         """Return the image ids of rows."""
         return self.values("image_id", rows)
 
-    def values(self, column: str, rows: Rows) -> list[Any]:
+    def values(self, column: str, rows: RowNumbers) -> list[Any]:
         """Return the values of a column of ``schemas.ROWS`` for rows, None where unknown."""
         column_values: list[Any] = self.table[column].take(pa.array(self._positions(rows))).to_pylist()
         return column_values
 
-    def _positions(self, rows: Rows) -> npt.NDArray[np.int64]:
+    def _positions(self, rows: RowNumbers) -> npt.NDArray[np.int64]:
         if self._complete:
             return rows
         positions = np.searchsorted(self.rows, rows)
         assert (self.rows[positions] == rows).all(), "a row is deleted or its shard is not open"
         return positions
 
-    def rows_of(self, image_ids: Sequence[str]) -> Rows:
+    def rows_of(self, image_ids: Sequence[str]) -> RowNumbers:
         """Return the rows of images, in the order given; images that are not open here are left out."""
         positions = pc.index_in(pa.array(image_ids, pa.string()), value_set=self.table["image_id"].combine_chunks())
-        rows: Rows = self.rows[positions.drop_null().to_numpy()]
+        rows: RowNumbers = self.rows[positions.drop_null().to_numpy()]
         return rows
 
     def codes(self, column: str) -> npt.NDArray[np.int64]:

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from mrcg.arrays import Mask, RowNumbers
 from mrcg.index import faiss_backend
-from mrcg.index.distances import Mask, Rows
 from mrcg.index.faiss_backend import Faiss
 from mrcg.index.layout import PartFacts, Shape, part_files
 
@@ -38,7 +38,7 @@ class Part:
         self.load = load
         self.vectors_nd = vectors_nd
         self.table = rows
-        self.rows: Rows = rows["row"].fill_null(-1).to_numpy()
+        self.rows: RowNumbers = rows["row"].fill_null(-1).to_numpy()
         self.live: Mask = self.rows >= 0
 
     def __len__(self) -> int:

@@ -8,20 +8,9 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from mrcg.arrays import Fp32Vectors, Mask, RowNumbers, Vectors
 from mrcg.errors import IntegrityError
-from mrcg.index.distances import (
-    BLOCK,
-    SLACK,
-    Mask,
-    Neighbours,
-    Rows,
-    Vectors,
-    distances_to,
-    merge,
-    nearest,
-    scan,
-    widen,
-)
+from mrcg.index.distances import BLOCK, SLACK, Neighbours, distances_to, merge, nearest, scan, widen
 from mrcg.index.engines import Candidates, assemble
 from mrcg.index.layout import FACTS, IndexFacts, Shape
 from mrcg.index.metadata import Gallery
@@ -38,8 +27,6 @@ HNSW_SLACK = 4
 MAX_FILTER_FACTOR = 16
 #: Queries searched for together.
 BATCH = 256
-
-Queries = npt.NDArray[np.float32]
 
 
 class ShardedIndex:
@@ -141,7 +128,7 @@ class ShardedIndex:
             results.append(Candidates(self._rows(result.positions_qc), result.rough_qc, result.exact_qc))
         return results
 
-    def _candidates(self, queries: Queries, k: int, mask: Mask | None, nprobe_or_ef: int) -> Candidates:
+    def _candidates(self, queries: Fp32Vectors, k: int, mask: Mask | None, nprobe_or_ef: int) -> Candidates:
         count = candidate_count(self.shape, k)
         if self.shape.kind == "hnsw":  # a search keeps only ef_search candidates, and keeping more takes longer
             count = min(k + HNSW_SLACK, max(k, nprobe_or_ef))
@@ -149,7 +136,7 @@ class ShardedIndex:
         count = max(1, min(count, len(self._stored)))
         return self._engine.candidates(queries, count, mask, nprobe_or_ef)
 
-    def _completed(self, near: Neighbours, queries: Queries, expected: int, mask: Mask | None) -> Neighbours:
+    def _completed(self, near: Neighbours, queries: Fp32Vectors, expected: int, mask: Mask | None) -> Neighbours:
         # An approximate search may find fewer than exist: such queries are scanned, never answered with too few.
         short = np.flatnonzero((near.rows_qk >= 0).sum(axis=1) < expected)
         if len(short):
@@ -157,7 +144,7 @@ class ShardedIndex:
             near.rows_qk[short], near.distances_qk[short] = exact.rows_qk, exact.distances_qk
         return near
 
-    def _scan(self, queries: Queries, k: int, mask: Mask | None) -> Neighbours:
+    def _scan(self, queries: Fp32Vectors, k: int, mask: Mask | None) -> Neighbours:
         """Return the positions of the k nearest allowed rows, by brute force over the exact vectors."""
         best, floats = _no_neighbours(len(queries), k), np.empty((0, self.shape.dim), dtype=np.float32)
         for positions in self._blocks(mask):
@@ -169,7 +156,7 @@ class ShardedIndex:
             best = merge([best, nearest(np.where(local >= 0, positions[local], -1), distances, k)], k)
         return best
 
-    def _blocks(self, mask: Mask | None) -> Iterator[Rows]:
+    def _blocks(self, mask: Mask | None) -> Iterator[RowNumbers]:
         positions = np.arange(len(self._stored)) if mask is None else np.flatnonzero(mask)
         for start in range(0, len(positions), BLOCK):
             yield positions[start : start + BLOCK]
@@ -181,7 +168,7 @@ class ShardedIndex:
         """
         return self._with_rows([self._scan(batch, k, None) for batch in _batches(queries_qd)], k)
 
-    def vectors(self, rows: Rows) -> npt.NDArray[np.float16]:
+    def vectors(self, rows: RowNumbers) -> npt.NDArray[np.float16]:
         """Return (..., d) stored embeddings of gallery rows; zeros for -1 and for rows that are deleted or not open."""
         flat, known = rows.reshape(-1), self._stored.rows
         positions = np.searchsorted(known, flat)
@@ -191,7 +178,7 @@ class ShardedIndex:
         out[present] = self._stored.fp16(positions[present])
         return out.reshape(*rows.shape, self.shape.dim)
 
-    def _rows(self, positions: Rows) -> Rows:
+    def _rows(self, positions: RowNumbers) -> RowNumbers:
         return positions if self._stored.in_order else np.where(positions >= 0, self._stored.rows[positions], -1)
 
     def _with_rows(self, results: Sequence[Neighbours], k: int) -> Neighbours:
@@ -214,7 +201,7 @@ def _no_neighbours(count: int, k: int) -> Neighbours:
     return nearest(np.empty((count, 0), np.int64), np.empty((count, 0), np.float32), k)
 
 
-def _batches(queries_qd: Vectors) -> Iterator[Queries]:
+def _batches(queries_qd: Vectors) -> Iterator[Fp32Vectors]:
     queries = np.ascontiguousarray(queries_qd, dtype=np.float32)
     for start in range(0, len(queries), BATCH):
         yield queries[start : start + BATCH]

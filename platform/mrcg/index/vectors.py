@@ -8,14 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from mrcg.arrays import Distances, Fp32Vectors, RowNumbers
 from mrcg.errors import require
-from mrcg.index.distances import Distances, Rows
 from mrcg.index.part import Part
 
 #: Vectors decoded at a time: at usual widths they fit into the cache of a core.
 BLOCK = 1024
-
-Queries = npt.NDArray[np.float32]
 
 
 class _Buffers(threading.local):
@@ -46,7 +44,7 @@ class StoredVectors:
         rows = np.concatenate([np.empty(0, np.int64), *(part.rows for part in parts)])
         order = np.argsort(rows, kind="stable")
         order = order[np.searchsorted(rows[order], 0) :]
-        self.rows: Rows = rows[order]
+        self.rows: RowNumbers = rows[order]
         self.in_order = not len(order) or int(self.rows[-1]) == len(order) - 1
         starts = np.cumsum([0, *(len(part) for part in parts)])
         self._owner = (np.searchsorted(starts, order, side="right") - 1).astype(np.int32)
@@ -59,14 +57,14 @@ class StoredVectors:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def positions_of(self, number: int) -> Rows:
+    def positions_of(self, number: int) -> RowNumbers:
         """Return the (n,) position of each row of a part, -1 where the row is deleted."""
         positions = np.full(len(self._parts[number]), -1, dtype=np.int64)
         owned = np.flatnonzero(self._owner == number)
         positions[self._local[owned]] = owned
         return positions
 
-    def fp16(self, positions: Rows) -> npt.NDArray[np.float16]:
+    def fp16(self, positions: RowNumbers) -> npt.NDArray[np.float16]:
         """Return the (n, d) vectors at positions."""
         gathered = np.empty((len(positions), self.dim), dtype=np.float16)
         order = self._gather(positions, gathered)
@@ -76,7 +74,7 @@ class StoredVectors:
         out[order] = gathered
         return out
 
-    def distances(self, queries_qd: Queries, positions_qc: Rows) -> Distances:
+    def distances(self, queries_qd: Fp32Vectors, positions_qc: RowNumbers) -> Distances:
         """Return the (q, c) exact squared L2 of each query to its own positions; inf for -1.
 
         The result equals that of ``exact_distances`` to the last bit.
@@ -103,7 +101,7 @@ class StoredVectors:
             )
         return out
 
-    def _gather(self, positions: Rows, out_nd: npt.NDArray[np.float16]) -> Rows | None:
+    def _gather(self, positions: RowNumbers, out_nd: npt.NDArray[np.float16]) -> RowNumbers | None:
         """Copy the vectors at positions into ``out_nd``, part by part.
 
         Returns:

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from mrcg.arrays import RowNumbers
 from mrcg.corpus.embeddings import EmbeddingRows
 from mrcg.errors import TrainingError
 from mrcg.execution.executor import Executor, Progress
 from mrcg.hashing import seed_of
 from mrcg.index import faiss_backend
-from mrcg.index.distances import BLOCK, Rows, widen
+from mrcg.index.distances import BLOCK, widen
 from mrcg.index.layout import FACTS, TRAINED, IndexFacts, part_files
 from mrcg.index_build.build_plan import BuildPlan, IndexWork, plan_build
 from mrcg.index_build.compaction import recall_outdated
@@ -125,7 +126,7 @@ class _BuildPart:
         if store.exists(marker := work.marker(name)):
             return _read_marker(store, marker)
         faiss_backend.use_threads(work.threads or (1 if shape.kind == "hnsw" else 0))
-        rows: Rows = np.load(io.BytesIO(store.read_bytes(work.rows(name))), allow_pickle=False)
+        rows: RowNumbers = np.load(io.BytesIO(store.read_bytes(work.rows(name))), allow_pickle=False)
         files = part_files(name)
         index = None
         if shape.kind == "hnsw":
@@ -151,7 +152,7 @@ class _BuildPart:
         return _write_marker(store, marker, [vectors.entry(files.vectors), *entries])
 
 
-def _floats(embeddings: EmbeddingRows, rows: Rows, dim: int) -> npt.NDArray[np.float32]:
+def _floats(embeddings: EmbeddingRows, rows: RowNumbers, dim: int) -> npt.NDArray[np.float32]:
     """Return the (n, d) vectors of strictly ascending rows as float32."""
     out, start = np.empty((len(rows), dim), dtype=np.float32), 0
     for block in embeddings.blocks(rows, 2**14):

@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mrcg.arrays import RowNumbers
 from mrcg.config.settings import IndexSettings
 from mrcg.corpus.embeddings import EmbeddingRows, FileRows, files_of, open_embeddings
 from mrcg.corpus.reader import read_scans
 from mrcg.index import faiss_backend
-from mrcg.index.distances import Rows
 from mrcg.index.layout import (
     TRAINED,
     IndexFacts,
@@ -202,14 +202,14 @@ def _current_parts(base: Artefact, old: IndexFacts, image_ids: pa.ChunkedArray) 
     return parts
 
 
-def current_rows(image_ids: pa.Array, table: pa.Table) -> Rows:
+def current_rows(image_ids: pa.Array, table: pa.Table) -> RowNumbers:
     """Return the (n,) current gallery row of each row of a part's table, -1 where the scan is deleted.
 
     Args:
         image_ids: of all current scans, in the order of gallery rows.
         table: of ``schemas.ROWS``, with the gallery rows of an earlier version.
     """
-    before: Rows = pc.fill_null(table["row"], -1).to_numpy()
+    before: RowNumbers = pc.fill_null(table["row"], -1).to_numpy()
     part_ids = table["image_id"].combine_chunks()
     if before.max(initial=-1) < len(image_ids) and image_ids.take(pa.array(before, mask=before < 0)).equals(part_ids):
         return before  # usually no row has moved, and looking up each id takes ten times as long
@@ -230,7 +230,7 @@ def _deleted_is_centroid(base: Artefact, old: IndexFacts, image_ids: pa.ChunkedA
     return False
 
 
-def _new_rows(parts: Sequence[KeptPart], facts: IndexFacts, scans: pa.Table) -> dict[int, Rows]:
+def _new_rows(parts: Sequence[KeptPart], facts: IndexFacts, scans: pa.Table) -> dict[int, RowNumbers]:
     """Return the rows that no part holds, by shard."""
     missing = np.ones(scans.num_rows, dtype=bool)
     for part in parts:
@@ -250,7 +250,7 @@ def _named(parts: Sequence[NewPart], generation: int) -> dict[str, NewPart]:
     return named
 
 
-def _with_live(facts: PartFacts, rows: Rows) -> PartFacts:
+def _with_live(facts: PartFacts, rows: RowNumbers) -> PartFacts:
     return facts.model_copy(update={"live": int((rows >= 0).sum())})
 
 
@@ -260,14 +260,14 @@ def _shared_files(shape: Shape, part: str) -> tuple[str, ...]:
     return (files.vectors,) if shape.kind == "flat" else (files.index, files.vectors)
 
 
-def _write_list(store: Store, path: str, rows: Rows) -> None:
+def _write_list(store: Store, path: str, rows: RowNumbers) -> None:
     sink = io.BytesIO()
     np.save(sink, rows, allow_pickle=False)
     store.write_bytes(path, sink.getvalue())
 
 
 def _write_rows(
-    work: IndexWork, store: Store, base: Artefact | None, table: pa.Table, rows_of: Mapping[str, Rows]
+    work: IndexWork, store: Store, base: Artefact | None, table: pa.Table, rows_of: Mapping[str, RowNumbers]
 ) -> list[FileEntry]:
     """Write the table of rows of each part, except where the version that is updated has the same bytes."""
     entries: list[FileEntry] = []
@@ -290,7 +290,7 @@ def _write_rows(
     return entries
 
 
-def take_rows(table: pa.Table, rows: Rows) -> pa.Table:
+def take_rows(table: pa.Table, rows: RowNumbers) -> pa.Table:
     """Return rows of a table, all null where a row is -1."""
     if len(rows) and rows[0] >= 0 and (np.diff(rows) == 1).all():
         return table.slice(rows[0], len(rows))  # without a copy

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mrcg.index.distances import Rows
+from mrcg.arrays import RowNumbers
 from mrcg.index.layout import PartFacts
 
 #: An index is trained again when it has more than this many times the vectors it was trained on.
@@ -23,7 +23,7 @@ class KeptPart:
     """An existing part, with the current gallery rows of its rows; -1 where one is deleted."""
 
     facts: PartFacts
-    rows: Rows
+    rows: RowNumbers
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class NewPart:
     """The gallery rows, ascending, of a part of a shard that is to be built."""
 
     shard: int
-    rows: Rows
+    rows: RowNumbers
 
 
 def plan_parts(
-    parts: Sequence[KeptPart], new_rows: Mapping[int, Rows], compact_above: float, purge: bool
+    parts: Sequence[KeptPart], new_rows: Mapping[int, RowNumbers], compact_above: float, purge: bool
 ) -> tuple[list[KeptPart], list[NewPart]]:
     """Decide which parts of an index are kept and which are built.
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from mrcg.arrays import Fp16Vectors
 from mrcg.hashing import seed_of
 from mrcg.reranker.graph_table import GraphTable
 
 #: Maximum number of scans that a transform is fitted on.
 MAX_FIT_SCANS = 20_000
 
-Vectors = npt.NDArray[np.float16]
 Floats = npt.NDArray[np.float64]
 
 
@@ -33,7 +33,7 @@ class SimilarityTransform:
     source_d: Floats
     target_d: Floats
 
-    def apply(self, vectors_nd: npt.NDArray[np.floating]) -> Vectors:
+    def apply(self, vectors_nd: npt.NDArray[np.floating]) -> Fp16Vectors:
         """Return (n, d) vectors mapped into the target space, as float16."""
         mapped = self.scale * (vectors_nd.astype(np.float64) - self.source_d) @ self.rotation_dd + self.target_d
         return mapped.astype(np.float16)
@@ -57,8 +57,8 @@ def fit_similarity(vectors_nd: npt.NDArray[np.floating], targets_nd: npt.NDArray
 
 
 def cross_fitted(
-    vectors_nd: Vectors, folds: Sequence[tuple[Vectors, GraphTable]], seed: int
-) -> tuple[Vectors, GraphTable]:
+    vectors_nd: Fp16Vectors, folds: Sequence[tuple[Fp16Vectors, GraphTable]], seed: int
+) -> tuple[Fp16Vectors, GraphTable]:
     """Return the embeddings of all encoders in one array, and the graphs of all folds with rows into that array.
 
     Args:

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from mrcg.arrays import RowNumbers
 from mrcg.corpus.embeddings import files_of, open_embeddings
 from mrcg.corpus.reader import read_scans
 from mrcg.corpus.splits import Fold, Split
 from mrcg.execution.executor import Executor, Progress
 from mrcg.index import faiss_backend
-from mrcg.index.distances import Neighbours, Rows, merge
+from mrcg.index.distances import Neighbours, merge
 from mrcg.index.sharded_index import ShardedIndex, read_facts
 from mrcg.reranker.graph_table import graph_table
 from mrcg.reranker.neighbours import codes_of, largest_group, without_own_group
@@ -79,11 +80,11 @@ class GraphQueries:
     """
 
     parts: tuple[str, ...]
-    rows: Rows
+    rows: RowNumbers
     part_numbers: np.ndarray[tuple[int], np.dtype[np.int8]]
     gallery: np.ndarray[tuple[int], np.dtype[np.bool_]]
-    groups: Rows
-    labels: Rows
+    groups: RowNumbers
+    labels: RowNumbers
     extra: int
     shards: tuple[int, ...]
     index_bytes: int

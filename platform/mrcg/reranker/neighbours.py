@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-from mrcg.index.distances import Mask, Neighbours, Rows, nearest
+from mrcg.arrays import Codes, Mask, RowNumbers
+from mrcg.index.distances import Neighbours, nearest
 from mrcg.index.sharded_index import ShardedIndex
 
-Codes = npt.NDArray[np.int64]
 
-
-def neighbour_lists(index: ShardedIndex, queries: Rows, allowed: Mask, n: int, exclude_own_group: bool) -> Neighbours:
+def neighbour_lists(
+    index: ShardedIndex, queries: RowNumbers, allowed: Mask, n: int, exclude_own_group: bool
+) -> Neighbours:
     """Return the n nearest allowed images of each query image.
 
     Args:
@@ -34,7 +34,7 @@ def neighbour_lists(index: ShardedIndex, queries: Rows, allowed: Mask, n: int, e
     return without_own_group(near, queries, groups, n)
 
 
-def largest_group(groups: Codes, queries: Rows, allowed: Mask) -> int:
+def largest_group(groups: Codes, queries: RowNumbers, allowed: Mask) -> int:
     """Return the size, among the allowed images, of the largest group of any query: the most that may be excluded."""
     if not len(queries):
         return 0
@@ -42,7 +42,7 @@ def largest_group(groups: Codes, queries: Rows, allowed: Mask) -> int:
     return int(sizes[groups[queries]].max())
 
 
-def without_own_group(near: Neighbours, queries: Rows, groups: Codes, n: int) -> Neighbours:
+def without_own_group(near: Neighbours, queries: RowNumbers, groups: Codes, n: int) -> Neighbours:
     """Return the n nearest neighbours of each query that are not in its own group."""
     excluded = (groups[near.rows_qk] == groups[queries][:, None]) | (near.rows_qk < 0)
     distances = np.where(excluded, np.float32(np.inf), near.distances_qk).astype(np.float32)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mrcg.retrieval.search import Facts, SearchHits
+from mrcg.retrieval.search import GalleryFacts, SearchHits
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class HitDetails:
     """Everything that an answer needs of n gallery rows: n ids and facts, and (n, d) vectors."""
 
     image_ids: list[str]
-    facts: list[Facts]
+    facts: list[GalleryFacts]
     vectors_nd: npt.NDArray[np.float16]
 
 
@@ -108,7 +108,7 @@ def assemble_hits(
         fetched: details of the rows of ``rows_to_fetch`` by part, in the same order; None where there are no rows.
     """
     positions = [iter(range(0 if details is None else len(details.image_ids))) for details in fetched]
-    ids, facts, vectors = list[str](), list[Facts](), list[npt.NDArray[np.float16]]()
+    ids, facts, vectors = list[str](), list[GalleryFacts](), list[npt.NDArray[np.float16]]()
     for place in places:
         details, position = fetched[place.part], next(positions[place.part])
         assert details is not None

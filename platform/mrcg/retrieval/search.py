@@ -18,9 +18,9 @@ import numpy.typing as npt
 
 from mrcg.api.requests import ImageIdQuery
 from mrcg.api.responses import Answer, Explained, Explanation, Hit, Influence, Node
+from mrcg.arrays import Mask
 from mrcg.errors import StageUnavailableError
 from mrcg.imaging.slices import Grey
-from mrcg.index.distances import Mask
 from mrcg.reranker.influence import Influences
 from mrcg.retrieval.query import Embedding, PixelQuery, Query, Scope, VectorQuery
 
@@ -70,7 +70,7 @@ class AllowAll:
 
 
 @dataclass(frozen=True)
-class Facts:
+class GalleryFacts:
     """Metadata of a gallery image, None where unknown."""
 
     label: str | None
@@ -95,7 +95,7 @@ class SearchHits:
     """
 
     image_ids: list[str]
-    facts: list[Facts]
+    facts: list[GalleryFacts]
     distances: list[float]
     vectors_nd: npt.NDArray[np.float16]
     nearest: float | None

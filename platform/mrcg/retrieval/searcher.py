@@ -11,20 +11,21 @@ import numpy as np
 import numpy.typing as npt
 
 from mrcg.api.requests import GroupBy
+from mrcg.arrays import Mask
 from mrcg.errors import NotFoundError
-from mrcg.index.distances import Mask, Neighbours
+from mrcg.index.distances import Neighbours
 from mrcg.index.group_search import Groups, groups_from_codes, search_groups
 from mrcg.index.metadata import Where
 from mrcg.index.sharded_index import ShardedIndex, read_facts
 from mrcg.privacy.tombstones import Tombstones, entry_of
 from mrcg.retrieval.merge import HitDetails, ShardHits, hits_of_one_part
 from mrcg.retrieval.query import Embedding, Scope
-from mrcg.retrieval.search import Facts, RequestContext, SearchHits
+from mrcg.retrieval.search import GalleryFacts, RequestContext, SearchHits
 from mrcg.storage.store import Store
 
 #: Number of filter masks that are cached; one takes 1 MB per million images.
 CACHED_FILTERS = 32
-#: Columns of ``schemas.ROWS`` in the order of the fields of ``Facts``.
+#: Columns of ``schemas.ROWS`` in the order of the fields of ``GalleryFacts``.
 FACT_COLUMNS = ("label", "plane", "sequence", "site", "group_id")
 #: Column that identifies the group of an image.
 GROUP_COLUMNS = {"patient": "group_id", "study": "study"}
@@ -96,7 +97,7 @@ class Searcher:
         """Return everything that an answer needs for rows that ``near`` returned."""
         gallery, row_array = self.index.gallery, np.array(rows, dtype=np.int64)
         columns = [gallery.values(name, row_array) for name in FACT_COLUMNS]
-        facts = list(starmap(Facts, zip(*columns, strict=True)))
+        facts = list(starmap(GalleryFacts, zip(*columns, strict=True)))
         return HitDetails(gallery.ids(row_array), facts, self.index.vectors(row_array))
 
     def _open_rows(self, allowed: Mask | None) -> Mask | None:

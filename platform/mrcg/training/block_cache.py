@@ -16,7 +16,7 @@ from mrcg.storage.store import Store
 BLOCK_BYTES = 32 * 2**20
 
 
-class Rows(Protocol):
+class ArrayRows(Protocol):
     """Rows that training reads: an array in memory or memory-mapped blocks."""
 
     def __len__(self) -> int:

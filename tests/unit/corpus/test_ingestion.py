@@ -9,7 +9,7 @@ from mrcg.config.settings import IngestSettings
 from mrcg.corpus.ingestion import ImagesWriter, ingest_files
 from mrcg.corpus.sources import SourceFile
 from mrcg.errors import UsageError
-from mrcg.imaging.slices import Facts, Reading, Slice, image_id, pixel_hash
+from mrcg.imaging.slices import Reading, ScanFacts, Slice, image_id, pixel_hash
 from mrcg.privacy.pseudonyms import Pseudonyms
 from mrcg.privacy.suppression import IMAGE, PATIENT, PIXELS, token
 from mrcg.storage import schemas
@@ -89,12 +89,12 @@ def test_a_pixel_file_is_not_published_after_an_error():
         ImagesWriter(out.open, "x", IngestSettings(images_per_row_group=1)) as images,
     ):
         ingest_files(
-            [SourceFile(str(n), "", 1) for n in range(4)], read, decoded(Facts()), factories.rules_of(), images
+            [SourceFile(str(n), "", 1) for n in range(4)], read, decoded(ScanFacts()), factories.rules_of(), images
         )
     assert out.content == {}
 
 
-FACTS = Facts(
+FACTS = ScanFacts(
     label=None, patient="DOE^JANE", study="1.2.3", series="1.2.3.4", instance="1.2.3.4.5", accession="A77", plane="axial",
     sequence="T2", acquired=datetime.date(2020, 3, 1), position=12.5, spacing=0.5,
 )  # fmt: skip
@@ -129,7 +129,7 @@ def test_with_a_key_only_listed_folders_are_labels():
     rules = factories.rules_of(IngestSettings(classes=("glioma",)), NAMES)
     assert one_row(SourceFile("glioma/1", "s", 1, "glioma"), rules)["label"] == "glioma"
     assert one_row(SourceFile("JANE/1", "s", 1, "JANE"), rules)["label"] is None
-    plain = Facts()
+    plain = ScanFacts()
     assert one_row(SourceFile("any/1", "s", 1, "any"), factories.rules_of(), plain)["label"] == "any"
     assert one_row(SourceFile("any/1", "s", 1, "any"), factories.rules_of(rules.settings), plain)["label"] is None
 
@@ -139,7 +139,7 @@ def test_the_manifest_takes_precedence_over_the_file():
         "1", "s", 1, label=None, labelled=True, patient="P1", site="north", plane="sagittal", sequence="T1",
         acquired="2021-05-06",
     )  # fmt: skip
-    row = one_row(said, factories.rules_of(pseudonyms=NAMES), Facts(label="glioma", patient="X", plane="axial"))
+    row = one_row(said, factories.rules_of(pseudonyms=NAMES), ScanFacts(label="glioma", patient="X", plane="axial"))
     assert (row["label"], row["site"], row["plane"], row["sequence"], row["year"]) == (
         None,
         "north",
@@ -149,11 +149,11 @@ def test_the_manifest_takes_precedence_over_the_file():
     )
     assert row["patient"] == NAMES.name("patient", "P1")
     stated = SourceFile("1", "s", 1, label="folder")
-    assert one_row(stated, factories.rules_of(), Facts(label="glioma"))["label"] == "glioma"
+    assert one_row(stated, factories.rules_of(), ScanFacts(label="glioma"))["label"] == "glioma"
 
 
 def test_a_volume_takes_its_sequence_from_its_name():
-    volume = Facts(plane="axial", position=1.0)
+    volume = ScanFacts(plane="axial", position=1.0)
     assert one_row(SourceFile("a/sub-01_T1w.nii.gz", "s", 1), factories.rules_of(), volume)["sequence"] == "T1"
 
 

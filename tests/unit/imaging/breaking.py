@@ -10,11 +10,11 @@ import numpy as np
 
 from mrcg.errors import ImageError
 from mrcg.imaging import isolated_reader
-from mrcg.imaging.slices import Facts, Reading, Slice
+from mrcg.imaging.slices import Reading, ScanFacts, Slice
 
 SECRET = "JANE^DOE"
 #: The reading of any file that is not a command.
-READ = Reading([Slice(np.arange(400, dtype=np.uint8).reshape(20, 20), 3, Facts(plane="axial"))])
+READ = Reading([Slice(np.arange(400, dtype=np.uint8).reshape(20, 20), 3, ScanFacts(plane="axial"))])
 
 
 def breaking_read(data, settings):

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mrcg.retrieval.merge import HitDetails, ShardHits, assemble_hits, merge_hits, rows_to_fetch
-from mrcg.retrieval.search import Facts
+from mrcg.retrieval.search import GalleryFacts
 
 
 def near(rows, distances, groups=None, shards=1):
@@ -11,7 +11,7 @@ def near(rows, distances, groups=None, shards=1):
 
 
 def fetched(rows):
-    facts = [Facts(None, None, None, None, f"g{row}") for row in rows]
+    facts = [GalleryFacts(None, None, None, None, f"g{row}") for row in rows]
     return HitDetails([f"i{row}" for row in rows], facts, np.array(rows, dtype=np.float16)[:, None])
 
 

@@ -10,7 +10,7 @@ from mrcg.errors import StageUnavailableError
 from mrcg.reranker.influence import Influences
 from mrcg.retrieval.local import _run_sync
 from mrcg.retrieval.query import PixelQuery, Query, VectorQuery
-from mrcg.retrieval.search import AllowAll, Facts, RequestContext, SearchHits, SearchSettings, answer
+from mrcg.retrieval.search import AllowAll, GalleryFacts, RequestContext, SearchHits, SearchSettings, answer
 
 SETTINGS = SearchSettings(neighbours=4, ood_threshold=10.0, rerank_reserve_ms=50)
 
@@ -40,7 +40,7 @@ class Stages:
         self.scope = scope
         names = [f"id{i}" for i in range(self.found)]
         distances = [self.nearest + i for i in range(self.found)]
-        facts = [Facts(label, "axial", "T1", "north", f"g{i}") for i, label in enumerate("abab"[: self.found])]
+        facts = [GalleryFacts(label, "axial", "T1", "north", f"g{i}") for i, label in enumerate("abab"[: self.found])]
         vectors = np.zeros((self.found, 3), dtype=np.float16)
         return SearchHits(names, facts, distances, vectors, self.nearest, 90, 40, self.shards, 4)
 
