@@ -124,6 +124,7 @@ def test_the_wheel_holds_packages_and_recipes(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     for wanted in (
         "mrcg/cli/main.py",
+        "mrcg/index_build/costs.json",
         "mrcg_jobs/runner.py",
         "mrcg_serve/app.py",
         *(f"mrcg/recipes/{name}.yaml" for name in recipe_names()),
