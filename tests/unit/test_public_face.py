@@ -56,3 +56,8 @@ def test_the_names_of_type_checkers_are_those_of_the_module():
     assert set(stated) | {"__version__"} == set(mrcg.__all__)
     for name, module in stated.items():
         assert getattr(sys.modules[module], name) is getattr(mrcg, name)
+
+
+def test_the_help_loads_nothing_heavy():
+    code = "import sys; sys.argv = ['mrcg', '--help']; from mrcg.cli.main import main\ntry: main()\nexcept SystemExit: pass"
+    assert loaded_by(f"{code}\nprint('#')")[-1] == "#"

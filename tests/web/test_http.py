@@ -51,7 +51,7 @@ def test_a_search_returns_ten_hits_with_release_and_times(http, scan):
         (None, {"k": 10_000}, 422, "invalid_request", "k = 10000: ask for 1 to 20 hits"),
         (None, {"k": "many"}, 422, "invalid_request", "k: Input should be a valid integer"),
         (b"not an image", {}, 422, "image_not_an_image", "PNG, JPEG, TIFF, WEBP, BMP"),
-        (b"", {}, 422, "image_empty", "no bytes"),
+        (b"", {}, 422, "image_empty", "the file is empty"),
         (bomb(20_000), {}, 413, "image_too_many_pixels", "the limit is 64,000,000 pixels"),
         (bytes(60 * 2**20), {}, 413, "too_many_bytes", "the limit of 52,428,800 bytes"),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,9 +15,11 @@ from mrcg.config.loading import load_config
 from mrcg.config.settings import Config
 from mrcg.errors import UsageError
 from mrcg.evaluation.paper_systems import SYSTEMS, Reproduction, System, reproduction_markdown
-from mrcg.releases.release import Gate, Promotion, promote
-from mrcg.storage.store import Store
-from mrcg_jobs.runner import StageResult, plan_steps, run_stages, steps_of
+
+# `mrcg --help` reads this module: what is heavy is imported by the functions that need it.
+if TYPE_CHECKING:
+    from mrcg.releases.release import Gate, Promotion
+    from mrcg_jobs.runner import StageResult
 
 SourceOption = Annotated[
     str,
@@ -59,6 +61,9 @@ def run(
     """Run all stages from a folder of scans to a release; finished stages are skipped."""
     settings = _with_limit(settings, max_bad_fraction)
     results, report = _run(source, store, recipe, settings, ray, None, as_json)
+    from mrcg.releases.release import promote
+    from mrcg.storage.store import Store
+
     opened, config = Store(store), load_config(recipe, settings)
     outcome = None
     if promote_when != PromoteWhen.never:
@@ -68,6 +73,8 @@ def run(
 
 def gate_of(config: Config) -> Gate:
     """Return the promotion gate that the recipe sets."""
+    from mrcg.releases.release import Gate
+
     return Gate(map_drop=config.release.max_map_drop, recall_drop=config.release.max_recall_drop)
 
 
@@ -124,6 +131,9 @@ def _run(
     only: str | None,
     as_json: bool,
 ) -> tuple[list[StageResult], Path | str]:
+    from mrcg.storage.store import Store
+    from mrcg_jobs.runner import plan_steps, run_stages, steps_of
+
     config, opened = load_config(recipe, settings or ()), Store(store)
     source, steps = plan_steps(opened, config, location, only)
     selected = steps if only is None else steps_of(steps, only)
@@ -157,6 +167,7 @@ def reproduce(
     as_json: JsonOption = False,
 ) -> None:
     """Train the paper's six systems, measure all in the same way and print its tables; run again to resume."""
+    from mrcg.storage.store import Store
     from mrcg_jobs.reproduction import Reproducer
 
     selected = _systems(systems)

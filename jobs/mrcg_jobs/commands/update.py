@@ -10,17 +10,14 @@ import typer
 from mrcg.cli import console
 from mrcg.cli.console import JsonOption, SetOption, StoreOption
 from mrcg.errors import IntegrityError, UsageError
-from mrcg.execution.executor import LocalExecutor
-from mrcg.privacy.pseudonyms import Pseudonyms, pseudonyms_from_environment
-from mrcg.privacy.signing import missing_signing_key_error, signer_from_environment
-from mrcg.privacy.suppression import IMAGE, PATIENT, suppressed
-from mrcg.releases.release import promote, read_release
-from mrcg.storage.store import Store
 from mrcg_jobs.commands.run import PromoteWhen, RayOption, SourceOption, gate_of, show_stages, stop_ray
-from mrcg_jobs.runner import StageResult, run_stages
 
+# `mrcg --help` reads this module: what is heavy is imported by the functions that need it.
 if TYPE_CHECKING:
     from mrcg.erasure.records import ErasureTarget, Receipt
+    from mrcg.privacy.pseudonyms import Pseudonyms
+    from mrcg.storage.store import Store
+    from mrcg_jobs.runner import StageResult
 
 
 def reindex(
@@ -37,6 +34,10 @@ def reindex(
     from mrcg.corpus.sources import open_source, survey
     from mrcg.pipeline.ancestry import ancestry_of
     from mrcg.pipeline.update import ReleaseUpdate
+    from mrcg.privacy.pseudonyms import pseudonyms_from_environment
+    from mrcg.releases.release import promote, read_release
+    from mrcg.storage.store import Store
+    from mrcg_jobs.runner import run_stages
 
     opened = Store(store)
     update = ReleaseUpdate.of(opened, read_release(opened), settings or ())
@@ -83,6 +84,11 @@ def erase(
     as_json: JsonOption = False,
 ) -> None:
     """Erase a patient or an image immediately and permanently, and sign a receipt."""
+    from mrcg.execution.executor import LocalExecutor
+    from mrcg.privacy.pseudonyms import pseudonyms_from_environment
+    from mrcg.privacy.signing import missing_signing_key_error, signer_from_environment
+    from mrcg.storage.store import Store
+
     if sum(option is not None for option in (patient, image, verify)) != 1:
         raise UsageError("give exactly one of --patient ID, --image ID or --verify RECEIPT")
     if verify is not None:
@@ -115,6 +121,7 @@ def erase(
 
 def _target(patient: str | None, image: str | None, pseudonyms: Pseudonyms | None) -> ErasureTarget:
     from mrcg.erasure.records import ErasureTarget
+    from mrcg.privacy.suppression import IMAGE, PATIENT
 
     if patient is None:
         return ErasureTarget(kind=IMAGE, value=str(image))
@@ -168,6 +175,8 @@ def _check_pseudonym_key(store: Store, pseudonyms: Pseudonyms | None) -> None:
 
 def _verify_receipt(store: Store, path: Path, as_json: bool) -> None:
     from mrcg.erasure.records import check_receipt, read_receipt
+    from mrcg.privacy.signing import signer_from_environment
+    from mrcg.privacy.suppression import suppressed
 
     try:
         data = path.read_bytes()
