@@ -26,6 +26,7 @@ from mrcg.corpus.ingestion import ImagesWriter, Rules, Segment, ingest_files
 from mrcg.corpus.reader import Corpus, read_scans
 from mrcg.corpus.sources import SourceFile, open_source, survey
 from mrcg.corpus.splits import SPLITS, make_splits
+from mrcg.encoder.appearance import FACTS, TENSORS, Appearance, facts_of
 from mrcg.encoder.spec import HISTORY, SPEC, WEIGHTS, fingerprint, spec_bytes
 from mrcg.evaluation.evaluate import evaluate
 from mrcg.execution.executor import LocalExecutor, silent
@@ -45,6 +46,7 @@ from mrcg.storage.attempts import begin
 from mrcg.storage.filesystem import HashingFile
 from mrcg.storage.manifest import FileEntry, Manifest, make_manifest
 from mrcg.storage.store import Artefact, Store
+from mrcg_jobs.stages.embed import FitAppearance
 
 #: Overrides that make every stage take seconds.
 OVERRIDES = (
@@ -201,11 +203,17 @@ def _models(store: Store, config: Config, steps: dict[str, Step]) -> None:
     files = {WEIGHTS: data, SPEC: facts, HISTORY: b"{}", snapshot_name(0): data}
     publish(store, steps["encoders"], files, {"epochs": 0})
     pixels = corpus.pixels(range(len(corpus)), config.encoder.input_size)
-    vectors = Embedder.open(_open(store, steps["encoders"])).embed(pixels).astype(np.float16)
+    step, described, appearance = steps["embeddings"], {}, None
+    if config.embed.appearance.components:
+        described = FitAppearance(store.url, dict(step.inputs), config.embed)(False)
+        appearance = Appearance.from_bytes(described[TENSORS])
+    vectors = Embedder.open(_open(store, steps["encoders"]), appearance=appearance).embed(pixels).astype(np.float16)
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
-    table = pa.table({"image_id": corpus.scans["image_id"], "embedding": column}, schema=schemas.embeddings(16))
-    cut = embeddings_by_file(corpus, table)
-    publish(store, steps["embeddings"], cut, {"fingerprint": named, "dim": 16})
+    table = pa.table(
+        {"image_id": corpus.scans["image_id"], "embedding": column}, schema=schemas.embeddings(vectors.shape[1])
+    )
+    embedding_facts = facts_of(described, _open(store, steps["encoders"]))
+    publish(store, step, {**embeddings_by_file(corpus, table), **described}, embedding_facts.model_dump())
     publish_index(store, config, steps["indexes"])
     step = steps["graphs"]
     with begin(store, "graphs", step.version) as attempt:
@@ -242,7 +250,9 @@ def publish_index(store: Store, config: Config, step: Step) -> Manifest:
         )
         made = build_index(work, LocalExecutor(), silent)
         counts = {"recall_at_50": made.facts.recall}
-        return attempt.publish(make_manifest("indexes", step.version, step.settings, step.inputs, counts, made.files))
+        embeddings = store.artefact("embeddings", inputs["embeddings"])
+        files = [*made.files, *(embeddings.reference(name) for name in (FACTS, TENSORS) if name in embeddings.names())]
+        return attempt.publish(make_manifest("indexes", step.version, step.settings, step.inputs, counts, files))
 
 
 def graph_work(store: Store, config: Config, step: Step, attempt: str) -> GraphWork:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mrcg.encoder.appearance import FACTS, TENSORS
 from mrcg.index_build.build import build_index
 from mrcg.index_build.build_plan import IndexWork
 from mrcg_jobs.job import Job, Outcome
@@ -38,4 +39,8 @@ def run(job: Job) -> Outcome:
         "effort": facts.nprobe_or_ef,
         "recall_at_50": facts.recall,
     }
-    return Outcome(counts, built.files, {f"{name}_seconds": seconds for name, seconds in built.seconds.items()})
+    # A query is embedded like the vectors that it is compared with.
+    embeddings = job.inputs["embeddings"]
+    described = [embeddings.reference(name) for name in (FACTS, TENSORS) if name in embeddings.names()]
+    times = {f"{name}_seconds": seconds for name, seconds in built.seconds.items()}
+    return Outcome(counts, [*built.files, *described], times)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
+from mrcg.config.settings import EmbedSettings
 from mrcg.corpus.embeddings import embedding_file, files_of, reusable_file
 from mrcg.corpus.reader import IMAGES, Corpus, read_scans
+from mrcg.corpus.splits import Split
+from mrcg.encoder.appearance import FACTS, TENSORS, facts_of
 from mrcg.errors import MrcgError, to_row
+from mrcg.hashing import draw
 from mrcg.storage import schemas
 from mrcg.storage.manifest import FileEntry
 from mrcg.storage.store import Store
@@ -19,16 +25,29 @@ from mrcg_jobs.job import Job, Outcome, entries, write_output
 if TYPE_CHECKING:
     from mrcg.encoder.embedder import Embedder
 
+#: Scans of the training part that the principal components are fitted on, at most, and that the spread of the trained
+#: part is measured on: the former takes a thumbnail each, the latter a pass of the network.
+MAX_FIT_SCANS, SPREAD_SCANS = 4096, 256
+
 
 class _EmbedFile:
     """Embeds one file of the corpus. No batch spans two files, so the bytes of a file do not depend on other files."""
 
     def __init__(
-        self, store: str, corpus: str, encoder: str, output: str, batch_size: int, threads: int, gpu: bool
+        self,
+        store: str,
+        corpus: str,
+        encoder: str,
+        appearance: bytes | None,
+        output: str,
+        batch_size: int,
+        threads: int,
+        gpu: bool,
     ) -> None:
         self._store = Store(store)
         self._version = corpus
         self._encoder = encoder
+        self._appearance = appearance
         self._output = output
         self._batch_size = batch_size
         self._threads = threads
@@ -39,10 +58,12 @@ class _EmbedFile:
         # Opened on first use: Ray loses the type of an error that an actor's constructor raises.
         import torch
 
+        from mrcg.encoder.appearance import Appearance
         from mrcg.encoder.embedder import Embedder
 
         torch.set_num_threads(self._threads)
-        return Embedder.open(self._store.artefact("encoders", self._encoder), self._device)
+        appearance = None if self._appearance is None else Appearance.from_bytes(self._appearance)
+        return Embedder.open(self._store.artefact("encoders", self._encoder), self._device, appearance)
 
     @cached_property
     def _corpus(self) -> Corpus:
@@ -60,7 +81,7 @@ class _EmbedFile:
         table = pa.table({"image_id": ids, "embedding": column}, schema=schemas.embeddings(vectors.shape[1]))
         name = embedding_file(row["file"])
         entry = write_output(self._store, self._output, name, schemas.to_ipc(table))
-        return {**entry, "images": len(vectors), "dim": vectors.shape[1]}
+        return {**entry, "images": len(vectors)}
 
 
 def run(job: Job) -> Outcome:
@@ -71,12 +92,53 @@ def run(job: Job) -> Outcome:
     files, images = _reused(job)
     reused_names = {entry.name for entry in files}
     pending = [name for name in job.inputs["corpus"].names(IMAGES) if embedding_file(name) not in reused_names]
-    dim = None if "embeddings" not in job.inputs else int(job.inputs["embeddings"].manifest.counts["dim"])
+    described = _described(job)
     if pending:
-        new_files, new_images, dim = _embed(job, pending, images)
+        new_files, new_images = _embed(job, pending, images, described.get(TENSORS))
         files, images = files + new_files, images + new_images
-    fingerprint = job.inputs["encoders"].manifest.counts["fingerprint"]
-    return Outcome({"images": images, "dim": dim, "fingerprint": fingerprint}, files)
+    facts = facts_of(described, job.inputs["encoders"])
+    entries = [job.attempt.write(name, data) for name, data in described.items()]
+    return Outcome({"images": images, **facts.model_dump()}, [*files, *entries])
+
+
+def _described(job: Job) -> Mapping[str, bytes]:
+    """Return the files that describe the appearance part: those of an earlier version, or fitted now; or none."""
+    base = job.inputs.get("embeddings")
+    if base is not None:
+        # Refitted, the new vectors could not be compared with those of the earlier version.
+        return {name: base.read_bytes(name) for name in (FACTS, TENSORS) if name in base.names()}
+    if not job.config.embed.appearance.components:
+        return {}
+    job.progress(0, 0, "fitting the appearance part")
+    work = FitAppearance(job.store.url, dict(job.step.inputs), job.config.embed)
+    gpu = job.config.compute.use_gpu
+    return next(job.executor.map(work, [gpu], gpus_each=1 if gpu else 0))
+
+
+@dataclass(frozen=True)
+class FitAppearance:
+    """Fits the appearance part on scans of the training part."""
+
+    store: str
+    inputs: Mapping[str, str]
+    settings: EmbedSettings
+
+    def __call__(self, gpu: bool) -> Mapping[str, bytes]:
+        """Return the files that describe the appearance part; ``gpu`` is whether the encoder runs on one."""
+        from mrcg.encoder.appearance import appearance_files, fit_appearance, thumbnails
+        from mrcg.encoder.embedder import Embedder
+
+        store = Store(self.store)
+        artefacts = {kind: store.artefact(kind, version) for kind, version in self.inputs.items()}
+        corpus, split = Corpus(artefacts["corpus"]), Split(artefacts["splits"])
+        embedder = Embedder.open(artefacts["encoders"], "cuda" if gpu else "cpu")
+        ids = corpus.scans["image_id"]
+        drawn = sorted(np.flatnonzero(split.train).tolist(), key=lambda row: draw(0, "appearance", ids[row].as_py()))
+        pixels = corpus.pixels(sorted(drawn[:MAX_FIT_SCANS]), embedder.input_size)
+        spread_pixels = corpus.pixels(sorted(drawn[:SPREAD_SCANS]), embedder.input_size)
+        trained = embedder.embed(spread_pixels, self.settings.batch_size)
+        appearance = fit_appearance(thumbnails(pixels), trained, self.settings.appearance)
+        return appearance_files(appearance, embedder.fingerprint, trained.shape[1])
 
 
 def _reused(job: Job) -> tuple[list[FileEntry], int]:
@@ -96,16 +158,17 @@ def _reused(job: Job) -> tuple[list[FileEntry], int]:
     return reused, images
 
 
-def _embed(job: Job, names: Sequence[str], before: int) -> tuple[list[FileEntry], int, int]:
+def _embed(job: Job, names: Sequence[str], before: int, appearance: bytes | None) -> tuple[list[FileEntry], int]:
     """Embed files of the corpus on the cluster.
 
     Args:
         job: the job of the stage.
         names: pixel files to embed.
         before: images that an earlier version supplied, for the progress.
+        appearance: content of ``appearance.safetensors``; None without an appearance part.
 
     Returns:
-        Entries of the new files, the number of images in them and the dimension of an embedding.
+        Entries of the new files, and the number of images in them.
     """
     import ray.data
 
@@ -120,6 +183,7 @@ def _embed(job: Job, names: Sequence[str], before: int) -> tuple[list[FileEntry]
             job.store.url,
             job.step.inputs["corpus"],
             job.step.inputs["encoders"],
+            appearance,
             job.attempt.output,
             job.config.embed.batch_size,
             int(share),
@@ -135,4 +199,4 @@ def _embed(job: Job, names: Sequence[str], before: int) -> tuple[list[FileEntry]
             rows.append(row)
             done += row["images"]
             job.progress(done, total, "images embedded")
-    return entries(rows), done - before, int(rows[0]["dim"])
+    return entries(rows), done - before

@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
+from mrcg.arrays import Fp16Vectors
 from mrcg.config.settings import Config
 from mrcg.corpus.embeddings import embeddings_of
+from mrcg.encoder.appearance import EmbeddingFacts, read_facts
 from mrcg.reranker.graph_table import read_graphs
 from mrcg.reranker.spec import HISTORY, SPEC, WEIGHTS
+from mrcg.storage.store import Artefact
 from mrcg.training.state import Worker
 from mrcg_jobs.job import Job, Outcome
 from mrcg_jobs.ray_runtime.trainer import Trainer, TrainTask, Wrap, train
@@ -46,14 +46,18 @@ def _build(task: TrainTask, worker: Worker, wrap: Wrap) -> RerankerTrainer:
     from mrcg.reranker.trainer import RerankerTrainer, new_reranker
 
     config: Config = task.config
-    embeddings = task.artefact("embeddings")
-    vectors = embeddings_of(embeddings)
-    fingerprint = str(embeddings.manifest.counts["fingerprint"])
-    reranker = new_reranker(config.reranker, vectors.shape[1], config.seed, fingerprint).to(worker.device)
+    vectors, facts = _trained_parts(task.artefact("embeddings"))
+    reranker = new_reranker(config.reranker, facts.trained_dim, config.seed, facts.encoder).to(worker.device)
     return RerankerTrainer(reranker, config.reranker, config.seed, _graphs(task, vectors), worker, wrap)
 
 
-def _graphs(task: TrainTask, vectors: npt.NDArray[np.float16]) -> TrainingGraphs:
+def _trained_parts(embeddings: Artefact) -> tuple[Fp16Vectors, EmbeddingFacts]:
+    """Return the (rows, d) trained parts of the stored embeddings, and the facts of the embeddings."""
+    facts = read_facts(embeddings)
+    return embeddings_of(embeddings)[:, : facts.trained_dim], facts
+
+
+def _graphs(task: TrainTask, vectors: Fp16Vectors) -> TrainingGraphs:
     """Return the training graphs by ``reranker.graphs``; validation graphs are always those of the released encoder."""
     from mrcg.reranker.cross_fitting import cross_fitted
     from mrcg.reranker.trainer import TrainingGraphs
@@ -63,7 +67,7 @@ def _graphs(task: TrainTask, vectors: npt.NDArray[np.float16]) -> TrainingGraphs
     if config.reranker.graphs != "cross_fit":
         return TrainingGraphs(read_graphs(graphs, config.reranker.graphs), validation, vectors)
     folds = [
-        (embeddings_of(task.artefact(f"embeddings:{n}")), read_graphs(task.artefact(f"graphs:{n}"), "train"))
+        (_trained_parts(task.artefact(f"embeddings:{n}"))[0], read_graphs(task.artefact(f"graphs:{n}"), "train"))
         for n in range(config.reranker.folds)
     ]
     stacked, train = cross_fitted(vectors, folds, config.seed)

@@ -59,7 +59,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 #: Counts that ``short_counts`` leaves out.
-_HIDDEN_COUNTS = ("fingerprint", "dim", "source", "generation")
+_HIDDEN_COUNTS = ("fingerprint", "encoder", "dim", "trained_dim", "source", "generation")
 
 
 def short_counts(counts: Mapping[str, Any]) -> str:

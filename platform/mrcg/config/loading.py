@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from mrcg.config.settings import Config
+from mrcg.config.settings import ADDED_LATER, Config
 from mrcg.errors import SettingsError
 
 
@@ -91,6 +91,22 @@ def parse_config(tree: Mapping[str, Any], where: str = "settings") -> Config:
         return Config.model_validate(dict(tree))
     except ValidationError as error:
         raise SettingsError(f"{where}: {_explain(error)}") from error
+
+
+def recorded(config: Config, group: str) -> dict[str, Any]:
+    """Return the settings of a group as a manifest records them."""
+    values: dict[str, Any] = getattr(config, group).model_dump(mode="json")
+    absent = [name for name, value in ADDED_LATER.get(group, {}).items() if _includes(values[name], value)]
+    return {name: value for name, value in values.items() if name not in absent}
+
+
+def completed(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings that a manifest records of a group, with those that did not exist when it was written."""
+    return {**ADDED_LATER.get(group, {}), **values}
+
+
+def _includes(value: Any, part: Any) -> bool:
+    return all(value[key] == part[key] for key in part) if isinstance(part, dict) else bool(value == part)
 
 
 def _explain(error: ValidationError) -> str:

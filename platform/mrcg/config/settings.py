@@ -6,7 +6,8 @@ paper's settings. An unknown key is an error that names the nearest known key.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -150,10 +151,20 @@ class EncoderSettings(Settings):
         return self
 
 
+class AppearanceSettings(Settings):
+    """The appearance part of an embedding, beside the trained part (docs/method.md#appearance-part)."""
+
+    components: int = Field(
+        128, ge=0, description="principal components of the scans' appearance; 0: embeddings have the trained part only"
+    )
+    weight: Positive = Field(0.5, description="spread of the appearance part relative to that of the trained part")
+
+
 class EmbedSettings(Settings):
     """How the corpus is embedded."""
 
     batch_size: Count = 32
+    appearance: AppearanceSettings = AppearanceSettings()
 
 
 class IndexSettings(Settings):
@@ -212,6 +223,12 @@ class RerankerSettings(Settings):
 class EvaluateSettings(Settings):
     """How the report is made (docs/design.md#evaluation)."""
 
+    order: Literal["fused", "score"] = Field(
+        "fused", description="order of the hits: by score and distance, or by score alone as in the paper"
+    )
+    known_items: int = Field(
+        1000, ge=0, description="gallery scans that are searched for themselves, unchanged and changed; 0 omits this"
+    )
     picture_queries: int = Field(6, ge=1, le=32, description="queries in the retrieval picture, one per row")
     map_images: int = Field(2000, ge=1, description="maximum number of images on the embedding map")
     bootstrap: int = Field(2000, ge=100, description="bootstrap resamples of the query groups per interval")
@@ -223,9 +240,12 @@ class EvaluateSettings(Settings):
 class ReleaseSettings(Settings):
     """Limits that a new release must meet to be promoted."""
 
-    max_map_drop: Fraction = Field(0.01, description="largest allowed drop in reranked MAP against the current release")
+    max_map_drop: Fraction = Field(0.01, description="largest allowed drop in MAP against the current release")
     max_recall_drop: Fraction = Field(
         0.02, description="largest allowed drop in the index's recall@50 against the current release"
+    )
+    max_known_drop: Fraction = Field(
+        0.02, description="largest allowed drop in the share of changed gallery scans that find themselves first"
     )
 
 
@@ -321,6 +341,14 @@ class ComputeSettings(Settings):
         if self.encoder_workers_min > self.encoder_workers:
             raise ValueError("compute.encoder_workers_min is above compute.encoder_workers: lower it")
         return self
+
+
+#: Settings that earlier versions of MRCG did not have, by group, and the value that says what these versions did. With
+#: this value, a setting is left out of manifests and versions, so that artefacts of earlier versions are found.
+ADDED_LATER: Mapping[str, Mapping[str, Any]] = {
+    "embed": {"appearance": {"components": 0}},
+    "evaluate": {"order": "score", "known_items": 0},
+}
 
 
 class Config(Settings):

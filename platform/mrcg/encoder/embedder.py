@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mrcg.arrays import Fp16Vectors, Fp32Vectors
+from mrcg.encoder.appearance import Appearance, extended
 from mrcg.encoder.augmentation import augment
 from mrcg.encoder.model import Encoder, to_input
 from mrcg.encoder.spec import WEIGHTS, fingerprint, read_spec
@@ -24,12 +25,22 @@ CHUNK = 256
 
 
 class Embedder:
-    """Embeds grey images. Not thread-safe: use one instance per thread."""
+    """Embeds grey images. Not thread-safe: use one instance per thread.
 
-    def __init__(self, encoder: Encoder, encoder_fingerprint: str, device: str = "cpu") -> None:
+    Args:
+        encoder: makes the trained part of an embedding.
+        encoder_fingerprint: of the encoder.
+        device: torch device that it runs on.
+        appearance: makes the appearance part; None leaves it out.
+    """
+
+    def __init__(
+        self, encoder: Encoder, encoder_fingerprint: str, device: str = "cpu", appearance: Appearance | None = None
+    ) -> None:
         self.encoder = encoder.to(device).eval()
         self.fingerprint = encoder_fingerprint
         self.device = device
+        self.appearance = appearance
 
     @property
     def input_size(self) -> int:
@@ -37,8 +48,13 @@ class Embedder:
         return self.encoder.spec.input_size
 
     @classmethod
-    def open(cls, artefact: Artefact, device: str = "cpu") -> Embedder:
+    def open(cls, artefact: Artefact, device: str = "cpu", appearance: Appearance | None = None) -> Embedder:
         """Load a version of kind ``encoders``; the hash of every file is checked as it is read.
+
+        Args:
+            artefact: the version.
+            device: torch device that it runs on.
+            appearance: makes the appearance part of an embedding; None leaves it out.
 
         Raises:
             IntegrityError: a file differs from the published one, or the weights do not match the fingerprint.
@@ -51,28 +67,21 @@ class Embedder:
             )
         encoder = Encoder(spec)
         encoder.load_state_dict(safetensors.torch.load(weights))
-        return cls(encoder, expected, device)
+        return cls(encoder, expected, device, appearance)
 
     def embed_images(self, images: Iterable[tuple[str, Grey]], batch_size: int = 32) -> tuple[list[str], Fp16Vectors]:
         """Return ids and (n, d) float16 embeddings, as stored, of (id, grey levels) pairs of any image size."""
-        return embed_images(self.encoder, images, batch_size, self.device)
+        remaining, ids, parts = iter(images), list[str](), list[Fp16Vectors]()
+        while chunk := list(itertools.islice(remaining, CHUNK)):
+            pixels = np.stack([resize(grey, self.input_size) for _, grey in chunk])
+            ids += [image_id for image_id, _ in chunk]
+            parts.append(self.embed(pixels, batch_size).astype(np.float16))
+        return ids, np.concatenate(parts)
 
     def embed(self, pixels_nss: Grey, batch_size: int = 32) -> Fp32Vectors:
-        """(n, s, s) grey levels -> (n, d) embeddings, not normalised."""
+        """(n, s, s) grey levels -> (n, d) embeddings, not normalised: the trained part, then the appearance part."""
         assert pixels_nss.shape[1:] == (self.input_size, self.input_size), pixels_nss.shape
-        return embed_pixels(self.encoder, pixels_nss, batch_size, self.device)
-
-
-def embed_images(
-    encoder: Encoder, images: Iterable[tuple[str, Grey]], batch_size: int, device: str
-) -> tuple[list[str], Fp16Vectors]:
-    """Return ids and (n, d) float16 embeddings, as stored, of (id, grey levels) pairs of any image size."""
-    remaining, ids, parts = iter(images), list[str](), list[Fp16Vectors]()
-    while chunk := list(itertools.islice(remaining, CHUNK)):
-        pixels = np.stack([resize(grey, encoder.spec.input_size) for _, grey in chunk])
-        ids += [image_id for image_id, _ in chunk]
-        parts.append(embed_pixels(encoder, pixels, batch_size, device).astype(np.float16))
-    return ids, np.concatenate(parts)
+        return extended(embed_pixels(self.encoder, pixels_nss, batch_size, self.device), pixels_nss, self.appearance)
 
 
 def embed_pixels(encoder: Encoder, pixels_nss: ArrayRows, batch_size: int, device: str) -> Fp32Vectors:

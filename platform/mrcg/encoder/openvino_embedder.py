@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from mrcg.encoder.appearance import extended
 from mrcg.encoder.embedder import Embedder
 from mrcg.encoder.model import Encoder, to_input
 from mrcg.errors import require
@@ -39,7 +40,7 @@ class OpenVinoEmbedder:
 
     def __init__(self, embedder: Embedder, threads: int, sample_nss: Grey | None = None) -> None:
         self.fingerprint, self.input_size = embedder.fingerprint, embedder.input_size
-        self.dim = embedder.encoder.spec.embedding_dim
+        self._dim, self._appearance = embedder.encoder.spec.embedding_dim, embedder.appearance
         openvino, side = require("openvino"), self.input_size
         model = openvino.convert_model(
             _GreyToEmbedding(embedder.encoder).eval(),
@@ -52,13 +53,13 @@ class OpenVinoEmbedder:
         self._compiled = openvino.Core().compile_model(model, "CPU", settings)
 
     def embed(self, pixels_nss: Grey, batch_size: int = 32) -> npt.NDArray[np.float32]:
-        """(n, s, s) grey levels -> (n, d) embeddings, not normalised."""
+        """(n, s, s) grey levels -> (n, d) embeddings, not normalised: the trained part, then the appearance part."""
         assert pixels_nss.shape[1:] == (self.input_size, self.input_size), pixels_nss.shape
-        out = np.empty((len(pixels_nss), self.dim), dtype=np.float32)
+        out = np.empty((len(pixels_nss), self._dim), dtype=np.float32)
         for start in range(0, len(pixels_nss), batch_size):
             batch = np.ascontiguousarray(pixels_nss[start : start + batch_size])
             out[start : start + batch_size] = self._compiled([batch])[0]
-        return out
+        return extended(out, pixels_nss, self._appearance)
 
 
 def _quantised(model: Any, sample_nss: Grey) -> Any:

@@ -11,7 +11,8 @@ from mrcg.arrays import Vectors
 from mrcg.corpus.embeddings import embeddings_of
 from mrcg.corpus.reader import IMAGES, Corpus
 from mrcg.corpus.splits import Split
-from mrcg.encoder.embedder import embed_images
+from mrcg.encoder.appearance import read_facts
+from mrcg.encoder.embedder import Embedder
 from mrcg.encoder.model import Encoder
 from mrcg.encoder.spec import read_spec as read_encoder_spec
 from mrcg.errors import require
@@ -79,7 +80,7 @@ def measure_rerankers(inputs: Mapping[str, Artefact], device: str) -> Trial:
     """
     protocol, embeddings = TestProtocol(inputs), inputs["embeddings"]
     vectors, graphs = embeddings_of(embeddings), protocol.masked(read_graphs(inputs["graphs"], "test"))
-    reranker = Reranker(read_reranker_spec(inputs["rerankers"], str(embeddings.manifest.counts["fingerprint"])))
+    reranker = Reranker(read_reranker_spec(inputs["rerankers"], read_facts(embeddings).encoder))
     reranker.to(device)
     epochs = []
     for number, name in snapshots_of(inputs["rerankers"]).items():
@@ -101,12 +102,9 @@ def measure_encoder(inputs: Mapping[str, Artefact], number: int, neighbours: int
     protocol, artefact = TestProtocol(inputs), inputs["encoders"]
     encoder = Encoder(read_encoder_spec(artefact)[0])
     encoder.load_state_dict(safetensors.torch.load(artefact.read_bytes(snapshots_of(artefact)[number])))
-    encoder.to(device)
+    embedder = Embedder(encoder, "", device)
     vectors = np.concatenate(
-        [
-            embed_images(encoder, protocol.corpus.images_of(name), BATCH, device)[1]
-            for name in inputs["corpus"].names(IMAGES)
-        ]
+        [embedder.embed_images(protocol.corpus.images_of(name), BATCH)[1] for name in inputs["corpus"].names(IMAGES)]
     )
     gallery = np.flatnonzero(protocol.split.train)
     near = _exact(vectors[protocol.queries], vectors[gallery], neighbours)

@@ -16,6 +16,7 @@ from mrcg.config.settings import EvaluateSettings
 from mrcg.corpus.embeddings import embeddings_of
 from mrcg.corpus.reader import Corpus
 from mrcg.corpus.splits import Split
+from mrcg.encoder.appearance import read_facts
 from mrcg.evaluation.figures import (
     MapPoints,
     confusion_figure,
@@ -156,8 +157,8 @@ def _score(inputs: Mapping[str, Artefact]) -> _Scored:
     protocol = str(inputs["splits"].manifest.counts["protocol"])
     scans = ScanAttributes(corpus.labels, corpus.groups, corpus.scans["patient"].to_pylist())
     embeddings = inputs["embeddings"]
-    vectors, fingerprint = embeddings_of(embeddings), str(embeddings.manifest.counts["fingerprint"])
-    scorer = Scorer.open(inputs["rerankers"], encoder_fingerprint=fingerprint)
+    vectors = embeddings_of(embeddings)
+    scorer = Scorer.open(inputs["rerankers"], encoder_fingerprint=read_facts(embeddings).encoder)
     masked = {"validation": 0, "test": 0}
     parts: dict[str, _Part] = {}
     for name in masked:

@@ -64,9 +64,16 @@ class System:
 
 
 def as_published(config: Config) -> Config:
-    """Turn off the reranker settings that go beyond the paper, as in all rows of its tables."""
+    """Turn off what goes beyond the paper, as in all rows of its tables: reranker settings, appearance, fused order."""
     update = {"graphs": "train", "features": ("difference",), "scale": False, "loss": "focal"}
-    return config.model_copy(update={"reranker": config.reranker.model_copy(update=update)})
+    appearance = config.embed.appearance.model_copy(update={"components": 0})
+    return config.model_copy(
+        update={
+            "reranker": config.reranker.model_copy(update=update),
+            "embed": config.embed.model_copy(update={"appearance": appearance}),
+            "evaluate": config.evaluate.model_copy(update={"order": "score"}),
+        }
+    )
 
 
 def siamese(config: Config, margin: float, epochs: int | None = None) -> Config:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mrcg.config.loading import recorded
 from mrcg.config.settings import Config
 from mrcg.corpus.sources import Source
 from mrcg.corpus.splits import Fold
@@ -42,42 +43,47 @@ class Stage:
     Attributes:
         name: also the name of its command, if it has one.
         kind: of the artefact that it makes.
-        inputs: kinds of the artefacts that it reads.
+        inputs: kinds of the artefacts that it reads, for some settings.
         settings: returns the part of the configuration that the version depends on.
         local: the work is small enough to run in this process, without a cluster.
     """
 
     name: str
     kind: str
-    inputs: tuple[str, ...]
+    inputs: Callable[[Config], tuple[str, ...]]
     settings: Callable[[Config], dict[str, Any]]
     local: bool = False
 
 
 def _dump(*parts: str) -> Callable[[Config], dict[str, Any]]:
-    return lambda config: {part: _plain(getattr(config, part)) for part in parts}
+    return lambda config: {part: config.seed if part == "seed" else recorded(config, part) for part in parts}
 
 
-def _plain(value: Any) -> Any:
-    return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+def _reads(*kinds: str) -> Callable[[Config], tuple[str, ...]]:
+    return lambda config: kinds
+
+
+def _embed_inputs(config: Config) -> tuple[str, ...]:
+    # The appearance part is fitted on the training part.
+    return ("corpus", "encoders", "splits") if config.embed.appearance.components else ("corpus", "encoders")
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage("ingest", "corpus", (), _dump("ingest")),
-    Stage("split", "splits", ("corpus",), _dump("split", "seed"), local=True),
-    Stage("train-encoder", "encoders", ("corpus", "splits"), _dump("encoder", "seed")),
-    Stage("embed", "embeddings", ("corpus", "encoders"), _dump("embed")),
-    Stage("build-index", "indexes", ("corpus", "embeddings"), _dump("index", "seed")),
-    Stage("build-graphs", "graphs", ("corpus", "splits", "embeddings", "indexes"), _dump("graph")),
-    Stage("train-reranker", "rerankers", ("corpus", "embeddings", "graphs"), _dump("reranker", "seed")),
-    Stage("evaluate", "reports", ("corpus", "splits", "embeddings", "graphs", "rerankers"), _dump("evaluate")),
+    Stage("ingest", "corpus", _reads(), _dump("ingest")),
+    Stage("split", "splits", _reads("corpus"), _dump("split", "seed"), local=True),
+    Stage("train-encoder", "encoders", _reads("corpus", "splits"), _dump("encoder", "seed")),
+    Stage("embed", "embeddings", _embed_inputs, _dump("embed")),
+    Stage("build-index", "indexes", _reads("corpus", "embeddings"), _dump("index", "seed")),
+    Stage("build-graphs", "graphs", _reads("corpus", "splits", "embeddings", "indexes"), _dump("graph")),
+    Stage("train-reranker", "rerankers", _reads("corpus", "embeddings", "graphs"), _dump("reranker", "seed")),
+    Stage("evaluate", "reports", _reads("corpus", "splits", "embeddings", "graphs", "rerankers"), _dump("evaluate")),
 )
 
 
 #: Stages of `mrcg reproduce` that evaluate each of the last epochs of an encoder or a reranker.
-MEASURE_ENCODER = Stage("measure-encoder", "trials", ("corpus", "splits", "encoders"), _dump("graph"))
+MEASURE_ENCODER = Stage("measure-encoder", "trials", _reads("corpus", "splits", "encoders"), _dump("graph"))
 MEASURE_RERANKER = Stage(
-    "measure-reranker", "trials", ("corpus", "splits", "embeddings", "graphs", "rerankers"), lambda config: {}
+    "measure-reranker", "trials", _reads("corpus", "splits", "embeddings", "graphs", "rerankers"), lambda config: {}
 )
 
 #: Stages that run again for each fold if ``reranker.graphs`` is ``cross_fit``, in this order.
@@ -135,7 +141,7 @@ def plan(config: Config, source: Source, weights_digest: str, ancestry: Ancestry
 
     def add(stage: Stage, fold: Fold | None = None) -> None:
         settings = stage.settings(config)
-        inputs = {kind: steps[kind, fold if (kind, fold) in steps else None].version for kind in stage.inputs}
+        inputs = {kind: steps[kind, fold if (kind, fold) in steps else None].version for kind in stage.inputs(config)}
         if stage.kind == "corpus":
             settings = corpus_settings(config, source, ancestry)
             inputs = {} if ancestry.base is None else {"corpus": ancestry.base}
@@ -171,7 +177,7 @@ def measuring_step(stage: Stage, config: Config, steps: Iterable[Step]) -> Step:
         steps: of the plan whose artefacts are measured; steps of folds are ignored.
     """
     versions = {step.stage.kind: step.version for step in steps if step.fold is None}
-    settings, inputs = stage.settings(config), {kind: versions[kind] for kind in stage.inputs}
+    settings, inputs = stage.settings(config), {kind: versions[kind] for kind in stage.inputs(config)}
     return Step(stage, derive_version(stage.kind, settings, inputs), settings, inputs)
 
 

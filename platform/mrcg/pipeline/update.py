@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mrcg.config.loading import parse_config, with_overrides
+from mrcg.config.loading import completed, parse_config, with_overrides
 from mrcg.config.settings import Config
 from mrcg.corpus.sources import Source
 from mrcg.pipeline.stages import STAGES, Ancestry, Stage, Step, corpus_settings
@@ -61,7 +61,7 @@ class ReleaseUpdate:
         for manifest in manifests.values():
             for key, value in manifest.settings.items():
                 if key in Config.model_fields:
-                    tree[key] = value
+                    tree[key] = completed(key, value) if isinstance(value, Mapping) else value
         config = with_overrides(parse_config(tree, f"manifests of release {release.number}"), overrides)
         return cls(config, release, manifests)
 
@@ -89,7 +89,7 @@ class ReleaseUpdate:
             settings = {**old.settings, **stage.settings(self.config), **extra}
             # The old manifest may come from an earlier update: its purge and parts do not apply to this one.
             settings = {key: value for key, value in settings.items() if key in extra or key not in ("purge", "parts")}
-            inputs = {name: versions[name] for name in stage.inputs}
+            inputs = {name: versions[name] for name in stage.inputs(self.config)}
             if base and all(old.settings.get(k) == v for k, v in stage.settings(self.config).items()):
                 inputs[kind] = old.version
             steps.append(_step(kind, settings, inputs))

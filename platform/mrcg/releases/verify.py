@@ -49,10 +49,11 @@ def verify_store(store: Store, progress: Progress) -> Verified:
                 continue  # removed since it was listed
             except IntegrityError as error:
                 problems.append(str(error))
+    # A file that several versions refer to belongs to the one that wrote it, as long as that exists.
+    files = [(manifest, entry) for manifest in manifests for entry in manifest.files]
     listed = {
         f"{entry.folder or manifest.folder}/{entry.name}": (entry.size, entry.sha256, manifest)
-        for manifest in manifests
-        for entry in manifest.files
+        for manifest, entry in sorted(files, key=lambda file: file[1].folder is None)
     }
     total, done = sum(size for size, _, _ in listed.values()), 0
     for path, (size, digest, manifest) in sorted(listed.items()):

@@ -101,8 +101,12 @@ class Reranker(nn.Module):
         self.score = nn.Linear(spec.hidden, 1)
 
     def graphs(self, queries_bd: Tensor, neighbours_bnd: Tensor, mask_bn: Tensor) -> GraphBatch:
-        """Return query graphs with this reranker's node features; for the arguments see ``query_graphs``."""
-        return query_graphs(queries_bd, neighbours_bnd, mask_bn, self.spec.features)
+        """Return query graphs with this reranker's node features; for the arguments see ``query_graphs``.
+
+        Only the trained part of an embedding is used, which comes first (docs/method.md#appearance-part).
+        """
+        width = self.spec.embedding_dim
+        return query_graphs(queries_bd[..., :width], neighbours_bnd[..., :width], mask_bn, self.spec.features)
 
     def forward(self, graph: GraphBatch, generator: torch.Generator | None = None) -> Tensor:
         """Return (b, n) logits, arbitrary for pads; ``generator`` draws the edges that DropEdge removes in training."""

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from mrcg.config.settings import EngineName
 from mrcg.corpus.reader import Corpus
+from mrcg.encoder.appearance import TENSORS, read_appearance
 from mrcg.encoder.spec import read_spec
 from mrcg.errors import ReleaseError
 from mrcg.imaging.slices import Grey
@@ -93,14 +94,20 @@ class EmbedderLoader:
     threads: int = 1
 
     def key(self, release: Release) -> str:
-        """Return the encoder's version, for int8 with the corpus whose scans calibrate it."""
-        return f"{release.encoder} {release.corpus}" if self.engine == "openvino-int8" else release.encoder
+        """Return the encoder's version and the hash of the appearance part, for int8 also the corpus to calibrate on.
+
+        Indexes that grew from one another have the same appearance part.
+        """
+        index = self.store.artefact("indexes", release.index)
+        appearance = index.entry(TENSORS).sha256 if TENSORS in index.names() else ""
+        return f"{release.encoder} {appearance} {release.corpus if self.engine == 'openvino-int8' else ''}"
 
     def load(self, release: Release) -> AnyEmbedder:
         """Load the encoder; see ``Loader``."""
         from mrcg.encoder.embedder import Embedder
 
-        loaded: AnyEmbedder = Embedder.open(self.store.artefact("encoders", release.encoder), self.device)
+        encoder, index = self.store.artefact("encoders", release.encoder), self.store.artefact("indexes", release.index)
+        loaded: AnyEmbedder = Embedder.open(encoder, self.device, read_appearance(index))
         if self.engine != "torch":
             from mrcg.encoder.openvino_embedder import CALIBRATION_SCANS, OpenVinoEmbedder
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from mrcg.api.requests import EmbeddingQuery
 from mrcg.config.settings import IngestSettings, ReadSettings, ServeSettings
+from mrcg.encoder.appearance import read_facts
 from mrcg.encoder.spec import read_spec
 from mrcg.errors import FingerprintError, UsageError
 from mrcg.imaging.isolated_reader import IsolatedReader
@@ -56,7 +57,7 @@ class QueryRules:
         release: number of the release.
         decode: decodes uploads.
         input_size: side length of the encoder's input in pixels.
-        encoder: fingerprint of the encoder.
+        encoder: fingerprint of the encoder and the appearance part.
         dim: number of dimensions of an embedding.
         deadline_s: default and maximum seconds of a request.
         search: N, out-of-distribution threshold, and the time reserved for the reranker.
@@ -80,7 +81,8 @@ class QueryRules:
             serve: upload limit, deadline and reserve for the reranker.
         """
         ingest = IngestSettings.model_validate(store.manifest("corpus", release.corpus).settings["ingest"])
-        spec, fingerprint = read_spec(store.artefact("encoders", release.encoder))
+        encoder = store.artefact("encoders", release.encoder)
+        facts = read_facts(store.artefact("indexes", release.index), encoder)
         return cls(
             release=release.number,
             decode=Decoder(
@@ -91,9 +93,9 @@ class QueryRules:
                 serve.deadline_ms / 1000,
                 ingest.reader_bytes,
             ),
-            input_size=spec.input_size,
-            encoder=fingerprint,
-            dim=spec.embedding_dim,
+            input_size=read_spec(encoder)[0].input_size,
+            encoder=facts.fingerprint,
+            dim=facts.dim,
             deadline_s=serve.deadline_ms / 1000,
             search=SearchSettings(release.neighbours, release.ood_threshold, serve.rerank_reserve_ms),
         )

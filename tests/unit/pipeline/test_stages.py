@@ -25,7 +25,7 @@ def changed(a, b):
 def test_stages_make_the_kinds_in_order():
     assert [stage.kind for stage in STAGES] == [kind for kind in KINDS if kind != "trials"]
     for stage in STAGES:
-        assert all(list(KINDS).index(kind) < list(KINDS).index(stage.kind) for kind in stage.inputs)
+        assert all(list(KINDS).index(kind) < list(KINDS).index(stage.kind) for kind in stage.inputs(tiny_config()))
 
 
 def test_equal_settings_give_equal_versions():
