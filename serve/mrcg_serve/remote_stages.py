@@ -22,7 +22,7 @@ from ray.serve.handle import DeploymentHandle
 from mrcg.config.settings import Autoscale, ServeSettings
 from mrcg.errors import NotFoundError, ReleaseNotLoadedError, StageUnavailableError
 from mrcg.imaging.slices import Grey
-from mrcg.reranker.influence import Influences
+from mrcg.reranker.leave_one_out import LeaveOneOut
 from mrcg.retrieval.merge import HitDetails, ShardHits, assemble_hits, merge_hits, rows_to_fetch
 from mrcg.retrieval.query import Embedding, Scope
 from mrcg.retrieval.search import RequestContext, SearchHits
@@ -145,15 +145,15 @@ class RemoteStages:
         return scores
 
     async def explain(
-        self, context: RequestContext, embedding_d: Embedding, vectors_nd: npt.NDArray[np.float16], nodes: list[int]
-    ) -> Influences:
-        """Return what influenced the scores of the given neighbours."""
-        return await _call_stage("reranker", self._explain, context, (embedding_d, vectors_nd, nodes))
+        self, context: RequestContext, embedding_d: Embedding, vectors_nd: npt.NDArray[np.float16]
+    ) -> LeaveOneOut:
+        """Return the edges of the query graph, and the scores with each neighbour left out."""
+        return await _call_stage("reranker", self._explain, context, (embedding_d, vectors_nd))
 
 
 _Embed = CallBatcher[Grey, Embedding]
 _Rerank = CallBatcher[tuple[Embedding, npt.NDArray[np.float16]], npt.NDArray[np.float32]]
-_Explain = CallBatcher[tuple[Embedding, npt.NDArray[np.float16], list[int]], Influences]
+_Explain = CallBatcher[tuple[Embedding, npt.NDArray[np.float16]], LeaveOneOut]
 _NearestQuery = tuple[Embedding, int, Scope]
 
 

@@ -22,7 +22,7 @@ from mrcg.config.settings import Autoscale, ServeSettings
 from mrcg.errors import MrcgError, NotFoundError, ReleaseNotLoadedError, require
 from mrcg.imaging.slices import Grey
 from mrcg.releases.release import Release
-from mrcg.reranker.influence import Influences
+from mrcg.reranker.leave_one_out import LeaveOneOut
 from mrcg.retrieval.hot_swap import ReleaseCache, ReleaseWatcher
 from mrcg.retrieval.loaders import AnyEmbedder, EmbedderLoader, Loader, RerankerLoader, SearcherLoader
 from mrcg.retrieval.merge import HitDetails, ShardHits
@@ -289,11 +289,9 @@ class RerankerReplica(_Replica["Reranking"]):
         """Return the (n,) scores of the neighbours in each graph."""
         return await self._run_loaded(contexts, graphs, self._batch)
 
-    async def explain(
-        self, contexts: list[RequestContext], explained: list[tuple[Embedding, Fp16Vectors, list[int]]]
-    ) -> list[Outcome[Influences]]:
-        """Return what influenced the scores of the given neighbours in each graph."""
-        return await self._run_loaded(contexts, explained, self._unbatched(_explain))
+    async def explain(self, contexts: list[RequestContext], graphs: list[Graph]) -> list[Outcome[LeaveOneOut]]:
+        """Return the edges of each graph, and its scores with each neighbour left out."""
+        return await self._run_loaded(contexts, graphs, self._unbatched(_explain))
 
     @serve.batch(batch_size_fn=_count_items)
     async def _batch(self, calls: list[list[tuple[Reranking, Graph]]]) -> list[list[Outcome[Embedding]]]:
@@ -305,8 +303,8 @@ def _rerank(reranking: Reranking, graphs: list[Graph]) -> list[Embedding]:
     return reranking.rerank(np.stack(embeddings), list(vectors))
 
 
-def _explain(reranking: Reranking, explained: list[tuple[Embedding, Fp16Vectors, list[int]]]) -> list[Influences]:
-    return [reranking.explain(*graph) for graph in explained]
+def _explain(reranking: Reranking, graphs: list[Graph]) -> list[LeaveOneOut]:
+    return [reranking.explain(*graph) for graph in graphs]
 
 
 def _device(scale: Autoscale) -> str:

@@ -75,7 +75,8 @@ def gate_of(config: Config) -> Gate:
     """Return the promotion gate that the recipe sets."""
     from mrcg.releases.release import Gate
 
-    return Gate(map_drop=config.release.max_map_drop, recall_drop=config.release.max_recall_drop)
+    limits = config.release
+    return Gate(map_drop=limits.max_map_drop, recall_drop=limits.max_recall_drop, known_drop=limits.max_known_drop)
 
 
 def _stage_command(name: str, summary: str) -> Callable[..., None]:

@@ -21,13 +21,17 @@ class _Evaluation:
     encoder: str
     output: str
     facts: Mapping[str, float]
+    gpu: bool
 
     def __call__(self, settings: EvaluateSettings) -> list[FileEntry]:
         from mrcg.evaluation.evaluate import evaluate
+        from mrcg.evaluation.known_items import search_known_items
 
         store, entries = Store(self.store), []
         artefacts = {kind: store.artefact(kind, version) for kind, version in self.inputs.items()}
-        for name, data in evaluate(artefacts, settings, self.facts, store.artefact("encoders", self.encoder)).items():
+        known = search_known_items(artefacts, settings.known_items, "cuda" if self.gpu else "cpu")
+        encoder = store.artefact("encoders", self.encoder)
+        for name, data in evaluate(artefacts, settings, self.facts, encoder, known).items():
             store.write_bytes(f"{self.output}/{name}", data)
             entries.append(FileEntry.of(name, data))
         return entries
@@ -42,8 +46,9 @@ def run(job: Job) -> Outcome:
         "epochs": float(job.store.manifest("encoders", encoder).counts["epochs"]),
     }
     job.progress(0, 1, "scoring the test queries")
-    work = _Evaluation(job.store.url, dict(job.step.inputs), encoder, job.attempt.output, facts)
-    files = next(job.executor.map(work, [job.config.evaluate]))
+    gpu = job.config.compute.use_gpu
+    work = _Evaluation(job.store.url, dict(job.step.inputs), encoder, job.attempt.output, facts, gpu)
+    files = next(job.executor.map(work, [job.config.evaluate], gpus_each=1 if gpu else 0))
     job.progress(1, 1)
     report = Report.model_validate_json(job.store.read_bytes(f"{job.attempt.output}/{REPORT}"))
     counts = {
@@ -53,5 +58,7 @@ def run(job: Job) -> Outcome:
         "reranked_map": report.reranked.map,
         "gain_low": report.gain.map.low,
         "gain_high": report.gain.map.high,
+        "served_map": report.served_figures.map,
+        "known_first": None if report.known_items is None else report.known_items.changed.served.first,
     }
     return Outcome(counts, files)

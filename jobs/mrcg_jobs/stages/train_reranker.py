@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mrcg.arrays import Fp16Vectors
 from mrcg.config.settings import Config
 from mrcg.corpus.embeddings import embeddings_of
-from mrcg.encoder.appearance import EmbeddingFacts, read_facts
+from mrcg.encoder.appearance import EmbeddingFacts, facts_in
 from mrcg.reranker.graph_table import read_graphs
 from mrcg.reranker.spec import HISTORY, SPEC, WEIGHTS
 from mrcg.storage.store import Artefact
@@ -53,7 +53,7 @@ def _build(task: TrainTask, worker: Worker, wrap: Wrap) -> RerankerTrainer:
 
 def _trained_parts(embeddings: Artefact) -> tuple[Fp16Vectors, EmbeddingFacts]:
     """Return the (rows, d) trained parts of the stored embeddings, and the facts of the embeddings."""
-    facts = read_facts(embeddings)
+    facts = facts_in(embeddings.manifest.counts)
     return embeddings_of(embeddings)[:, : facts.trained_dim], facts
 
 

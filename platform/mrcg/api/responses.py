@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -18,9 +20,18 @@ class Hit(_Frozen):
     sequence: str | None
     site: str | None
     group: str = Field(description="patient of the image; its study or its near-duplicates if the patient is unknown")
-    score: float | None = Field(description="score of the reranker, 0 to 1; null if the hits were not reranked")
+    score: float | None = Field(description="raw score of the reranker, 0 to 1; null if the hits were not reranked")
+    probability: float | None = Field(
+        description="calibrated probability that the hit has the query's class; null if the release withholds it"
+    )
+    similarity: float | None = Field(
+        description="1 for an exact copy, 0.5 at the release's typical distance of a hit, towards 0 beyond; null in "
+        "releases made by earlier versions"
+    )
     distance: float = Field(description="squared L2 distance of the embeddings; smaller is nearer")
+    rank: int = Field(description="rank in this answer, from 1")
     ann_rank: int = Field(description="rank by distance, from 1")
+    score_rank: int | None = Field(description="rank by score, from 1; null if the hits were not reranked")
     preview: str = Field(description="path of a small preview image on the service")
 
 
@@ -29,23 +40,29 @@ class Node(_Frozen):
 
     image_id: str
     ann_rank: int
-    rank: int = Field(description="rank by score, from 1")
+    rank: int = Field(description="rank in the order of the answer, from 1")
     score: float
 
 
 class Influence(_Frozen):
-    """A neighbour in the query graph, and how much its edge raised the score of the hit; negative if it lowered it."""
+    """A neighbour in the query graph, and how it moved the hit among the others."""
 
     image_id: str
-    moved: float
+    moved: int = Field(
+        description="ranks that the hit is higher (positive) or lower (negative) than it would be without the neighbour"
+    )
 
 
 class Explained(_Frozen):
-    """Why a hit has its rank."""
+    """Why a hit has its rank: what is different if the distance, the score or a neighbour is left out."""
 
     image_id: str
-    rank_change: int = Field(description="ranks moved up (positive) or down (negative) by the reranker")
-    neighbours: list[Influence] = Field(description="neighbours whose edges changed the score most, strongest first")
+    rank_change: int = Field(description="ranks moved up (positive) or down (negative) from the order by distance")
+    by_distance: int = Field(description="ranks that the hit is higher than it would be by score alone")
+    by_score: int = Field(description="ranks that the hit is higher than it would be by distance alone")
+    neighbours: list[Influence] = Field(
+        description="neighbours without which the hit would have another rank, strongest first"
+    )
 
 
 class Explanation(_Frozen):
@@ -54,6 +71,9 @@ class Explanation(_Frozen):
     nodes: list[Node]
     weights: list[list[float]] = Field(description="weights of the edges between nodes, 0 to 1")
     hits: list[Explained]
+    graph_changed_order: bool = Field(
+        description="false if no hit would have another rank without any one of its neighbours"
+    )
 
 
 class Answer(_Frozen):
@@ -63,7 +83,13 @@ class Answer(_Frozen):
     request_id: str
     hits: list[Hit]
     classes: dict[str, int] = Field(description="number of hits per label; hits without a label are not counted")
-    reranked: bool
+    reranked: bool = Field(description="whether the reranker scored the hits")
+    order: Literal["ann", "fused", "score"] = Field(
+        description="order of the hits: by distance, by score and distance, or by score alone"
+    )
+    probability_withheld: str | None = Field(
+        description="why hits have no probability; null where they have one, or were not reranked"
+    )
     partial: bool = Field(description="true if some shards did not answer")
     shards_answered: int
     shards: int

@@ -31,16 +31,17 @@ def releases_list(store: StoreOption, as_json: JsonOption = False) -> None:
         return
     rows = [
         [
-            *(str(r.number), r.created, r.protocol, f"{100 * r.reranked_map:.1f}", r.encoder, r.index, r.reranker),
+            *(str(r.number), r.created, r.protocol, f"{100 * (r.served_map or r.reranked_map):.1f}"),
+            *("" if r.known_first is None else f"{100 * r.known_first:.0f} %", r.encoder, r.index, r.reranker),
             f"{r.reason}, versions are missing" if missing[r.number] else r.reason,
         ]
         for r in releases
     ]
     console.show_table(
         "Releases",
-        ["release", "created", "protocol", "MAP", "encoder", "index", "reranker", "reason"],
+        ["release", "created", "protocol", "MAP", "known items", "encoder", "index", "reranker", "reason"],
         rows,
-        ["release", "MAP"],
+        ["release", "MAP", "known items"],
     )
 
 
@@ -69,11 +70,15 @@ def releases_promote(
     report: Annotated[str, typer.Argument(help="Version of the report to release.")],
     gate: Annotated[
         bool,
-        typer.Option(help="Refuse the promotion if MAP or recall drops by more than the limits."),
+        typer.Option(help="Refuse the promotion if MAP, recall or known items drop by more than the limits."),
     ] = True,
-    max_map_drop: Annotated[float, typer.Option(min=0.0, max=1.0, help="Maximum drop of the reranked MAP.")] = 0.01,
+    max_map_drop: Annotated[float, typer.Option(min=0.0, max=1.0, help="Maximum drop of the MAP.")] = 0.01,
     max_recall_drop: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Maximum drop of the recall of the index.")
+    ] = 0.02,
+    max_known_drop: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, help="Maximum drop of the share of changed scans that find themselves first."),
     ] = 0.02,
     as_json: JsonOption = False,
 ) -> None:
@@ -82,7 +87,7 @@ def releases_promote(
     from mrcg.storage.store import Store
 
     opened = Store(store)
-    limits = Gate(map_drop=max_map_drop, recall_drop=max_recall_drop) if gate else None
+    limits = Gate(map_drop=max_map_drop, recall_drop=max_recall_drop, known_drop=max_known_drop) if gate else None
     outcome = promote(opened, opened.find(f"reports/{report}").version, limits)
     if as_json:
         console.emit_json(outcome.model_dump(mode="json"))

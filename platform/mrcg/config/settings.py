@@ -157,7 +157,7 @@ class AppearanceSettings(Settings):
     components: int = Field(
         128, ge=0, description="principal components of the scans' appearance; 0: embeddings have the trained part only"
     )
-    weight: Positive = Field(0.5, description="spread of the appearance part relative to that of the trained part")
+    weight: Positive = Field(1.0, description="spread of the appearance part relative to that of the trained part")
 
 
 class EmbedSettings(Settings):

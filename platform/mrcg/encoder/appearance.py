@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -157,19 +158,27 @@ def appearance_files(appearance: Appearance, encoder_fingerprint: str, trained_d
     return {FACTS: json.dumps(facts.model_dump(), indent=1, sort_keys=True).encode(), TENSORS: tensors}
 
 
-def read_facts(vectors: Artefact, encoder: Artefact | None = None) -> EmbeddingFacts:
+def facts_in(counts: Mapping[str, Any]) -> EmbeddingFacts:
+    """Return the facts in the counts of a version of kind ``embeddings``; earlier ones have the trained part only."""
+    fingerprint, dim = str(counts["fingerprint"]), int(counts["dim"])
+    return EmbeddingFacts(
+        fingerprint=fingerprint,
+        encoder=str(counts.get("encoder", fingerprint)),
+        dim=dim,
+        trained_dim=int(counts.get("trained_dim", dim)),
+    )
+
+
+def read_facts(vectors: Artefact, encoder: Artefact) -> EmbeddingFacts:
     """Return what a query has to know of some vectors.
 
     Args:
         vectors: a version of kind ``embeddings`` or ``indexes``.
-        encoder: the version of kind ``encoders`` that they were made with; None takes it from the manifest of the
-            embeddings.
+        encoder: the version of kind ``encoders`` that they were made with.
 
     Raises:
         IntegrityError: a file differs from the published one.
     """
-    if encoder is None:
-        encoder = vectors.store.artefact("encoders", vectors.manifest.inputs["encoders"])
     names = [FACTS] if FACTS in vectors.names() else []
     return facts_of({name: vectors.read_bytes(name) for name in names}, encoder)
 

@@ -11,7 +11,7 @@ from mrcg.arrays import Vectors
 from mrcg.corpus.embeddings import embeddings_of
 from mrcg.corpus.reader import IMAGES, Corpus
 from mrcg.corpus.splits import Split
-from mrcg.encoder.appearance import read_facts
+from mrcg.encoder.appearance import facts_in
 from mrcg.encoder.embedder import Embedder
 from mrcg.encoder.model import Encoder
 from mrcg.encoder.spec import read_spec as read_encoder_spec
@@ -19,11 +19,12 @@ from mrcg.errors import require
 from mrcg.evaluation.masking import ScanAttributes, mask_own_hits, masks_own, reachable
 from mrcg.evaluation.paper_systems import Trial, TrialEpoch
 from mrcg.index.distances import Neighbours
+from mrcg.metrics.order import BY_SCORE
 from mrcg.metrics.ranking import Relevance
 from mrcg.metrics.report import query_figures
 from mrcg.reranker.graph_table import GraphTable, read_graphs
 from mrcg.reranker.model import Reranker
-from mrcg.reranker.scorer import rerank_order, score_graphs
+from mrcg.reranker.scorer import score_graphs
 from mrcg.reranker.spec import read_spec as read_reranker_spec
 from mrcg.storage.store import Artefact
 from mrcg.training.state import snapshots_of
@@ -80,12 +81,13 @@ def measure_rerankers(inputs: Mapping[str, Artefact], device: str) -> Trial:
     """
     protocol, embeddings = TestProtocol(inputs), inputs["embeddings"]
     vectors, graphs = embeddings_of(embeddings), protocol.masked(read_graphs(inputs["graphs"], "test"))
-    reranker = Reranker(read_reranker_spec(inputs["rerankers"], read_facts(embeddings).encoder))
+    reranker = Reranker(read_reranker_spec(inputs["rerankers"], facts_in(embeddings.manifest.counts).encoder))
     reranker.to(device)
     epochs = []
     for number, name in snapshots_of(inputs["rerankers"]).items():
         reranker.load_state_dict(safetensors.torch.load(inputs["rerankers"].read_bytes(name)))
-        order = rerank_order(score_graphs(reranker, graphs, vectors, BATCH, device))
+        scores = score_graphs(reranker, graphs, vectors, BATCH, device)
+        order = BY_SCORE.ranks(scores, graphs.distances_qn, np.zeros(scores.shape, dtype=bool))
         epochs.append(protocol.epoch(number, graphs, np.take_along_axis(graphs.relevant_qn, order, 1)))
     return protocol.trial(epochs)
 

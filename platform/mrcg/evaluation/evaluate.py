@@ -1,9 +1,9 @@
-"""Evaluate a reranker on the test part: the ANN and the reranked order side by side (docs/design.md#evaluation)."""
+"""Evaluate a reranker on the test part: the orders of the hits side by side (docs/design.md#evaluation)."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from mrcg.arrays import Fp16Vectors
+from mrcg.arrays import Distances, Fp16Vectors, Mask, RowNumbers
 from mrcg.config.settings import EvaluateSettings
 from mrcg.corpus.embeddings import embeddings_of
 from mrcg.corpus.reader import Corpus
 from mrcg.corpus.splits import Split
-from mrcg.encoder.appearance import read_facts
+from mrcg.encoder.appearance import facts_in
 from mrcg.evaluation.figures import (
     MapPoints,
     confusion_figure,
@@ -27,20 +27,34 @@ from mrcg.evaluation.figures import (
     reliability_figure,
 )
 from mrcg.evaluation.html_report import Drawings, report_page
+from mrcg.evaluation.known_items import KnownSearches, known_ranks
 from mrcg.evaluation.markdown import tables_markdown
 from mrcg.evaluation.masking import ScanAttributes, count_shared, mask_own_hits, masks_own, reachable
+from mrcg.evaluation.order_choice import GRID, GridFigures, choose_order, order_of
 from mrcg.evaluation.projection import project_to_plane
 from mrcg.evaluation.retrieval_picture import retrieval_panels
 from mrcg.hashing import draw
-from mrcg.metrics.calibration import Calibration, fit_platt, reliability
-from mrcg.metrics.ranking import DEPTH
+from mrcg.metrics.calibration import (
+    UNSURE,
+    Calibration,
+    fit_platt,
+    reliability,
+    skill,
+    slope_interval,
+    why_withheld,
+)
+from mrcg.metrics.known_items import KnownRanks
+from mrcg.metrics.order import BY_DISTANCE, BY_SCORE, HitOrder, OrderChoice, exact_copies
+from mrcg.metrics.ranking import DEPTH, average_precision, precision_at
 from mrcg.metrics.report import (
     CAVEAT,
     CAVEAT_KNOWN,
+    KNOWN,
     PAGE,
     PICTURE,
     QUERIES,
     REPORT,
+    SEED,
     TABLES,
     Intervals,
     Leakage,
@@ -54,28 +68,36 @@ from mrcg.metrics.report import (
     query_figures,
 )
 from mrcg.reranker.graph_table import GraphTable, read_graphs
-from mrcg.reranker.scorer import Scorer, rerank_order, score_graphs
+from mrcg.reranker.scorer import Scorer, score_graphs
 from mrcg.reranker.spec import HISTORY
 from mrcg.storage import schemas
 from mrcg.storage.store import Artefact
 
 BATCH = 64
 
-Order = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Neighbour lists of one part of the split, their scores, and the order of the hits by score."""
+    """Neighbour lists of one part of the split, their scores, and which hits are copies of their query."""
 
     graphs: GraphTable
     scores: Scores
-    order: Order
+    copies: Mask
+
+    def ranks(self, order: HitOrder) -> RowNumbers:
+        """Return the (q, n) ANN ranks of the hits in an order."""
+        return order.ranks(self.scores, self.graphs.distances_qn, self.copies)
+
+    def relevant(self, order: HitOrder) -> Mask:
+        """Return the (q, n) relevance of the hits in an order."""
+        return np.take_along_axis(self.graphs.relevant_qn, self.ranks(order), 1)
 
     @property
-    def reranked_qn(self) -> npt.NDArray[np.bool_]:
-        return np.take_along_axis(self.graphs.relevant_qn, self.order, 1)
+    def groups_n(self) -> npt.NDArray[np.int64]:
+        """For each hit that is no pad, the number of its query."""
+        return np.nonzero(self.nodes_qn)[0]
 
     @property
     def nodes_qn(self) -> npt.NDArray[np.bool_]:
@@ -90,7 +112,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Scored:
-    """The input of metrics and figures: scans, split, scored neighbour lists, and the number of masked test hits."""
+    """The input of metrics and figures: scans, split, scored neighbour lists, known items, and masked test hits."""
 
     protocol: str
     corpus: Corpus
@@ -100,11 +122,11 @@ class _Scored:
     test: _Part
     validation: _Part
     masked: int
+    known: KnownSearches | None
 
-    @property
-    def queries(self) -> Queries:
-        """The queries of the test part."""
-        rows = self.test.graphs.queries
+    def queries_of(self, part: _Part) -> Queries:
+        """The queries of a part."""
+        rows = part.graphs.queries
         return Queries(
             [self.corpus.labels[row] or "" for row in rows.tolist()],
             [self.corpus.groups[row] for row in rows.tolist()],
@@ -117,8 +139,9 @@ def evaluate(
     settings: EvaluateSettings,
     facts: Mapping[str, float],
     encoder: Artefact | None = None,
+    known: KnownSearches | None = None,
 ) -> dict[str, bytes]:
-    """Measure the test part, draw the figures and return the files of the report.
+    """Choose the order of the hits, measure the test part, draw the figures and return the files of the report.
 
     Under protocol ``dedup``, hits of the query's own group or patient are removed from the lists before scoring.
 
@@ -127,6 +150,7 @@ def evaluate(
         settings: settings of the report.
         facts: ``recall`` of the index and ``epochs`` of the encoder, from their manifests.
         encoder: artefact of kind encoders, for its training curves; None omits them.
+        known: searches for gallery scans, see ``search_known_items``; None omits known items.
 
     Returns:
         Content of the report's files by name; equal inputs give equal bytes.
@@ -134,31 +158,43 @@ def evaluate(
     Raises:
         MissingExtraError: a package of the extra ``train`` is not installed.
     """
-    scored = _score(inputs)
+    scored = _score(inputs, known)
     trainings = _training(encoder), _training(inputs["rerankers"])
-    report = _measure(scored, settings, facts, trainings)
-    title = f"protocol {report.protocol}: MAP {100 * report.reranked.map:.1f} (ANN order {100 * report.ann.map:.1f})"
-    test = scored.test
-    picture = retrieval_panels(scored.corpus, test.graphs, test.order, test.scores, settings.picture_queries, title)
+    chosen = _chosen_order(scored, settings)
+    ranks = None if known is None else known_ranks(known, scored.corpus, scored.split.fit, chosen.order)
+    report = _measure(scored, settings, facts, trainings, chosen, ranks)
+    test, served = scored.test, report.served_figures
+    title = f"protocol {report.protocol}: MAP {100 * served.map:.1f} (ANN order {100 * report.ann.map:.1f})"
+    orders = {"ANN order": BY_DISTANCE, "order by score": BY_SCORE, "served order": chosen.order}
+    picture = retrieval_panels(
+        scored.corpus,
+        test.graphs,
+        {name: test.ranks(order) for name, order in orders.items()},
+        test.scores,
+        settings.picture_queries,
+        title,
+    )
     drawings = _draw(report, scored, _training_graphs(inputs), settings.map_images)
     sources = dict(inputs) if encoder is None else {**inputs, "encoders": encoder}
     versions = sorted((kind, artefact.manifest.version) for kind, artefact in sources.items())
+    known_table = {} if ranks is None else {KNOWN: schemas.to_parquet(pa.table(ranks.columns(), schemas.KNOWN_ITEMS))}
     return {
+        **known_table,
         REPORT: report.model_dump_json(indent=1).encode(),
-        QUERIES: schemas.to_parquet(_query_table(scored)),
+        QUERIES: schemas.to_parquet(_query_table(scored, chosen.order)),
         TABLES: tables_markdown(report).encode(),
         PICTURE: picture,
         PAGE: report_page(report, drawings, picture, versions),
     }
 
 
-def _score(inputs: Mapping[str, Artefact]) -> _Scored:
+def _score(inputs: Mapping[str, Artefact], known: KnownSearches | None) -> _Scored:
     corpus, split = Corpus(inputs["corpus"]), Split(inputs["splits"])
     protocol = str(inputs["splits"].manifest.counts["protocol"])
     scans = ScanAttributes(corpus.labels, corpus.groups, corpus.scans["patient"].to_pylist())
     embeddings = inputs["embeddings"]
-    vectors = embeddings_of(embeddings)
-    scorer = Scorer.open(inputs["rerankers"], encoder_fingerprint=read_facts(embeddings).encoder)
+    vectors, facts = embeddings_of(embeddings), facts_in(embeddings.manifest.counts)
+    scorer = Scorer.open(inputs["rerankers"], encoder_fingerprint=facts.encoder)
     masked = {"validation": 0, "test": 0}
     parts: dict[str, _Part] = {}
     for name in masked:
@@ -166,16 +202,55 @@ def _score(inputs: Mapping[str, Artefact]) -> _Scored:
         if masks_own(protocol):
             graphs, masked[name] = mask_own_hits(graphs, scans)
         scores = score_graphs(scorer.reranker, graphs, vectors, BATCH, scorer.device)
-        parts[name] = _Part(graphs, scores, rerank_order(scores))
-    return _Scored(protocol, corpus, split, scans, vectors, parts["test"], parts["validation"], masked["test"])
+        parts[name] = _Part(graphs, scores, _copies(graphs, vectors, facts.trained_dim))
+    return _Scored(protocol, corpus, split, scans, vectors, parts["test"], parts["validation"], masked["test"], known)
+
+
+def _copies(graphs: GraphTable, vectors_nd: Fp16Vectors, trained_dim: int) -> Mask:
+    copies = np.zeros(graphs.neighbours_qn.shape, dtype=bool)
+    for start in range(0, len(graphs), BATCH):
+        rows = graphs.neighbours_qn[start : start + BATCH]
+        queries = vectors_nd[graphs.queries[start : start + BATCH]]
+        copies[start : start + BATCH] = exact_copies(queries, vectors_nd[rows], trained_dim) & (rows >= 0)
+    return copies
+
+
+def _chosen_order(scored: _Scored, settings: EvaluateSettings) -> OrderChoice:
+    """Choose the order on the validation part, which the encoder was not fitted on."""
+    if settings.order == "score":
+        return OrderChoice()
+    known, validation = scored.known, scored.validation
+    figures = query_figures_of_orders(validation.relevant, [order_of(weight) for weight in GRID])
+    first_kl, groups = np.empty((0, len(GRID))), list[str]()
+    if known is not None and (unseen := scored.split.validation[known.rows]).any():
+        ranks = [known.ranks(order_of(weight))[unseen, 1:] for weight in GRID]
+        first_kl = np.stack([(weight_ranks == 1).mean(axis=1) for weight_ranks in ranks], axis=1)
+        groups = [scored.corpus.groups[row] for row in known.rows[unseen].tolist()]
+    return choose_order(
+        GridFigures(*figures, list(scored.queries_of(validation).groups), first_kl, groups), settings.bootstrap
+    )
+
+
+def query_figures_of_orders(
+    relevant: Callable[[HitOrder], Mask], orders: Sequence[HitOrder]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return the (q, l) AP and P@1 of each query in each order."""
+    each = [relevant(order)[:, :DEPTH] for order in orders]
+    return np.stack([average_precision(ranked) for ranked in each], 1), np.stack([precision_at(r, 1) for r in each], 1)
 
 
 def _measure(
-    scored: _Scored, settings: EvaluateSettings, facts: Mapping[str, float], trainings: tuple[Training, Training]
+    scored: _Scored,
+    settings: EvaluateSettings,
+    facts: Mapping[str, float],
+    trainings: tuple[Training, Training],
+    chosen: OrderChoice,
+    ranks: KnownRanks | None,
 ) -> Report:
-    corpus, split, test, queries = scored.corpus, scored.split, scored.test, scored.queries
-    rows = test.graphs.queries
-    before, after, resamples = test.graphs.relevant_qn, test.reranked_qn, settings.bootstrap
+    corpus, split, test = scored.corpus, scored.split, scored.test
+    queries, rows = scored.queries_of(test), test.graphs.queries
+    before, by_score, served = test.graphs.relevant_qn, test.relevant(BY_SCORE), test.relevant(chosen.order)
+    resamples, first_hits = settings.bootstrap, test.ranks(chosen.order)[:, 0]
     leakage = Leakage(
         near_duplicates=count_shared(split.test, split.train, corpus.scans["cluster_id"].to_pylist()),
         same_patient=count_shared(split.test, split.train, scored.scans.patients),
@@ -187,15 +262,20 @@ def _measure(
         gallery=int(split.train.sum()),
         depth=min(DEPTH, before.shape[1]),
         ann=order_figures(before, queries, resamples),
-        reranked=order_figures(after, queries, resamples),
-        gain=gains(before, after, queries, resamples),
+        reranked=order_figures(by_score, queries, resamples),
+        gain=gains(before, by_score, queries, resamples),
+        order=chosen,
+        served=order_figures(served, queries, resamples),
+        served_gain=gains(before, served, queries, resamples),
+        known_items=None if ranks is None else ranks.figures(resamples, SEED),
         bootstrap=resamples,
         confusion=confusion(
             queries.labels,
             _hit_classes(corpus, test, np.zeros_like(rows)),
-            _hit_classes(corpus, test, test.order[:, 0]),
+            _hit_classes(corpus, test, first_hits),
         ),
-        calibration=_calibration(scored.validation, test),
+        calibration=_calibration(scored.validation, test, resamples),
+        typical_distance=_median(scored.validation.graphs.distances_qn[scored.validation.nodes_qn]),
         out_of_distribution=_out_of_distribution(scored.validation, test, settings.ood_quantile),
         index_recall_at_50=facts["recall"],
         leaking_queries=count_shared(split.test, split.train, corpus.groups),
@@ -208,35 +288,50 @@ def _measure(
     )
 
 
-def _query_table(scored: _Scored) -> pa.Table:
-    """Return the figures of each test query in both orders, to find failing queries and to compare runs."""
-    queries, test = scored.queries, scored.test
+def _median(distances: Distances) -> float | None:
+    finite = distances[np.isfinite(distances)]
+    return float(np.median(finite)) if len(finite) else None
+
+
+def _query_table(scored: _Scored, served: HitOrder) -> pa.Table:
+    """Return the figures of each test query in each order, to find failing queries and to compare runs."""
+    test, queries = scored.test, scored.queries_of(scored.test)
     columns: dict[str, Any] = {
         "image_id": scored.corpus.scans["image_id"].take(test.graphs.queries),
         "group_id": queries.groups,
         "label": queries.labels,
     }
-    for order, relevant in (("ann", test.graphs.relevant_qn), ("reranked", test.reranked_qn)):
-        figures = query_figures(relevant, queries.reachable_q)
-        columns |= {f"{order}_{name}": figures[name].astype(np.float32) for name in Intervals.model_fields}
+    for name, order in (("ann", BY_DISTANCE), ("reranked", BY_SCORE), ("served", served)):
+        figures = query_figures(test.relevant(order), queries.reachable_q)
+        columns |= {f"{name}_{figure}": figures[figure].astype(np.float32) for figure in Intervals.model_fields}
     return pa.table(columns, schema=schemas.QUERIES)
 
 
-def _hit_classes(corpus: Corpus, test: _Part, ranks_q: Order) -> list[str | None]:
+def _hit_classes(corpus: Corpus, test: _Part, ranks_q: RowNumbers) -> list[str | None]:
     """Return the class of the hit at the given ANN rank of each query; None without a hit or a label."""
     rows = np.take_along_axis(test.graphs.neighbours_qn, ranks_q[:, None], 1)[:, 0]
     return [corpus.labels[row] if row >= 0 else None for row in rows.tolist()]
 
 
-def _calibration(validation: _Part, test: _Part) -> Calibration:
+def _calibration(validation: _Part, test: _Part, resamples: int) -> Calibration:
     """Fit the score map on the validation part and measure the reliability on the test part."""
-    scores, relevant = test.scores[test.nodes_qn], test.graphs.relevant_qn[test.nodes_qn]
-    fitted = fit_platt(validation.scores[validation.nodes_qn], validation.graphs.relevant_qn[validation.nodes_qn])
-    return Calibration(
-        raw=reliability(scores, relevant),
-        map=fitted,
-        calibrated=None if fitted is None else reliability(fitted.apply(scores), relevant),
-    )
+    scores, relevant, groups = test.scores[test.nodes_qn], test.graphs.relevant_qn[test.nodes_qn], test.groups_n
+    known, targets = validation.scores[validation.nodes_qn], validation.graphs.relevant_qn[validation.nodes_qn]
+    fitted = fit_platt(known, targets)
+    if fitted is None:
+        calibration = Calibration(raw=reliability(scores, relevant), map=None, calibrated=None)
+    else:
+        probabilities = fitted.apply(scores)
+        unsure = probabilities < UNSURE
+        calibration = Calibration(
+            raw=reliability(scores, relevant),
+            map=fitted,
+            calibrated=reliability(probabilities, relevant),
+            slope=slope_interval(known, targets, validation.groups_n, SEED),
+            skill=skill(probabilities, relevant, groups, resamples, SEED),
+            skill_below=skill(probabilities[unsure], relevant[unsure], groups[unsure], resamples, SEED),
+        )
+    return calibration.model_copy(update={"withheld": why_withheld(calibration)})
 
 
 def _out_of_distribution(validation: _Part, test: _Part, quantile: float) -> OutOfDistribution:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 
+from mrcg.arrays import RowNumbers
 from mrcg.corpus.reader import Corpus
 from mrcg.hashing import draw
 from mrcg.imaging.contact_sheet import Panel, PanelRow, retrieval_picture
@@ -16,30 +19,34 @@ HITS_SHOWN = 10
 def retrieval_panels(
     corpus: Corpus,
     test: GraphTable,
-    order: npt.NDArray[np.int64],
+    orders: Mapping[str, RowNumbers],
     scores: npt.NDArray[np.float32],
     count: int,
     figures: str,
 ) -> bytes:
-    """Return a PNG of some test queries with their first ten hits.
+    """Return a PNG of some test queries with their first ten hits in each order.
 
     Args:
         corpus: corpus with the pixels and labels.
         test: neighbour lists of the test queries.
-        order: (q, n) ANN ranks in reranked order, best first.
+        orders: (q, n) ANN ranks of the hits by the name of the order, best first.
         scores: (q, n) scores of the nodes, in ANN order.
         count: maximum number of queries.
         figures: text that the title shows after the number of queries.
     """
     chosen = chosen_queries(corpus, test, count)
-    ranks = {q: [r for r in order[q].tolist() if test.neighbours_qn[q, r] >= 0][:HITS_SHOWN] for q in chosen}
+    shown = [
+        (q, name, [r for r in ranks_qn[q].tolist() if test.neighbours_qn[q, r] >= 0][:HITS_SHOWN])
+        for q in chosen
+        for name, ranks_qn in orders.items()
+    ]
     rows = [int(test.queries[q]) for q in chosen]
-    for q in chosen:
-        rows += [int(test.neighbours_qn[q, r]) for r in ranks[q]]
+    for q, _, ranks in shown:
+        rows += [int(test.neighbours_qn[q, r]) for r in ranks]
     distinct = sorted(set(rows))
     pixels = {distinct[place]: grey for place, grey in corpus.images(distinct)}
     panels = []
-    for q in chosen:
+    for q, name, ranks in shown:
         query = int(test.queries[q])
         hits = [
             Panel(
@@ -48,10 +55,10 @@ def retrieval_panels(
                 f"score {scores[q, r]:.2f}, ANN rank {r + 1}",
                 bool(test.relevant_qn[q, r]),
             )
-            for r in ranks[q]
+            for r in ranks
         ]
-        panels.append(PanelRow(Panel(pixels[query], corpus.labels[query] or "unlabelled", "query"), hits))
-    return retrieval_picture(panels, f"Reranked hits of {len(chosen)} test queries, {figures}")
+        panels.append(PanelRow(Panel(pixels[query], corpus.labels[query] or "unlabelled", name), hits))
+    return retrieval_picture(panels, f"Hits of {len(chosen)} test queries, {figures}")
 
 
 def chosen_queries(corpus: Corpus, test: GraphTable, count: int) -> list[int]:

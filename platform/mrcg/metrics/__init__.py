@@ -1,1 +1,1 @@
-"""Metrics that need no model: ranking, bootstrap intervals, calibration, drift, and the schema of a report."""
+"""Orders of hits, and metrics that need no model: ranking, known items, bootstrap intervals, calibration, reports."""

@@ -11,7 +11,17 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
+from mrcg.metrics.bootstrap import LEVEL, Interval, resampled_means
+
 BINS = 10
+#: Hits with a lower probability are those that a reader has to doubt.
+UNSURE = 0.9
+#: Largest expected calibration error with which a probability is shown.
+MAX_ERROR = 0.03
+#: Resamples for the interval of the slope: each is a fit of its own.
+SLOPE_RESAMPLES = 400
+#: Fewest hits that a skill score is computed of.
+MIN_HITS = 20
 #: Scores are clipped to this distance from 0 and 1, whose logits are infinite.
 EPSILON = 1e-6
 #: Minimum slope: a flat map would lose the reranker's order, and a falling one would reverse it.
@@ -55,12 +65,38 @@ class Platt(_Frozen):
         return _sigmoid(_logit(scores) / self.temperature + self.bias)
 
 
+class Skill(_Frozen):
+    """Brier skill score of some hits against their base rate: 1 is perfect, 0 no better than the base rate."""
+
+    hits: int
+    score: float
+    interval: Interval
+
+
 class Calibration(_Frozen):
-    """Reliability of the test scores: raw, and after the map fitted on the validation part (None without one)."""
+    """Reliability of the test scores: raw, and after the map fitted on the validation part (None without one).
+
+    Attributes:
+        raw: of the scores as they are.
+        map: from scores to probabilities, fitted on the validation part; None without one.
+        calibrated: of the probabilities.
+        slope: 95 % bootstrap interval of the map's slope, 1 / temperature.
+        skill, skill_below: of the probabilities of all hits, and of those below ``UNSURE``.
+        withheld: why no probability is shown; None where it is, and in reports of earlier versions of MRCG.
+    """
 
     raw: Reliability
     map: Platt | None
     calibrated: Reliability | None
+    slope: Interval | None = None
+    skill: Skill | None = None
+    skill_below: Skill | None = None
+    withheld: str | None = None
+
+    @property
+    def served(self) -> Platt | None:
+        """The map that a release serves; None where the score says nothing about probability."""
+        return None if self.withheld is not None else self.map
 
 
 def reliability(scores: Floats, relevant: Flags) -> Reliability:
@@ -89,6 +125,71 @@ def reliability(scores: Floats, relevant: Flags) -> Reliability:
     return Reliability(bins=bins, expected_error=error)
 
 
+def slope_interval(scores: Floats, relevant: Flags, groups_n: npt.NDArray[np.int64], seed: int) -> Interval:
+    """Return the 95 % bootstrap interval of the slope of Platt's map, which may be negative.
+
+    Args:
+        scores: (n,) in [0, 1].
+        relevant: (n,) whether each hit is relevant.
+        groups_n: number of the group of each hit's query, from 0; queries are resampled by whole groups.
+        seed: equal seeds give equal intervals.
+    """
+    target, x, count = _targets(relevant), _logit(scores), int(groups_n.max()) + 1
+    rng = np.random.default_rng(seed)
+    slopes = [
+        _descend(x, target, 1.0, False, rng.multinomial(count, np.full(count, 1 / count))[groups_n].astype(np.float64))[
+            0
+        ]
+        for _ in range(SLOPE_RESAMPLES)
+    ]
+    low, high = np.quantile(slopes, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
+    return Interval(low=low, high=high)
+
+
+def skill(
+    probabilities: Floats, relevant: Flags, groups: npt.NDArray[np.int64], resamples: int, seed: int
+) -> Skill | None:
+    """Return the Brier skill score of hits, with an interval by groups; None for too few hits, or of one kind only.
+
+    Args:
+        probabilities: (n,) of relevance.
+        relevant: (n,) whether each hit is relevant.
+        groups: (n,) number of the group of each hit's query, from 0.
+        resamples: of the groups.
+        seed: equal seeds give equal intervals.
+    """
+    base = float(relevant.mean()) if len(relevant) else 0.0
+    if len(relevant) < MIN_HITS or base in (0.0, 1.0):
+        return None
+    errors_n2 = np.stack([np.square(probabilities - relevant), np.square(base - relevant)], axis=1)
+    means_r2 = resampled_means(errors_n2, groups.astype(str).tolist(), resamples, seed)
+    low, high = np.quantile(
+        1 - means_r2[:, 0] / np.maximum(means_r2[:, 1], EPSILON), [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    ).tolist()
+    brier, reference = errors_n2.mean(axis=0).tolist()
+    return Skill(hits=len(relevant), score=1 - brier / reference, interval=Interval(low=low, high=high))
+
+
+def why_withheld(calibration: Calibration) -> str | None:
+    """Return why a release must not show probabilities, None if it may.
+
+    The map comes from the validation part; the test part can only withhold it.
+    """
+    fitted, measured = calibration.map, calibration.calibrated
+    if fitted is None or measured is None:
+        return "there are no validation scans to calibrate on"
+    if fitted.temperature >= 1 / MIN_SLOPE:
+        return "on the validation scans, a higher score does not mean a more likely hit"
+    if calibration.slope is not None and calibration.slope.low <= 0:
+        return "there are too few validation scans to tell whether a higher score means a more likely hit"
+    if measured.expected_error > MAX_ERROR:
+        return f"on the test scans, probabilities are wrong by {100 * measured.expected_error:.1f} points on average"
+    for found, which in ((calibration.skill, ""), (calibration.skill_below, f" below {UNSURE:g}")):
+        if found is not None and found.interval.low <= 0:
+            return f"on the test scans, probabilities{which} say no more than the share of right hits"
+    return None
+
+
 def fit_platt(scores: Floats, relevant: Flags) -> Platt | None:
     """Fit temperature and bias by maximum likelihood; None without scores.
 
@@ -100,24 +201,32 @@ def fit_platt(scores: Floats, relevant: Flags) -> Platt | None:
     """
     if not len(scores):
         return None
-    positives, negatives = int(relevant.sum()), int((~relevant).sum())
-    # Platt's smoothed targets: if all hits are of one kind, targets of 0 and 1 would need an infinite bias.
-    target = np.where(relevant, (positives + 1) / (positives + 2), 1 / (negatives + 2))
-    x = _logit(scores)
+    target, x = _targets(relevant), _logit(scores)
     slope, bias = _descend(x, target, 1.0, fixed=False)
     if slope < MIN_SLOPE:  # the loss is convex: if the free optimum is below the bound, the best slope is the bound
         slope, bias = _descend(x, target, MIN_SLOPE, fixed=True)
     return Platt(temperature=1 / slope, bias=bias)
 
 
-def _descend(x: Floats, target: Floats, slope: float, fixed: bool) -> tuple[float, float]:
+def _targets(relevant: Flags) -> npt.NDArray[np.float64]:
+    """Return Platt's smoothed targets: if all hits are of one kind, 0 and 1 would need an infinite bias."""
+    positives, negatives = int(relevant.sum()), int((~relevant).sum())
+    return np.where(relevant, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+
+
+def _descend(
+    x: Floats, target: Floats, slope: float, fixed: bool, weights: Floats | None = None
+) -> tuple[float, float]:
     """Minimise the loss from a start slope and return slope and bias; ``fixed`` changes the bias only."""
-    bias = 0.0
-    loss = _loss(slope * x + bias, target)
+    bias, weights = 0.0, np.ones(len(x)) if weights is None else weights / weights.mean()
+    loss = _loss(slope * x + bias, target, weights)
     for _ in range(MAX_STEPS):
-        d_slope, d_bias = _newton_step(x, _sigmoid(slope * x + bias), target, fixed)
+        d_slope, d_bias = _newton_step(x, _sigmoid(slope * x + bias), target, weights, fixed)
         size, new_loss = 1.0, np.inf
-        while size > 1e-8 and (new_loss := _loss((slope + size * d_slope) * x + bias + size * d_bias, target)) >= loss:
+        while size > 1e-8:
+            new_loss = _loss((slope + size * d_slope) * x + bias + size * d_bias, target, weights)
+            if new_loss < loss:
+                break
             size /= 2
         if new_loss >= loss:
             break
@@ -128,10 +237,10 @@ def _descend(x: Floats, target: Floats, slope: float, fixed: bool) -> tuple[floa
     return slope, bias
 
 
-def _newton_step(x: Floats, p: Floats, target: Floats, fixed: bool) -> tuple[float, float]:
+def _newton_step(x: Floats, p: Floats, target: Floats, weights: Floats, fixed: bool) -> tuple[float, float]:
     """Return the change of slope and bias; the ridge keeps it finite when all scores are equal."""
     ridge = 1e-9
-    residual, weight = p - target, p * (1 - p)
+    residual, weight = weights * (p - target), weights * p * (1 - p)
     g_slope, g_bias = float((residual * x).mean()), float(residual.mean())
     h_ss, h_sb, h_bb = float((weight * x * x).mean()) + ridge, float((weight * x).mean()), float(weight.mean()) + ridge
     if fixed:
@@ -140,9 +249,9 @@ def _newton_step(x: Floats, p: Floats, target: Floats, fixed: bool) -> tuple[flo
     return -(h_bb * g_slope - h_sb * g_bias) / determinant, -(h_ss * g_bias - h_sb * g_slope) / determinant
 
 
-def _loss(logits: Floats, target: Floats) -> float:
-    """Return the mean cross-entropy, log(1 + e^z) - t z."""
-    return float((np.logaddexp(0.0, logits) - target * logits).mean())
+def _loss(logits: Floats, target: Floats, weights: Floats) -> float:
+    """Return the weighted mean cross-entropy, log(1 + e^z) - t z."""
+    return float((weights * (np.logaddexp(0.0, logits) - target * logits)).mean())
 
 
 def _logit(scores: Floats) -> npt.NDArray[np.float64]:

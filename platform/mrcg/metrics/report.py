@@ -12,11 +12,13 @@ from pydantic import BaseModel, ConfigDict
 from mrcg.hashing import seed_of
 from mrcg.metrics.bootstrap import Gain, Interval, intervals, paired
 from mrcg.metrics.calibration import Calibration
+from mrcg.metrics.known_items import KnownItems
+from mrcg.metrics.order import OrderChoice
 from mrcg.metrics.ranking import DEPTH, Relevance, average_precision, precision_at, recall_at
 
 #: Files of a report.
 REPORT, TABLES, PICTURE, PAGE = "report.json", "tables.md", "retrieval.png", "report.html"
-QUERIES = "queries.parquet"
+QUERIES, KNOWN = "queries.parquet", "known_items.parquet"
 CAVEAT = "Not every query has a patient id, so scans of one patient may be in both the gallery and the queries."
 CAVEAT_KNOWN = "The patient of every query is known."
 SEED = seed_of(0, "bootstrap")
@@ -49,13 +51,13 @@ class ClassFigures(_Frozen):
 
 
 class OrderFigures(ClassFigures):
-    """Figures of one order of the hits (ANN or reranked), over all queries and per class of the query."""
+    """Figures of one order of the hits (ANN, by score, served), over all queries and per class of the query."""
 
     per_class: dict[str, ClassFigures]
 
 
 class Gains(_Frozen):
-    """Gains of the reranked over the ANN order, paired by query."""
+    """Gains of another order over the ANN order, paired by query."""
 
     map: Gain
     map_full: Gain
@@ -119,8 +121,11 @@ class Training(_Frozen):
 class Report(_Frozen):
     """Content of ``report.json``.
 
-    ``leaking_queries`` is the number of queries with an image of their own group in the gallery. ``masked_hits`` is the
-    number of hits of the query's own group or patient that were removed from the lists (protocol ``dedup``).
+    ``reranked`` and ``gain`` are of the order by score alone; ``served`` and ``served_gain`` of the order that a
+    release serves, None in reports of earlier versions of MRCG, which served the order by score. ``typical_distance``
+    is the median distance of a validation query's hits. ``leaking_queries`` is the number of queries with an image of
+    their own group in the gallery. ``masked_hits`` is the number of hits of the query's own group or patient that were
+    removed from the lists (protocol ``dedup``).
     """
 
     protocol: str
@@ -142,6 +147,16 @@ class Report(_Frozen):
     encoder_training: Training = Training()
     reranker_training: Training = Training()
     caveat: str = CAVEAT
+    order: OrderChoice = OrderChoice()
+    served: OrderFigures | None = None
+    served_gain: Gains | None = None
+    known_items: KnownItems | None = None
+    typical_distance: float | None = None
+
+    @property
+    def served_figures(self) -> OrderFigures:
+        """The figures of the order that a release serves."""
+        return self.reranked if self.served is None else self.served
 
     @property
     def ood_threshold(self) -> float | None:

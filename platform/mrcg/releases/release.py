@@ -16,14 +16,19 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mrcg.encoder.spec import read_spec as read_encoder
 from mrcg.errors import AlreadyExistsError, IntegrityError, LostRaceError, NotFoundError, ReleaseError
 from mrcg.metrics.calibration import Platt
-from mrcg.metrics.report import Report
+from mrcg.metrics.known_items import change_between
+from mrcg.metrics.order import BY_SCORE, HitOrder
+from mrcg.metrics.report import KNOWN, SEED, Report
 from mrcg.reranker.spec import read_spec as read_reranker
+from mrcg.storage import schemas
 from mrcg.storage.manifest import Manifest
 from mrcg.storage.store import Store
 
 log = logging.getLogger(__name__)
 
 HISTORY = "releases/history"
+#: Resamples with which the gate compares known items.
+RESAMPLES = 2000
 
 
 class Release(BaseModel):
@@ -42,7 +47,12 @@ class Release(BaseModel):
     calibration: Platt | None = None
     protocol: str
     reranked_map: float
-    recall: float | None = None  # None in releases made by earlier versions of MRCG
+    recall: float | None = None  # None in releases made by earlier versions of MRCG, as are the next four
+    served_map: float | None = None
+    known_first: float | None = None
+    typical_distance: float | None = None
+    probability_withheld: str | None = None
+    order: HitOrder = BY_SCORE  # the default is the order of earlier versions
     created: str
     reason: str
 
@@ -115,10 +125,15 @@ def candidate(store: Store, report_version: str, number: int, reason: str) -> Re
         report=report_version,
         neighbours=int(graphs.settings["graph"]["neighbours"]),
         ood_threshold=report.ood_threshold,
-        calibration=report.calibration.map,
+        calibration=report.calibration.served,
         protocol=report.protocol,
         reranked_map=report.reranked.map,
         recall=report.index_recall_at_50,
+        served_map=report.served_figures.map,
+        known_first=None if report.known_items is None else report.known_items.changed.served.first,
+        typical_distance=report.typical_distance,
+        probability_withheld=report.calibration.withheld,
+        order=report.order.order,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         reason=reason,
     )
@@ -145,12 +160,19 @@ def _release_manifests(store: Store, report_version: str) -> dict[str, Manifest]
 
 
 class Gate(BaseModel):
-    """Largest allowed drops of a new release below the current one, in reranked MAP and in recall@50 of the index."""
+    """Largest allowed drops of a new release below the current one.
+
+    Attributes:
+        map_drop: in MAP of the served order.
+        recall_drop: in recall@50 of the index.
+        known_drop: in the share of changed gallery scans that find themselves first.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     map_drop: float
     recall_drop: float
+    known_drop: float
 
 
 def promote(store: Store, report_version: str, gate: Gate | None) -> Promotion:
@@ -171,7 +193,7 @@ def promote(store: Store, report_version: str, gate: Gate | None) -> Promotion:
     numbers = release_numbers(store)
     current = read_release(store, numbers[-1]) if numbers else None
     new = candidate(store, report_version, (numbers[-1] if numbers else 0) + 1, "promoted")
-    if current is not None and (why := _refusal(current, new, gate)):
+    if current is not None and (why := _refusal(store, current, new, gate)):
         return Promotion(promoted=False, release=current, why=why)
     try:
         _publish(store, new)
@@ -187,7 +209,7 @@ def _already_current(current: Release) -> str:
     return f"release {current.number} already serves exactly these versions"
 
 
-def _refusal(current: Release, new: Release, gate: Gate | None) -> str | None:
+def _refusal(store: Store, current: Release, new: Release, gate: Gate | None) -> str | None:
     """Return why a candidate must not become current, None if it may."""
     if current.pins == new.pins:
         return _already_current(current)
@@ -198,7 +220,7 @@ def _refusal(current: Release, new: Release, gate: Gate | None) -> str | None:
             f"gate: protocol {new.protocol} cannot be compared with protocol {current.protocol} of release "
             f"{current.number}; `mrcg releases promote --no-gate` overrides"
         )
-    measured = [("reranked MAP", current.reranked_map, new.reranked_map, gate.map_drop, "max_map_drop")]
+    measured = [("MAP", _served_map(current), _served_map(new), gate.map_drop, "max_map_drop")]
     if current.recall is not None and new.recall is not None:
         measured.append(("recall@50 of the index", current.recall, new.recall, gate.recall_drop, "max_recall_drop"))
     for name, before, now, drop, setting in measured:
@@ -207,7 +229,29 @@ def _refusal(current: Release, new: Release, gate: Gate | None) -> str | None:
                 f"gate: {name} {now:.4f} is below {before - drop:.4f} "
                 f"(release {current.number} minus release.{setting}); `mrcg releases promote --no-gate` overrides"
             )
-    return None
+    return _known_items_refusal(store, current, new, gate)
+
+
+def _served_map(release: Release) -> float:
+    """Return the MAP of the order that a release serves; earlier versions of MRCG served the order by score."""
+    return release.reranked_map if release.served_map is None else release.served_map
+
+
+def _known_items_refusal(store: Store, current: Release, new: Release, gate: Gate) -> str | None:
+    """Return why known items forbid a promotion: of the scans in both reports, clearly fewer find themselves first."""
+    if current.known_first is None or new.known_first is None or not store.has("reports", current.report):
+        return None  # a release of an earlier version, or one whose report was erased, is compared by MAP alone
+    before, after = (
+        schemas.from_parquet(store.artefact("reports", release.report).read_bytes(KNOWN)) for release in (current, new)
+    )
+    change = change_between(before, after, RESAMPLES, SEED)
+    if change is None or change.high >= 0 or change.mean >= -gate.known_drop:
+        return None
+    return (
+        f"gate: {-100 * change.mean:.1f} points fewer of the changed gallery scans find themselves first than under "
+        f"release {current.number} (95 % interval {-100 * change.high:.1f} to {-100 * change.low:.1f}; "
+        f"release.max_known_drop allows {100 * gate.known_drop:g}); `mrcg releases promote --no-gate` overrides"
+    )
 
 
 class Change(BaseModel):
@@ -228,8 +272,18 @@ def diff(store: Store, before: Release, after: Release) -> list[Change]:
         if version != new_version:
             changes.append(Change(what=kind, before=version, after=new_version))
             changes += _manifest_changes(store, kind, version, new_version)
-    for name in ("neighbours", "ood_threshold", "protocol", "reranked_map", "recall"):
-        old_value, new_value = getattr(before, name), getattr(after, name)
+    compared = (
+        "neighbours",
+        "ood_threshold",
+        "protocol",
+        "reranked_map",
+        "served_map",
+        "known_first",
+        "recall",
+        "order",
+    )
+    for name in compared:
+        old_value, new_value = (release.model_dump(mode="json")[name] for release in (before, after))
         if old_value != new_value:
             changes.append(Change(what=name, before=_format(old_value), after=_format(new_value)))
     return changes

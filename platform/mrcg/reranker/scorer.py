@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 import safetensors.torch
@@ -12,14 +10,14 @@ from torch import Tensor
 
 from mrcg.reranker.graph_features import GraphBatch
 from mrcg.reranker.graph_table import GraphTable
-from mrcg.reranker.influence import Influences
+from mrcg.reranker.leave_one_out import LeaveOneOut
 from mrcg.reranker.model import Reranker
 from mrcg.reranker.spec import WEIGHTS, read_spec
 from mrcg.storage.store import Artefact
 from mrcg.training.batches import Indices
 
-#: Edges whose influence is computed at once; each takes one graph without that edge.
-EDGE_BATCH = 256
+#: Graphs, each without one node, that are scored at once.
+GRAPH_BATCH = 64
 
 
 class Scorer:
@@ -63,41 +61,23 @@ class Scorer:
         out: npt.NDArray[np.float32] = scores.cpu().numpy()
         return out
 
-    def influences(
-        self, query_d: npt.NDArray[np.float32], neighbours_nd: npt.NDArray[np.float16], nodes: Sequence[int]
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Return the edge weights of one query graph, and how much each edge changes the scores of the given nodes.
-
-        The graph is scored again without each edge of each given node.
-
-        Returns:
-            (n, n) edge weights, and (nodes, n) the score of each given node minus its score without the edge to each
-            node of the graph.
-        """
+    def leave_one_out(self, query_d: npt.NDArray[np.float32], neighbours_nd: npt.NDArray[np.float16]) -> LeaveOneOut:
+        """Return the edge weights of one query graph, and the scores with each of its n nodes left out."""
         count = len(neighbours_nd)
         with torch.inference_mode():
             queries, neighbours = torch.from_numpy(query_d)[None], torch.from_numpy(neighbours_nd)[None]
-            mask = torch.ones(1, count, dtype=torch.bool, device=self.device)
-            graph = self.reranker.graphs(queries.to(self.device), neighbours.to(self.device), mask)
-            full_scores = torch.sigmoid(self.reranker(graph))[0]
-            node = torch.tensor(nodes, device=self.device).repeat_interleave(count)
-            other = torch.arange(count, device=self.device).repeat(len(nodes))
-            scores = [
-                torch.sigmoid(self.reranker(_without_edges(graph, i, j))).gather(1, i[:, None])[:, 0]
-                for i, j in zip(node.split(EDGE_BATCH), other.split(EDGE_BATCH), strict=True)
-            ]
-            changes = full_scores[node] - torch.cat(scores)
-        weights: npt.NDArray[np.float32] = graph.adjacency_bnn[0].cpu().numpy()
-        return weights, changes.reshape(len(nodes), count).cpu().numpy()
-
-
-def _without_edges(graph: GraphBatch, i_e: torch.Tensor, j_e: torch.Tensor) -> GraphBatch:
-    """Return one copy of a graph for each edge (i, j), without that edge."""
-    count = len(i_e)
-    adjacency, copies = graph.adjacency_bnn.repeat(count, 1, 1), torch.arange(count, device=i_e.device)
-    adjacency[copies, i_e, j_e] = 0.0
-    adjacency[copies, j_e, i_e] = 0.0
-    return GraphBatch(graph.x_bnf.expand(count, -1, -1), adjacency, graph.mask_bn.expand(count, -1))
+            present = torch.ones(1, count, dtype=torch.bool, device=self.device)
+            queries, neighbours = queries.to(self.device), neighbours.to(self.device)
+            weights = self.reranker.graphs(queries, neighbours, present).adjacency_bnn[0]
+            parts = []
+            for left_out in torch.arange(count, device=self.device).split(GRAPH_BATCH):
+                mask = present.repeat(len(left_out), 1)
+                mask[torch.arange(len(left_out), device=self.device), left_out] = False
+                graphs = self.reranker.graphs(
+                    queries.expand(len(left_out), -1), neighbours.expand(len(left_out), -1, -1), mask
+                )
+                parts.append(torch.sigmoid(self.reranker(graphs)))
+        return LeaveOneOut(weights.cpu().numpy(), torch.cat(parts).cpu().numpy())
 
 
 class Reranking:
@@ -119,11 +99,9 @@ class Reranking:
         scores = self.scorer.score(embeddings_bd, padded, mask)
         return [row[: len(vectors)] for row, vectors in zip(scores, neighbours, strict=True)]
 
-    def explain(
-        self, embedding_d: npt.NDArray[np.float32], vectors_nd: npt.NDArray[np.float16], nodes: Sequence[int]
-    ) -> Influences:
-        """Return the influences of edges on the scores of the given nodes of one query's graph."""
-        return Influences(*self.scorer.influences(embedding_d, vectors_nd, nodes))
+    def explain(self, embedding_d: npt.NDArray[np.float32], vectors_nd: npt.NDArray[np.float16]) -> LeaveOneOut:
+        """Return the edges of one query's graph, and its scores with each node left out."""
+        return self.scorer.leave_one_out(embedding_d, vectors_nd)
 
 
 def gather_batch(
@@ -149,8 +127,3 @@ def score_graphs(
             batch, _ = gather_batch(reranker, graphs, indices, vectors_nd, device)
             scores[indices] = torch.where(batch.mask_bn, torch.sigmoid(reranker(batch)), -1.0).cpu().numpy()
     return scores
-
-
-def rerank_order(scores_qn: npt.NDArray[np.float32]) -> Indices:
-    """Return (q, n) ANN ranks by descending score; ties keep the ANN order."""
-    return np.argsort(-scores_qn, axis=1, kind="stable")

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from mrcg.config.settings import RerankerSettings
 from mrcg.errors import TrainingError
 from mrcg.hashing import seed_of
+from mrcg.metrics.order import BY_SCORE
 from mrcg.metrics.ranking import mean_average_precision
 from mrcg.reranker.graph_table import GraphTable
 from mrcg.reranker.losses import graph_loss
 from mrcg.reranker.model import Reranker
-from mrcg.reranker.scorer import gather_batch, rerank_order, score_graphs
+from mrcg.reranker.scorer import gather_batch, score_graphs
 from mrcg.reranker.spec import RerankerSpec
 from mrcg.training.batches import Indices, shuffled_batches, worker_share
 from mrcg.training.state import TrainingState, Worker
@@ -168,5 +169,6 @@ class RerankerTrainer:
         scores = score_graphs(
             self.reranker, self.graphs.validation, self.graphs.vectors_nd, self.settings.batch_size, self.worker.device
         )
-        order = rerank_order(scores)
+        validation = self.graphs.validation
+        order = BY_SCORE.ranks(scores, validation.distances_qn, np.zeros(scores.shape, dtype=bool))
         return mean_average_precision(np.take_along_axis(self.graphs.validation.relevant_qn, order, 1))

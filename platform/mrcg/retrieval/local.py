@@ -13,7 +13,7 @@ from mrcg.api.responses import Answer
 from mrcg.config.settings import ServeSettings
 from mrcg.imaging.slices import Grey
 from mrcg.releases.release import Release, read_release
-from mrcg.reranker.influence import Influences
+from mrcg.reranker.leave_one_out import LeaveOneOut
 from mrcg.reranker.scorer import Reranking
 from mrcg.retrieval.loaders import AnyEmbedder, EmbedderLoader, RerankerLoader, SearcherLoader, load_and_check
 from mrcg.retrieval.preprocessing import QueryRules
@@ -47,9 +47,9 @@ class _LocalStages:
         return self.reranking.rerank(embedding_d[None], [vectors_nd])[0]
 
     async def explain(
-        self, context: RequestContext, embedding_d: Embedding, vectors_nd: npt.NDArray[np.float16], nodes: list[int]
-    ) -> Influences:
-        return self.reranking.explain(embedding_d, vectors_nd, nodes)
+        self, context: RequestContext, embedding_d: Embedding, vectors_nd: npt.NDArray[np.float16]
+    ) -> LeaveOneOut:
+        return self.reranking.explain(embedding_d, vectors_nd)
 
 
 class LocalPipeline:

@@ -60,7 +60,7 @@ class QueryRules:
         encoder: fingerprint of the encoder and the appearance part.
         dim: number of dimensions of an embedding.
         deadline_s: default and maximum seconds of a request.
-        search: N, out-of-distribution threshold, and the time reserved for the reranker.
+        search: N, order of the hits, thresholds, and the time reserved for the reranker.
     """
 
     release: int
@@ -97,7 +97,16 @@ class QueryRules:
             encoder=facts.fingerprint,
             dim=facts.dim,
             deadline_s=serve.deadline_ms / 1000,
-            search=SearchSettings(release.neighbours, release.ood_threshold, serve.rerank_reserve_ms),
+            search=SearchSettings(
+                release.neighbours,
+                release.ood_threshold,
+                serve.rerank_reserve_ms,
+                facts.trained_dim,
+                release.order,
+                release.calibration if release.served_map is not None else None,
+                release.probability_withheld,
+                release.typical_distance,
+            ),
         )
 
     def prepare(self, image: bytes) -> Grey:

@@ -17,17 +17,17 @@ import numpy as np
 import numpy.typing as npt
 
 from mrcg.api.requests import ImageIdQuery
-from mrcg.api.responses import Answer, Explained, Explanation, Hit, Influence, Node
+from mrcg.api.responses import Answer, Explanation, Hit
 from mrcg.arrays import Mask
 from mrcg.errors import StageUnavailableError
 from mrcg.imaging.slices import Grey
-from mrcg.reranker.influence import Influences
+from mrcg.metrics.calibration import Platt
+from mrcg.metrics.order import BY_SCORE, HitOrder, exact_copies
+from mrcg.reranker.leave_one_out import LeaveOneOut
+from mrcg.retrieval.explanation import RankedHits, explain
 from mrcg.retrieval.query import Embedding, PixelQuery, Query, Scope, VectorQuery
 
 log = logging.getLogger(__name__)
-
-#: Maximum number of neighbours in the explanation of a hit.
-MAX_INFLUENCES = 5
 
 
 @dataclass(frozen=True)
@@ -127,9 +127,9 @@ class Stages(Protocol):
         ...
 
     async def explain(
-        self, context: RequestContext, embedding_d: Embedding, vectors_nd: npt.NDArray[np.float16], nodes: list[int]
-    ) -> Influences:
-        """Return how the edges of the query graph change the scores of the given neighbours."""
+        self, context: RequestContext, embedding_d: Embedding, vectors_nd: npt.NDArray[np.float16]
+    ) -> LeaveOneOut:
+        """Return the edges of the query graph, and the scores with each neighbour left out."""
         ...
 
 
@@ -141,11 +141,21 @@ class SearchSettings:
         neighbours: N, the number of neighbours in a query graph.
         ood_threshold: squared L2; a query whose nearest image is farther is out of distribution. None never flags.
         rerank_reserve_ms: with fewer milliseconds left before the deadline, the ANN order is returned.
+        trained_dim: dimensions of the trained part of a vector.
+        order: of the hits.
+        calibration: from scores to probabilities; None shows none.
+        withheld: why no probability is shown.
+        typical_distance: squared L2 of a typical hit, for similarities; None shows none.
     """
 
     neighbours: int
     ood_threshold: float | None
     rerank_reserve_ms: int
+    trained_dim: int
+    order: HitOrder = BY_SCORE
+    calibration: Platt | None = None
+    withheld: str | None = None
+    typical_distance: float | None = None
 
 
 async def answer(stages: Stages, settings: SearchSettings, context: RequestContext, query: Query) -> Answer:
@@ -171,18 +181,21 @@ async def answer(stages: Stages, settings: SearchSettings, context: RequestConte
     clock.lap("search")
     scores = await _scores(stages, settings, context, embedding, near) if query.rerank and near.image_ids else None
     clock.lap("rerank")
-    order = list(range(len(near.image_ids))) if scores is None else np.argsort(-scores, kind="stable").tolist()
+    ranked = None if scores is None else _ranked(settings, embedding, near, scores)
+    order = list(range(len(near.image_ids))) if ranked is None else ranked.order
     explanation = None
-    if query.explain and scores is not None:
-        explanation = await _explanation(stages, context, embedding, near, scores, order, query.k)
+    if query.explain and ranked is not None:
+        explanation = await _explanation(stages, context, embedding, near, ranked, query.k)
         clock.lap("explain")
-    hits = [_hit(near, scores, place) for place in order[: query.k]]
+    hits = [_hit(settings, near, ranked, place, rank) for rank, place in enumerate(order[: query.k], 1)]
     return Answer(
         release=context.release,
         request_id=context.trace,
         hits=hits,
         classes=dict(Counter(hit.label for hit in hits if hit.label is not None).most_common()),
-        reranked=scores is not None,
+        reranked=ranked is not None,
+        order="ann" if ranked is None else settings.order.name,
+        probability_withheld=None if ranked is None else settings.withheld,
         partial=near.shards < near.total_shards,
         shards_answered=near.shards,
         shards=near.total_shards,
@@ -206,8 +219,18 @@ async def _embedding(stages: Stages, context: RequestContext, query: Query) -> E
             return await stages.look_up(context, image_id)
 
 
-def _hit(near: SearchHits, scores: npt.NDArray[np.float32] | None, place: int) -> Hit:
-    facts, image_id = near.facts[place], near.image_ids[place]
+def _ranked(
+    settings: SearchSettings, embedding_d: Embedding, near: SearchHits, scores_n: npt.NDArray[np.float32]
+) -> RankedHits:
+    copies_n = exact_copies(embedding_d[None], near.vectors_nd[None], settings.trained_dim)[0]
+    return RankedHits(settings.order, scores_n, np.array(near.distances), copies_n)
+
+
+def _hit(settings: SearchSettings, near: SearchHits, ranked: RankedHits | None, place: int, rank: int) -> Hit:
+    facts, image_id, score = near.facts[place], near.image_ids[place], None
+    if ranked is not None:
+        score = float(ranked.scores_n[place])
+    calibration, distance = settings.calibration, near.distances[place]
     return Hit(
         image_id=image_id,
         label=facts.label,
@@ -215,11 +238,20 @@ def _hit(near: SearchHits, scores: npt.NDArray[np.float32] | None, place: int) -
         sequence=facts.sequence,
         site=facts.site,
         group=facts.group,
-        score=None if scores is None else float(scores[place]),
-        distance=near.distances[place],
+        score=score,
+        probability=None if score is None or calibration is None else float(calibration.apply(np.array(score))),
+        similarity=_similarity(distance, settings.typical_distance),
+        distance=distance,
+        rank=rank,
         ann_rank=place + 1,
+        score_rank=None if ranked is None else ranked.by_score.index(place) + 1,
         preview=f"/v1/images/{image_id}/preview",
     )
+
+
+def _similarity(distance: float, typical: float | None) -> float | None:
+    """Return 1 for a distance of 0, 0.5 for the typical distance; None where that is unknown."""
+    return None if not typical else typical / (typical + distance)
 
 
 def _out_of_distribution(settings: SearchSettings, near: SearchHits) -> bool:
@@ -245,35 +277,15 @@ async def _explanation(
     context: RequestContext,
     embedding_d: Embedding,
     near: SearchHits,
-    scores_n: npt.NDArray[np.float32],
-    order: list[int],
+    ranked: RankedHits,
     k: int,
 ) -> Explanation | None:
     try:
-        influences = await stages.explain(context, embedding_d, near.vectors_nd, order[:k])
+        leave_one_out = await stages.explain(context, embedding_d, near.vectors_nd)
     except StageUnavailableError as error:
         log.warning("request %s: returned without an explanation, %s", context.trace, error)
         return None
-    rank_of = {place: rank for rank, place in enumerate(order, 1)}
-    nodes = [
-        Node(image_id=image_id, ann_rank=place + 1, rank=rank_of[place], score=float(scores_n[place]))
-        for place, image_id in enumerate(near.image_ids)
-    ]
-    return Explanation(
-        nodes=nodes,
-        weights=np.round(influences.weights_nn.astype(float), 4).tolist(),
-        hits=[
-            Explained(
-                image_id=near.image_ids[place],
-                rank_change=place + 1 - rank,
-                neighbours=[
-                    Influence(image_id=near.image_ids[other], moved=float(influences.changes_kn[rank - 1, other]))
-                    for other in influences.strongest(rank - 1, MAX_INFLUENCES)
-                ],
-            )
-            for rank, place in enumerate(order[:k], 1)
-        ],
-    )
+    return explain(near.image_ids, ranked, leave_one_out, k)
 
 
 class _Clock:

@@ -22,7 +22,7 @@ KINDS: Mapping[str, int] = {
     "indexes": 2,
     "graphs": 2,
     "rerankers": 2,
-    "reports": 3,
+    "reports": 4,
     "trials": 1,
 }
 

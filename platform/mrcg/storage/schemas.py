@@ -103,7 +103,7 @@ ROWS = pa.schema(
     ]
 )
 
-#: reports/queries.parquet: metrics of each test query, in the index's and in the reranked order.
+#: reports/queries.parquet: metrics of each test query, in the orders by distance and by score and in the served order.
 QUERIES = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
@@ -111,9 +111,21 @@ QUERIES = pa.schema(
         pa.field("label", pa.string(), nullable=False),
         *(
             pa.field(f"{order}_{name}", pa.float32(), nullable=False)
-            for order in ("ann", "reranked")
+            for order in ("ann", "reranked", "served")
             for name in ("map", "map_full", "precision_at_10")
         ),
+    ]
+)
+
+#: reports/known_items.parquet: at which rank a gallery scan finds itself, by the form in which it is searched for.
+KNOWN_ITEMS = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("group_id", pa.string(), nullable=False),
+        pa.field("fitted", pa.bool_(), nullable=False),  # whether the encoder was fitted on it
+        pa.field("form", pa.string(), nullable=False),  # unchanged, or the change
+        # From 1; null where it is not among the hits.
+        *(pa.field(f"{order}_rank", pa.int32()) for order in ("ann", "score", "served")),
     ]
 )
 

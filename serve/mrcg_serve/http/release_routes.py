@@ -29,6 +29,9 @@ class Limits(BaseModel):
 
     map_drop: float = Field(0.01, ge=0, le=1, description="largest drop in MAP")
     recall_drop: float = Field(0.02, ge=0, le=1, description="largest drop in the index's recall")
+    known_drop: float = Field(
+        0.02, ge=0, le=1, description="largest drop in the share of changed gallery scans that find themselves first"
+    )
 
 
 @router.get("", summary="All releases", responses=errors())
@@ -57,7 +60,7 @@ async def promote_report(
     limits: Limits = Limits(),
 ) -> Promotion:
     """Make the versions that a report measured the current release, unless they are too much worse than it."""
-    gate = Gate(map_drop=limits.map_drop, recall_drop=limits.recall_drop)
+    gate = Gate(map_drop=limits.map_drop, recall_drop=limits.recall_drop, known_drop=limits.known_drop)
     return await asyncio.to_thread(promote, gateway.store, report, gate)
 
 

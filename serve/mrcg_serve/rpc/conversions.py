@@ -14,7 +14,9 @@ from mrcg_serve.requests import MAX_SCANS, SearchBatchRequest, SearchRequest
 from mrcg_serve.rpc import retrieval_pb2 as rpc
 
 #: Fields of a hit that may be unknown: unset in gRPC, null in JSON.
-_UNKNOWN_FIELDS = dict.fromkeys(("label", "plane", "sequence", "site", "score"))
+_UNKNOWN_FIELDS = dict.fromkeys(
+    ("label", "plane", "sequence", "site", "score", "probability", "similarity", "score_rank")
+)
 
 
 def search_from_proto(request: rpc.SearchRequest) -> SearchRequest:
@@ -75,6 +77,7 @@ def answer_from_proto(message: rpc.SearchAnswer) -> Answer:
     """Convert a gRPC message to an answer."""
     fields = _fields(message, with_defaults=True)
     fields["hits"] = [{**_UNKNOWN_FIELDS, **hit} for hit in fields["hits"]]
+    fields.setdefault("probability_withheld", None)
     if "explanation" in fields:
         fields["explanation"]["weights"] = [row["values"] for row in fields["explanation"]["weights"]]
     return Answer.model_validate(fields)

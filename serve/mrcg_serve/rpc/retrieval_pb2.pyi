@@ -67,7 +67,7 @@ class Filters(_message.Message):
     def __init__(self, label: _Optional[_Iterable[str]] = ..., site: _Optional[_Iterable[str]] = ..., sequence: _Optional[_Iterable[str]] = ..., plane: _Optional[_Iterable[str]] = ..., years: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SearchAnswer(_message.Message):
-    __slots__ = ("release", "request_id", "hits", "classes", "reranked", "partial", "shards_answered", "shards", "requested", "found", "allowed", "passing", "out_of_distribution", "milliseconds", "explanation")
+    __slots__ = ("release", "request_id", "hits", "classes", "reranked", "partial", "shards_answered", "shards", "requested", "found", "allowed", "passing", "out_of_distribution", "milliseconds", "explanation", "order", "probability_withheld")
     class ClassesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -97,6 +97,8 @@ class SearchAnswer(_message.Message):
     OUT_OF_DISTRIBUTION_FIELD_NUMBER: _ClassVar[int]
     MILLISECONDS_FIELD_NUMBER: _ClassVar[int]
     EXPLANATION_FIELD_NUMBER: _ClassVar[int]
+    ORDER_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITY_WITHHELD_FIELD_NUMBER: _ClassVar[int]
     release: int
     request_id: str
     hits: _containers.RepeatedCompositeFieldContainer[Hit]
@@ -112,10 +114,12 @@ class SearchAnswer(_message.Message):
     out_of_distribution: bool
     milliseconds: _containers.ScalarMap[str, float]
     explanation: Explanation
-    def __init__(self, release: _Optional[int] = ..., request_id: _Optional[str] = ..., hits: _Optional[_Iterable[_Union[Hit, _Mapping]]] = ..., classes: _Optional[_Mapping[str, int]] = ..., reranked: _Optional[bool] = ..., partial: _Optional[bool] = ..., shards_answered: _Optional[int] = ..., shards: _Optional[int] = ..., requested: _Optional[int] = ..., found: _Optional[int] = ..., allowed: _Optional[int] = ..., passing: _Optional[int] = ..., out_of_distribution: _Optional[bool] = ..., milliseconds: _Optional[_Mapping[str, float]] = ..., explanation: _Optional[_Union[Explanation, _Mapping]] = ...) -> None: ...
+    order: str
+    probability_withheld: str
+    def __init__(self, release: _Optional[int] = ..., request_id: _Optional[str] = ..., hits: _Optional[_Iterable[_Union[Hit, _Mapping]]] = ..., classes: _Optional[_Mapping[str, int]] = ..., reranked: _Optional[bool] = ..., partial: _Optional[bool] = ..., shards_answered: _Optional[int] = ..., shards: _Optional[int] = ..., requested: _Optional[int] = ..., found: _Optional[int] = ..., allowed: _Optional[int] = ..., passing: _Optional[int] = ..., out_of_distribution: _Optional[bool] = ..., milliseconds: _Optional[_Mapping[str, float]] = ..., explanation: _Optional[_Union[Explanation, _Mapping]] = ..., order: _Optional[str] = ..., probability_withheld: _Optional[str] = ...) -> None: ...
 
 class Hit(_message.Message):
-    __slots__ = ("image_id", "label", "plane", "sequence", "site", "group", "score", "distance", "ann_rank", "preview")
+    __slots__ = ("image_id", "label", "plane", "sequence", "site", "group", "score", "distance", "ann_rank", "preview", "probability", "similarity", "rank", "score_rank")
     IMAGE_ID_FIELD_NUMBER: _ClassVar[int]
     LABEL_FIELD_NUMBER: _ClassVar[int]
     PLANE_FIELD_NUMBER: _ClassVar[int]
@@ -126,6 +130,10 @@ class Hit(_message.Message):
     DISTANCE_FIELD_NUMBER: _ClassVar[int]
     ANN_RANK_FIELD_NUMBER: _ClassVar[int]
     PREVIEW_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    SIMILARITY_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    SCORE_RANK_FIELD_NUMBER: _ClassVar[int]
     image_id: str
     label: str
     plane: str
@@ -136,17 +144,23 @@ class Hit(_message.Message):
     distance: float
     ann_rank: int
     preview: str
-    def __init__(self, image_id: _Optional[str] = ..., label: _Optional[str] = ..., plane: _Optional[str] = ..., sequence: _Optional[str] = ..., site: _Optional[str] = ..., group: _Optional[str] = ..., score: _Optional[float] = ..., distance: _Optional[float] = ..., ann_rank: _Optional[int] = ..., preview: _Optional[str] = ...) -> None: ...
+    probability: float
+    similarity: float
+    rank: int
+    score_rank: int
+    def __init__(self, image_id: _Optional[str] = ..., label: _Optional[str] = ..., plane: _Optional[str] = ..., sequence: _Optional[str] = ..., site: _Optional[str] = ..., group: _Optional[str] = ..., score: _Optional[float] = ..., distance: _Optional[float] = ..., ann_rank: _Optional[int] = ..., preview: _Optional[str] = ..., probability: _Optional[float] = ..., similarity: _Optional[float] = ..., rank: _Optional[int] = ..., score_rank: _Optional[int] = ...) -> None: ...
 
 class Explanation(_message.Message):
-    __slots__ = ("nodes", "weights", "hits")
+    __slots__ = ("nodes", "weights", "hits", "graph_changed_order")
     NODES_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     HITS_FIELD_NUMBER: _ClassVar[int]
+    GRAPH_CHANGED_ORDER_FIELD_NUMBER: _ClassVar[int]
     nodes: _containers.RepeatedCompositeFieldContainer[Node]
     weights: _containers.RepeatedCompositeFieldContainer[Row]
     hits: _containers.RepeatedCompositeFieldContainer[Explained]
-    def __init__(self, nodes: _Optional[_Iterable[_Union[Node, _Mapping]]] = ..., weights: _Optional[_Iterable[_Union[Row, _Mapping]]] = ..., hits: _Optional[_Iterable[_Union[Explained, _Mapping]]] = ...) -> None: ...
+    graph_changed_order: bool
+    def __init__(self, nodes: _Optional[_Iterable[_Union[Node, _Mapping]]] = ..., weights: _Optional[_Iterable[_Union[Row, _Mapping]]] = ..., hits: _Optional[_Iterable[_Union[Explained, _Mapping]]] = ..., graph_changed_order: _Optional[bool] = ...) -> None: ...
 
 class Node(_message.Message):
     __slots__ = ("image_id", "ann_rank", "rank", "score")
@@ -167,22 +181,26 @@ class Row(_message.Message):
     def __init__(self, values: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Explained(_message.Message):
-    __slots__ = ("image_id", "rank_change", "neighbours")
+    __slots__ = ("image_id", "rank_change", "neighbours", "by_distance", "by_score")
     IMAGE_ID_FIELD_NUMBER: _ClassVar[int]
     RANK_CHANGE_FIELD_NUMBER: _ClassVar[int]
     NEIGHBOURS_FIELD_NUMBER: _ClassVar[int]
+    BY_DISTANCE_FIELD_NUMBER: _ClassVar[int]
+    BY_SCORE_FIELD_NUMBER: _ClassVar[int]
     image_id: str
     rank_change: int
     neighbours: _containers.RepeatedCompositeFieldContainer[Influence]
-    def __init__(self, image_id: _Optional[str] = ..., rank_change: _Optional[int] = ..., neighbours: _Optional[_Iterable[_Union[Influence, _Mapping]]] = ...) -> None: ...
+    by_distance: int
+    by_score: int
+    def __init__(self, image_id: _Optional[str] = ..., rank_change: _Optional[int] = ..., neighbours: _Optional[_Iterable[_Union[Influence, _Mapping]]] = ..., by_distance: _Optional[int] = ..., by_score: _Optional[int] = ...) -> None: ...
 
 class Influence(_message.Message):
     __slots__ = ("image_id", "moved")
     IMAGE_ID_FIELD_NUMBER: _ClassVar[int]
     MOVED_FIELD_NUMBER: _ClassVar[int]
     image_id: str
-    moved: float
-    def __init__(self, image_id: _Optional[str] = ..., moved: _Optional[float] = ...) -> None: ...
+    moved: int
+    def __init__(self, image_id: _Optional[str] = ..., moved: _Optional[int] = ...) -> None: ...
 
 class BatchLine(_message.Message):
     __slots__ = ("index", "answer", "code", "detail")

@@ -13,7 +13,7 @@ from mrcg.storage.attempts import begin
 from mrcg.storage.manifest import derive_version, make_manifest
 from mrcg.storage.store import Store
 
-GATE = Gate(map_drop=0.01, recall_drop=0.02)
+GATE = Gate(map_drop=0.01, recall_drop=0.02, known_drop=0.02)
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_gate_refuses_a_drop_in_map(released):
     assert refused.why.startswith("gate: reranked MAP")
     assert "release 1 minus release.max_map_drop" in refused.why
     assert read_release(store) == release
-    assert promote(store, worse, Gate(map_drop=0.06, recall_drop=0.0)).promoted
+    assert promote(store, worse, Gate(map_drop=0.06, recall_drop=0.0, known_drop=0.0)).promoted
 
 
 def test_gate_refuses_a_drop_in_recall(released):
@@ -87,7 +87,7 @@ def test_gate_refuses_a_drop_in_recall(released):
         "`mrcg releases promote --no-gate` overrides"
     )
     assert refused.release == release
-    within = promote(store, worse, Gate(map_drop=0.0, recall_drop=0.06))
+    within = promote(store, worse, Gate(map_drop=0.0, recall_drop=0.06, known_drop=0.0))
     assert within.promoted
     assert within.release.recall == pytest.approx(0.95)
 
@@ -281,7 +281,7 @@ def test_second_of_two_concurrent_rollbacks_fails(released, monkeypatch):
 def test_the_gate_does_not_compare_protocols(released):
     store, _ = released
     version = another(store, protocol="dedup")
-    refused = promote(store, version, Gate(map_drop=1.0, recall_drop=1.0))
+    refused = promote(store, version, Gate(map_drop=1.0, recall_drop=1.0, known_drop=1.0))
     assert not refused.promoted
     assert "protocol dedup cannot be compared with protocol paper of release 1" in refused.why
     assert promote(store, version, None).promoted
