@@ -58,6 +58,8 @@ def write_file(path: Path, data: bytes) -> None:
         raise UsageError(f"--out {path} cannot be written: {error.strerror}") from error
 
 
+#: Orders of the hits in words, by ``Answer.order``.
+ORDERS = {"ann": "by distance", "fused": "by score and distance", "score": "by score"}
 #: Counts that ``short_counts`` leaves out.
 _HIDDEN_COUNTS = ("fingerprint", "encoder", "dim", "trained_dim", "source", "generation")
 

@@ -144,24 +144,25 @@ def query(
 
 
 def _show_answer(answer: Answer) -> None:
+    # Where no probability is known, the raw score takes its place; it is not one.
+    likely = "score" if all(hit.probability is None for hit in answer.hits) else "probability"
     rows = [
         [
-            str(n),
+            str(hit.rank),
             hit.label or "",
-            "" if hit.score is None else f"{hit.score:.4f}",
+            "" if hit.similarity is None else f"{hit.similarity:.2f}",
+            "" if (value := getattr(hit, likely)) is None else f"{value:.2f}",
             f"{hit.distance:.2f}",
             str(hit.ann_rank),
             hit.image_id,
         ]
-        for n, hit in enumerate(answer.hits, 1)
+        for hit in answer.hits
     ]
-    title = f"Release {answer.release}, {'reranked' if answer.reranked else 'ANN order'}"
-    console.show_table(
-        title,
-        ["rank", "label", "score", "distance", "ANN rank", "image"],
-        rows,
-        ["rank", "score", "distance", "ANN rank"],
-    )
+    numbers = ["rank", "similarity", likely, "distance", "ANN rank"]
+    columns = ["rank", "label", "similarity", likely, "distance", "ANN rank", "image"]
+    console.show_table(f"Release {answer.release}, {console.ORDERS[answer.order]}", columns, rows, numbers)
+    if answer.probability_withheld is not None:
+        console.say(f"no probability: {answer.probability_withheld}")
     if answer.out_of_distribution:
         console.say("out of distribution: no image of the gallery is near this image; do not rely on the hits")
     console.say(", ".join(f"{stage} {ms:.1f} ms" for stage, ms in answer.milliseconds.items()))

@@ -14,6 +14,7 @@ from PIL import Image
 from mrcg.api.client import Client
 from mrcg.api.requests import Filters, GroupBy, SearchParams
 from mrcg.api.responses import Answer, Hit
+from mrcg.cli import console
 from mrcg.config.settings import IngestSettings, ReadSettings
 from mrcg.errors import UsageError
 from mrcg.imaging.contact_sheet import Panel, PanelRow, retrieval_picture
@@ -112,10 +113,17 @@ def result_picture(image: bytes, result: QueryResult) -> bytes:
         Panel(
             result.pixels[hit.image_id],
             hit.label or "unlabelled",
-            f"distance {hit.distance:.1f}" if hit.score is None else f"score {hit.score:.2f}, ANN rank {hit.ann_rank}",
+            _caption(hit),
         )
         for hit in _shown(answer, True)
     ]
     query = Panel(Decoder(ReadSettings(), DECODE_SECONDS, IngestSettings().reader_bytes)(image), "query")
-    order = "reranked" if answer.reranked else "ANN order"
-    return retrieval_picture([PanelRow(query, hits)], f"Release {answer.release}, {order}")
+    return retrieval_picture([PanelRow(query, hits)], f"Release {answer.release}, {console.ORDERS[answer.order]}")
+
+
+def _caption(hit: Hit) -> str:
+    """Say how like the query a hit is, and how likely it is of its class, as far as the release knows."""
+    like = f"distance {hit.distance:.1f}" if hit.similarity is None else f"similarity {hit.similarity:.2f}"
+    if hit.score is None:
+        return like
+    return f"{like}, {f'score {hit.score:.2f}' if hit.probability is None else f'probability {hit.probability:.2f}'}"

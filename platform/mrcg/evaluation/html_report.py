@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from mrcg.evaluation.figures import Drawing
 from mrcg.metrics.bootstrap import Gain, Interval
+from mrcg.metrics.order import OrderChoice
 from mrcg.metrics.report import ClassFigures, Confusion, Report
 
 PROTOCOLS = {
@@ -78,6 +79,7 @@ def report_page(report: Report, drawings: Drawings, picture: bytes, versions: Se
         _summary(report),
         _test_setup(report),
         _caveats(report),
+        _known_items(report),
         _errors(report, drawings),
         _hits(report, picture),
         _score_reliability(report, drawings),
@@ -92,7 +94,7 @@ def report_page(report: Report, drawings: Drawings, picture: bytes, versions: Se
 
 
 def _summary(report: Report) -> str:
-    after, bounds = report.reranked, report.reranked.intervals
+    after, bounds = report.served_figures, report.served_figures.intervals
     tiles = (
         (
             f"{10 * after.precision_at_10:.1f} of 10",
@@ -107,7 +109,8 @@ def _summary(report: Report) -> str:
         ),
     )
     shown = "".join(f'<div class="tile"><b>{_text(value)}</b>{_text(meaning)}</div>' for value, meaning in tiles)
-    return f'<div class="tiles">{shown}</div><p>{_text(_gain_in_words(report.gain.map))}</p>'
+    gain = report.gain if report.served_gain is None else report.served_gain
+    return f'<div class="tiles">{shown}</div><p>{_text(_gain_in_words(gain.map))}</p>'
 
 
 def _gain_in_words(gain: Gain) -> str:
@@ -118,7 +121,7 @@ def _gain_in_words(gain: Gain) -> str:
         effect = "made the order worse"
     else:
         effect = "had no clear effect in this test"
-    return f"The second step, which reorders the hits by their similarity to each other, {effect}: {change}."
+    return f"The second step, which reorders the nearest scans, {effect}: {change}."
 
 
 def _test_setup(report: Report) -> str:
@@ -162,12 +165,53 @@ def _caveats(report: Report) -> str:
     return f'<h2>What to keep in mind</h2><ul class="warn">{items}</ul>'
 
 
+def _known_items(report: Report) -> str:
+    """Say in words whether a scan that is in the gallery is found, which the classes cannot tell."""
+    known = report.known_items
+    if known is None:
+        return ""
+    same, changed = known.unchanged.served, known.changed.served
+    rows = "".join(
+        f"<tr><td>{_text(change)}</td>"
+        + "".join(f"<td>{100 * share:.0f} %</td>" for share in (shares.ann, shares.score, shares.served))
+        + "</tr>"
+        for change, shares in known.by_change.items()
+    )
+    parts = [
+        (name, part)
+        for name, part in (
+            ("scans that the encoder was trained on", known.changed_fitted),
+            ("scans that it was not trained on", known.changed_unseen),
+        )
+        if part is not None
+    ]
+    apart = "; ".join(
+        f"{name} ({part.items:,}): {100 * part.served.first:.0f} % ({_bounds(part.served.first_interval)})"
+        for name, part in parts
+    )
+    asked = (
+        f"{known.unchanged.items:,} scans of the gallery were searched for by their own pixels, as they are and after "
+        "small changes, as when a scan is exported again. Above, any scan of the right class counts as right; here "
+        "only the scan itself does."
+    )
+    found = (
+        f"Unchanged, {100 * same.first:.1f} % of the scans are their own first hit. Changed, it is "
+        f"{100 * changed.first:.1f} % (95 % interval {_bounds(changed.first_interval)}), and "
+        f"{100 * changed.in_10:.1f} % are among their first ten hits. Apart: {apart}."
+    )
+    return (
+        f"<h2>Does a scan find itself?</h2><p>{_text(asked)}</p><p>{_text(found)}</p>"
+        '<div class="scroll"><table><caption>Share of the changed scans that are their own first hit</caption>'
+        f"<tr><th>change</th><th>by distance</th><th>by score</th><th>as served</th></tr>{rows}</table></div>"
+    )
+
+
 def _errors(report: Report, drawings: Drawings) -> str:
     rows = "".join(
         f"<tr><td>{_text(label)}</td><td>{after.queries:,}</td><td>{100 * after.precision_at_1:.1f} %</td>"
         f"<td>{10 * after.precision_at_10:.1f}</td><td>{_out_of_ten(after.intervals.precision_at_10)}</td>"
         f"<td>{100 * after.map:.1f} %</td><td>{_bounds(after.intervals.map)}</td></tr>"
-        for label, after in report.reranked.per_class.items()
+        for label, after in report.served_figures.per_class.items()
     )
     errors = "".join(
         f"<li>{_text(f'{count:,} of {total:,} queries of class {query}: the first hit is {hit}')}</li>"
@@ -178,7 +222,7 @@ def _errors(report: Report, drawings: Drawings) -> str:
     return (
         "<h2>Errors</h2>"
         + (f"<p>The most frequent errors:</p><ul>{errors}</ul>" if errors else "<p>Every first hit is right.</p>")
-        + '<div class="scroll"><table><caption>By class of the query, reranked hits</caption>'
+        + '<div class="scroll"><table><caption>By class of the query, served order</caption>'
         "<tr><th>class</th><th>queries</th><th>first hit right</th><th>right of 10</th><th>95 % interval</th>"
         f"<th>MAP</th><th>95 % interval</th></tr>{rows}</table></div>"
         + _figure(drawings.confusion, "Rows are the classes of the queries, columns the classes of their first hits; "
@@ -187,7 +231,7 @@ def _errors(report: Report, drawings: Drawings) -> str:
 
 
 def frequent_errors(confusion: Confusion) -> list[tuple[str, str | None, int, int]]:
-    """Return the most frequent wrong first hits after reranking, at most ``ERRORS_SHOWN``.
+    """Return the most frequent wrong first hits in the served order, at most ``ERRORS_SHOWN``.
 
     Returns:
         Class of the query, class of the hit (None without a hit or a label), number of such queries, and number of
@@ -207,8 +251,9 @@ def _hits(report: Report, picture: bytes) -> str:
     return (
         "<h2>Examples</h2>"
         f'<figure><img alt="Test queries and their first hits" src="{source}"><figcaption>The query is on the '
-        "left, followed by its first ten hits, best first. Hits of the query's class have a green frame, others an "
-        "orange-red one. The queries were chosen at random from each class, regardless of their results."
+        "left, followed by its first ten hits, best first: one row by distance, one by score alone, one as served. "
+        "Hits of the query's class have a green frame, others an orange-red one. The queries were chosen at random "
+        "from each class, regardless of their results."
         "</figcaption></figure>"
     )
 
@@ -220,13 +265,13 @@ def _score_reliability(report: Report, drawings: Drawings) -> str:
         f"Every hit has a score between 0 and 1. On average, the raw score differs by {raw:.1f} points from the share "
         "of such hits that are right (the expected calibration error)."
     )
-    if calibration.calibrated is not None:
+    if calibration.withheld is not None:
+        scores += f" Answers show no probability: {calibration.withheld}."
+    elif calibration.calibrated is not None:
         scores += (
             f" With a correction fitted on the validation scans it differs by "
-            f"{100 * calibration.calibrated.expected_error:.1f} points."
+            f"{100 * calibration.calibrated.expected_error:.1f} points; answers show it as a probability."
         )
-    else:
-        scores += " There were no validation scans to fit a correction on."
     if far.threshold is None:
         flag = "There were no validation scans to derive a threshold from, so no query is flagged as unfamiliar."
     else:
@@ -250,15 +295,19 @@ def _score_reliability(report: Report, drawings: Drawings) -> str:
 def _details(report: Report, drawings: Drawings, versions: Sequence[tuple[str, str]]) -> str:
     orders = "".join(
         f"<tr><td>{name}</td>{_cells(figures)}</tr>"
-        for name, figures in (("ANN", report.ann), ("reranked", report.reranked))
+        for name, figures in (
+            ("by distance (ANN)", report.ann),
+            ("by score", report.reranked),
+            ("served", report.served_figures),
+        )
     )
     gains = "".join(
-        f"<tr><td>{name}</td><td>{100 * gain.mean:+.2f}</td>"
+        f"<tr><td>{order}: {name}</td><td>{100 * gain.mean:+.2f}</td>"
         f"<td>{100 * gain.low:+.2f} to {100 * gain.high:+.2f}</td></tr>"
-        for name, gain in (
-            ("MAP", report.gain.map), ("MAP (full)", report.gain.map_full), ("P@10", report.gain.precision_at_10),
-        )
-    )  # fmt: skip
+        for order, each in (("by score", report.gain), ("served", report.served_gain))
+        if each is not None
+        for name, gain in (("MAP", each.map), ("MAP (full)", each.map_full), ("P@10", each.precision_at_10))
+    )
     platt = report.calibration.map
     facts = [
         ("recall@50 of the index against exact search", f"{100 * report.index_recall_at_50:.1f} %"),
@@ -282,8 +331,9 @@ def _details(report: Report, drawings: Drawings, versions: Sequence[tuple[str, s
         "<p>MAP divides by the number of relevant hits in the list, MAP (full) by the number of relevant scans that "
         "the query can find in the gallery, at most the length of the list. Recall divides by all relevant scans that "
         "the query can find. P@1 equals hit@1.</p>"
-        f"<table><caption>Reranked minus ANN order, points; paired bootstrap over groups, {report.bootstrap:,} "
+        f"<table><caption>Gain over the order by distance, points; paired bootstrap over groups, {report.bootstrap:,} "
         f"resamples</caption><tr><th>metric</th><th>change</th><th>95 % interval</th></tr>{gains}</table>"
+        + _order_grid(report.order)
         + (_figure(drawings.map, "t-SNE of the embeddings, initialised with their principal components. Distances "
                    "between distant clusters have no meaning.") if drawings.map else "")
         + _figure(drawings.nodes, nodes)
@@ -292,6 +342,27 @@ def _details(report: Report, drawings: Drawings, versions: Sequence[tuple[str, s
            if drawings.curves else "")
         + f'<div class="scroll"><table><caption>Facts and versions</caption>{fact_rows}</table></div>'
     )  # fmt: skip
+
+
+def _order_grid(choice: OrderChoice) -> str:
+    """Return the table of weights that were tried for the served order; empty where there was no choice."""
+    if not choice.grid:
+        return f"<p>Served order: {_text(choice.reason)}.</p>"
+
+    def weight(value: float | None) -> str:
+        return "∞ (by distance)" if value is None else f"{value:g}"
+
+    chosen = choice.order.distance_weight if choice.order.name == "fused" else None
+    rows = "".join(
+        f"<tr><td>{weight(row.weight)}{' ← served' if row.weight == chosen else ''}</td><td>{100 * row.map:.2f}</td>"
+        f"<td>{100 * row.precision_at_1:.1f}</td><td>{100 * row.known_first:.1f}</td></tr>"
+        for row in choice.grid
+    )
+    return (
+        f"<table><caption>Validation scans by λ, %. Chosen because {_text(choice.reason)}; 95 % bootstrap interval of "
+        f"λ: {weight(choice.weight_low)} to {weight(choice.weight_high)}</caption>"
+        f"<tr><th>λ</th><th>MAP</th><th>P@1</th><th>known items first</th></tr>{rows}</table>"
+    )
 
 
 def _cells(figures: ClassFigures) -> str:

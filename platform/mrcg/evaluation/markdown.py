@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 from mrcg.metrics.bootstrap import Gain, Interval
-from mrcg.metrics.report import ClassFigures, Report
+from mrcg.metrics.report import ClassFigures, Gains, Report
 
 
 def tables_markdown(report: Report) -> str:
     """Return the report as Markdown tables: percentages with one decimal, 95 % intervals in brackets."""
+    served = report.served_figures
+    also_served = "" if report.served_gain is None else f"; the served order by {_gains(report.served_gain)}"
     lines = [
         f"Protocol `{report.protocol}`: {report.queries} queries, gallery of {report.gallery}; "
         f"{report.leaking_queries} queries have a near-duplicate in the gallery. {report.caveat}",
         "",
         "| order | MAP | MAP (full) | P@1 | P@5 | P@10 | recall@10 | recall@50 |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-        _row("ANN", report.ann),
-        _row("reranked", report.reranked),
+        _row("by distance (ANN)", report.ann),
+        _row("by score", report.reranked),
+        _row("served", served),
         "",
-        f"Reranking changes MAP by {_gain(report.gain.map)}, MAP (full) by {_gain(report.gain.map_full)} and P@10 by "
-        f"{_gain(report.gain.precision_at_10)} points (95 % intervals, {report.bootstrap} paired resamples of groups).",
+        f"The order by score changes MAP by {_gains(report.gain)} points (95 % intervals, {report.bootstrap} paired "
+        f"resamples of groups){also_served}.",
         "",
-        "| class | queries | MAP, ANN | MAP, reranked | P@10, ANN | P@10, reranked |",
+        *_known_items(report),
+        "| class | queries | MAP, ANN | MAP, served | P@10, ANN | P@10, served |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for label, ann in report.ann.per_class.items():
-        after = report.reranked.per_class[label]
+        after = served.per_class[label]
         cells = (
             _with_interval(ann.map, ann.intervals.map),
             _with_interval(after.map, after.intervals.map),
@@ -33,6 +37,28 @@ def tables_markdown(report: Report) -> str:
         )
         lines.append(f"| {_cell_text(label)} | {ann.queries} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _known_items(report: Report) -> list[str]:
+    known = report.known_items
+    if known is None:
+        return []
+    lines = [
+        f"Known items: {known.unchanged.items} gallery scans searched for by their own pixels, share first, %.",
+        "",
+        "| form | by distance | by score | served |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for name, figures in (("unchanged", known.unchanged), ("changed, mean", known.changed)):
+        shares = (_with_interval(r.first, r.first_interval) for r in (figures.ann, figures.score, figures.served))
+        lines.append(f"| {name} | {' | '.join(shares)} |")
+    for change, first in known.by_change.items():
+        lines.append(f"| {change} | {' | '.join(f'{100 * s:.1f}' for s in (first.ann, first.score, first.served))} |")
+    return [*lines, ""]
+
+
+def _gains(gains: Gains) -> str:
+    return f"{_gain(gains.map)}, MAP (full) by {_gain(gains.map_full)} and P@10 by {_gain(gains.precision_at_10)}"
 
 
 def _row(name: str, figures: ClassFigures) -> str:
