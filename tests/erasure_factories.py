@@ -31,6 +31,7 @@ from mrcg.corpus.sources import Source, open_source, survey
 from mrcg.corpus.splits import SPLITS, make_splits
 from mrcg.encoder.spec import read_spec
 from mrcg.evaluation.evaluate import evaluate
+from mrcg.evaluation.known_items import search_known_items
 from mrcg.execution.executor import LocalExecutor, silent
 from mrcg.imaging.phantom import CLASSES
 from mrcg.imaging.samples import SampleFormat, write_samples
@@ -196,7 +197,9 @@ def make_release(store: Store, folder: Path, config: Config, pseudonyms: Pseudon
     factories._models(store, config, steps)
     encoder = store.artefact("encoders", steps["encoders"].version)
     counted(store, "encoders", encoder.manifest.version, fingerprint=read_spec(encoder)[1])
-    report = evaluate(open_inputs(store, steps["reports"]), config.evaluate, {"recall": 1.0, "epochs": 0.0})
+    inputs = open_inputs(store, steps["reports"])
+    known = search_known_items(inputs, config.evaluate.known_items)
+    report = evaluate(inputs, config.evaluate, {"recall": 1.0, "epochs": 0.0}, known=known)
     factories.publish(store, steps["reports"], report)
     return promote(store, steps["reports"].version, None).release
 
@@ -218,7 +221,9 @@ def make_unreleased(store: Store, folder: Path, config: Config, pseudonyms: Pseu
     vectors = np.stack([np.random.default_rng(seed).normal(size=16) for seed in seeds]).astype(np.float16)
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), 16)
     table = pa.table({"image_id": corpus.scans["image_id"], "embedding": column}, schema=schemas.embeddings(16))
-    factories.publish(store, steps["embeddings"], factories.embeddings_by_file(corpus, table), {"dim": 16})
+    factories.publish(
+        store, steps["embeddings"], factories.embeddings_by_file(corpus, table), {"dim": 16, "fingerprint": "none"}
+    )
     factories.publish_index(store, config, steps["indexes"])
     for kind in ("graphs", "rerankers", "reports"):
         factories.publish(store, steps[kind], {"one.json": b"{}"})

@@ -14,7 +14,7 @@ from mrcg.config.settings import EmbedSettings
 from mrcg.corpus.embeddings import embedding_file, files_of, reusable_file
 from mrcg.corpus.reader import IMAGES, Corpus, read_scans
 from mrcg.corpus.splits import Split
-from mrcg.encoder.appearance import FACTS, TENSORS, facts_of
+from mrcg.encoder.appearance import FACTS, TENSORS, facts_in, facts_of
 from mrcg.errors import MrcgError, to_row
 from mrcg.hashing import draw
 from mrcg.storage import schemas
@@ -96,7 +96,8 @@ def run(job: Job) -> Outcome:
     if pending:
         new_files, new_images = _embed(job, pending, images, described.get(TENSORS))
         files, images = files + new_files, images + new_images
-    facts = facts_of(described, job.inputs["encoders"])
+    base = job.inputs.get("embeddings")
+    facts = facts_of(described, job.inputs["encoders"]) if base is None else facts_in(base.manifest.counts)
     entries = [job.attempt.write(name, data) for name, data in described.items()]
     return Outcome({"images": images, **facts.model_dump()}, [*files, *entries])
 

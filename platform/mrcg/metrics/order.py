@@ -106,6 +106,8 @@ def fused_scores(scores_qn: Floats, distances_qn: Floats, distance_weight: float
 def relative_distances(distances_qn: Floats) -> npt.NDArray[np.float64]:
     """Return distances divided by the median of the positive finite ones in their list; 0 where there is none."""
     distances = distances_qn.astype(np.float64)
+    if not distances.shape[1]:  # a query graph of one node without that node
+        return distances
     positive = np.isfinite(distances) & (distances > 0)
     ordered = np.sort(np.where(positive, distances, np.inf), axis=1)
     counts_q1 = positive.sum(axis=1, keepdims=True)
@@ -129,4 +131,5 @@ def exact_copies(queries_qd: Vectors, hits_qnd: Vectors, trained_dim: int) -> Ma
     with np.errstate(invalid="ignore", over="ignore"):
         squared_qn = np.square(queries - hits_qnd[..., first:].astype(np.float32)).sum(axis=-1)
         copies: Mask = squared_qn <= COPY_TOLERANCE * np.square(queries).sum(axis=-1)
-    return copies
+    # Numbers of a caller may overflow: infinity is no evidence of a copy.
+    return copies & np.isfinite(squared_qn)

@@ -92,6 +92,8 @@ class ReleaseUpdate:
             inputs = {name: versions[name] for name in stage.inputs(self.config)}
             if base and all(old.settings.get(k) == v for k, v in stage.settings(self.config).items()):
                 inputs[kind] = old.version
+                if kind == "embeddings":
+                    inputs.pop("splits", None)  # only a new appearance part is fitted on them
             steps.append(_step(kind, settings, inputs))
             versions[kind] = steps[-1].version
 

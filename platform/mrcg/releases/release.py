@@ -239,12 +239,11 @@ def _served_map(release: Release) -> float:
 
 def _known_items_refusal(store: Store, current: Release, new: Release, gate: Gate) -> str | None:
     """Return why known items forbid a promotion: of the scans in both reports, clearly fewer find themselves first."""
-    if current.known_first is None or new.known_first is None or not store.has("reports", current.report):
-        return None  # a release of an earlier version, or one whose report was erased, is compared by MAP alone
-    before, after = (
-        schemas.from_parquet(store.artefact("reports", release.report).read_bytes(KNOWN)) for release in (current, new)
-    )
-    change = change_between(before, after, RESAMPLES, SEED)
+    reports = [store.artefact("reports", r.report) for r in (current, new) if store.has("reports", r.report)]
+    tables = [schemas.from_parquet(report.read_bytes(KNOWN)) for report in reports if KNOWN in report.names()]
+    if len(tables) < 2:
+        return None  # a report of an earlier version has none, and one may have been erased: only MAP is compared
+    change = change_between(tables[0], tables[1], RESAMPLES, SEED)
     if change is None or change.high >= 0 or change.mean >= -gate.known_drop:
         return None
     return (

@@ -2,6 +2,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.factories import tiny_config
 from tests.galleries import Line, Scan, index_config, published, vectors_of
 
 from mrcg.erasure import discovery
@@ -16,7 +17,7 @@ from mrcg.storage.manifest import KINDS, Manifest, derive_version, make_manifest
 # Affected versions ---------------------------------------------------------------------------------------------------
 
 ORDER = [stage.kind for stage in STAGES]
-INPUTS = {stage.kind: stage.inputs for stage in STAGES}
+INPUTS = {stage.kind: stage.inputs(tiny_config()) for stage in STAGES}
 
 
 def made(kind, number, inputs, purge=False):

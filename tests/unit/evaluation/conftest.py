@@ -48,7 +48,9 @@ def make_inputs(
     vectors = embeddings_around_classes(corpus, noise)
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), DIM)
     rows = pa.table({"image_id": corpus.scans["image_id"], "embedding": column}, schema=schemas.embeddings(DIM))
-    inputs["embeddings"] = put("embeddings", {"embeddings/00000.arrow": schemas.to_ipc(rows)}, {"fingerprint": "ab"})
+    inputs["embeddings"] = put(
+        "embeddings", {"embeddings/00000.arrow": schemas.to_ipc(rows)}, {"fingerprint": "ab", "dim": DIM}
+    )
     split, index = (
         Split(inputs["splits"]),
         index_of(vectors, corpus.scans["image_id"].to_pylist(), corpus.labels, corpus.groups, 2),

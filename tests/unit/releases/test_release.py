@@ -39,7 +39,8 @@ def another(store, drop=0.0, recall_drop=0.0, mark=0, **changes):
     version = read_release(store, 1).report
     report = Report.model_validate_json(store.artefact("reports", version).read_bytes(REPORT))
     worse = report.reranked.model_copy(update={"map": report.reranked.map - drop})
-    changes |= {"reranked": worse, "index_recall_at_50": report.index_recall_at_50 - recall_drop}
+    served = report.served.model_copy(update={"map": report.served.map - drop})
+    changes |= {"reranked": worse, "served": served, "index_recall_at_50": report.index_recall_at_50 - recall_drop}
     data = report.model_copy(update=changes).model_dump_json().encode()
     return remade(store, "reports", version, {REPORT: data}, {"mark": [drop, recall_drop, mark]})
 
@@ -71,7 +72,7 @@ def test_gate_refuses_a_drop_in_map(released):
     worse = another(store, drop=0.05)
     refused = promote(store, worse, GATE)
     assert not refused.promoted
-    assert refused.why.startswith("gate: reranked MAP")
+    assert refused.why.startswith("gate: MAP")
     assert "release 1 minus release.max_map_drop" in refused.why
     assert read_release(store) == release
     assert promote(store, worse, Gate(map_drop=0.06, recall_drop=0.0, known_drop=0.0)).promoted
@@ -191,11 +192,14 @@ def test_diff_of_two_releases(released):
         "reports mark": ("null", '"new"'),
         "neighbours": ("20", "9"),
         "reranked_map": (f"{first.reranked_map:.4f}", f"{first.reranked_map - 0.125:.4f}"),
+        "served_map": (f"{first.served_map:.4f}", f"{first.served_map - 0.125:.4f}"),
     }
     assert diff(store, first, rollback(store)) == []
     # Also where a part is gone: what was in it nobody can tell.
     store.remove(f"reports/{first.report}")
-    assert [change.what for change in diff(store, first, second)] == ["reports", "neighbours", "reranked_map"]
+    assert [change.what for change in diff(store, first, second)] == [
+        *("reports", "neighbours", "reranked_map", "served_map"),
+    ]
 
 
 class Promoters:
