@@ -15,6 +15,7 @@ from html import escape
 from itertools import pairwise
 from pathlib import Path
 
+from mrcg.config.settings import Config
 from mrcg.pipeline.stages import STAGES
 
 DOCS = Path(__file__).parent
@@ -176,7 +177,7 @@ def rooms_picture(arrows: Arrows) -> str:
 def data_picture() -> str:
     """Artefacts in the order of their stages, above the stages of the service that load them and answer a query."""
     kinds = ["source", *(stage.kind for stage in STAGES)]
-    inputs = {stage.kind: stage.inputs or ("source",) for stage in STAGES}
+    inputs = {stage.kind: stage.inputs(Config()) or ("source",) for stage in STAGES}
     makers = {stage.kind: stage.name for stage in STAGES}
     answering = ["query scan", *SERVING, "ranked hits"]
     top, bottom = 170.0, 390.0

@@ -21,6 +21,12 @@ from mrcg.retrieval.local import LocalPipeline
 from mrcg.storage.store import Store
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
+#: What this version does by default and earlier ones did not.
+AS_BEFORE = tuple(
+    word
+    for setting in ("embed.appearance.components=0", "evaluate.order=score", "evaluate.known_items=0")
+    for word in ("--set", setting)
+)
 COMMON = ("--store", "store", "--source", "source/scans.csv")
 
 
@@ -75,11 +81,34 @@ def test_it_answers_as_it_did(old):
     assert now.hits
 
 
-def test_a_run_with_the_same_settings_skips_every_stage(old):
-    result = json.loads(old.mrcg("run", *COMMON, *SETTINGS, "--json"))
+def test_a_run_with_the_same_settings_makes_only_the_report_again(old):
+    before = read_release(old.store)
+    result = json.loads(old.mrcg("run", *COMMON, *SETTINGS, *AS_BEFORE, "--json"))
     assert len(result["stages"]) == 8
-    assert [stage["stage"] for stage in result["stages"] if stage["ran"]] == []
-    assert result["promotion"]["promoted"] is False, "it is the current release already"
+    assert [stage["stage"] for stage in result["stages"] if stage["ran"]] == ["evaluate"], "a report has more in it"
+    after = read_release(old.store)
+    assert result["promotion"]["promoted"] is True
+    assert {kind for kind, pin in after.pins.items() if pin != before.pins[kind]} == {"reports"}
+    assert (after.order.name, after.reranked_map, after.served_map) == (
+        "score",
+        before.reranked_map,
+        after.reranked_map,
+    )
+
+
+@pytest.mark.slow
+def test_a_run_with_todays_settings_gives_it_an_appearance_part_and_the_fused_order(old):
+    before = read_release(old.store)
+    result = json.loads(old.mrcg("run", *COMMON, *SETTINGS, "--promote", "always", "--json"))
+    ran = [stage["stage"] for stage in result["stages"] if stage["ran"]]
+    assert ran == ["embed", "build-index", "build-graphs", "train-reranker", "evaluate"], "nothing is learned again"
+    after = read_release(old.store)
+    assert (after.encoder, after.order.name in ("ann", "fused")) == (before.encoder, True)
+    assert after.known_first is not None
+    assert old.answer().hits[0].distance == pytest.approx(0, abs=1e-2), "the query is in the gallery"
+    old.mrcg("releases", "rollback", str(before.number), "--store", "store")
+    first = Answer.model_validate_json((old.root / "answer.json").read_bytes())
+    assert_alike(old.answer(), first.model_copy(update={"release": after.number + 1}))
 
 
 def test_it_rolls_back_and_answers_under_the_release_before(old):

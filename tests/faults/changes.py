@@ -12,6 +12,7 @@ from mrcg.corpus.ingestion import ImagesWriter, Rules, ingest_files
 from mrcg.corpus.listing import file_digests, known_files
 from mrcg.corpus.reader import IMAGES
 from mrcg.corpus.sources import Source, open_source, survey
+from mrcg.encoder.appearance import TENSORS
 from mrcg.encoder.spec import read_spec
 from mrcg.erasure.records import ErasureTarget, SignedReceipt
 from mrcg.execution.executor import LocalExecutor, silent
@@ -28,7 +29,7 @@ from mrcg.storage.store import Store
 from mrcg_jobs.erasure import Eraser
 from mrcg_jobs.job import Job, entries
 from mrcg_jobs.runner import run_stages
-from mrcg_jobs.stages.embed import _EmbedFile, _reused
+from mrcg_jobs.stages.embed import _described, _EmbedFile, _reused
 
 SIGNER = Signer(bytes(range(KEY_BYTES)))
 #: Reports that take less time.
@@ -87,9 +88,12 @@ def read_and_embed(store: Store, source: str) -> None:
     step = next(step for step in steps if step.stage.name == "embed")
     inputs = {kind: store.artefact(kind, version) for kind, version in step.inputs.items()}
     with begin(store, "embeddings", step.version) as attempt:
-        kept, _ = _reused(Job(store, line.config, found, step, inputs, attempt, LocalExecutor(), silent))
+        job = Job(store, line.config, found, step, inputs, attempt, LocalExecutor(), silent)
+        (kept, _), described = _reused(job), _described(job)
+        kept += [attempt.write(name, data) for name, data in described.items()]
         there = {entry.name for entry in kept}
-        work = _EmbedFile(store.url, step.inputs["corpus"], step.inputs["encoders"], attempt.output, 32, 1, False)
+        versions = step.inputs["corpus"], step.inputs["encoders"]
+        work = _EmbedFile(store.url, *versions, described.get(TENSORS), attempt.output, 32, 1, False)
         names = [name for name in inputs["corpus"].names(IMAGES) if embedding_file(name) not in there]
         files = [*kept, *entries([work({"file": name}) for name in names])]
         counts = inputs["embeddings"].manifest.counts

@@ -16,6 +16,7 @@ from mrcg.config.loading import load_config
 from mrcg.corpus.embeddings import EmbeddingRows, embedding_file, files_of, read_table, vectors_in
 from mrcg.corpus.reader import Corpus, read_scans
 from mrcg.corpus.sources import open_source, survey
+from mrcg.encoder.appearance import read_appearance
 from mrcg.encoder.embedder import Embedder
 from mrcg.execution.executor import LocalExecutor, silent
 from mrcg.imaging.samples import write_samples
@@ -106,7 +107,9 @@ def test_only_what_is_new_is_embedded(world):
 
 def test_vectors_are_those_that_the_encoder_gives(world):
     corpus = Corpus(world.artefact("corpus"))
-    embedder = Embedder.open(world.artefact("encoders", 2))
+    appearance = read_appearance(world.artefact("embeddings", 1))
+    assert appearance is not None
+    embedder = Embedder.open(world.artefact("encoders", 2), appearance=appearance)
     _, expected = embedder.embed_images(((str(place), grey) for place, grey in corpus.images(range(len(corpus)))), 16)
     got = EmbeddingRows(world.artefact("embeddings"), files_of(corpus.scans)).take(np.arange(len(corpus)))
     assert np.allclose(got.astype(np.float32), np.asarray(expected, dtype=np.float32), rtol=1e-2, atol=1e-2)

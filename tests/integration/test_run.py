@@ -8,7 +8,9 @@ import pytest
 from tests.factories import BAD_FILES, TINY, mrcg
 
 from mrcg.corpus.reader import Corpus, read_quarantine, read_scans
-from mrcg.metrics.report import Report
+from mrcg.encoder.appearance import facts_in
+from mrcg.evaluation.known_items import FORMS
+from mrcg.metrics.report import KNOWN, Report
 from mrcg.pipeline.stages import STAGES
 from mrcg.storage import schemas
 from mrcg.storage.store import Store
@@ -59,20 +61,36 @@ def test_pixels_lie_in_the_order_of_the_scans(ray_run):
     assert read == ids
 
 
-def test_the_report_has_both_orders_and_both_maps(ray_run):
+def test_the_report_has_all_orders_and_both_maps(ray_run):
     data = json.loads(artefact(ray_run, "reports").read_bytes("report.json"))
     assert data["protocol"] == "paper"
-    for order in ("ann", "reranked"):
+    for order in ("ann", "reranked", "served"):
         assert {"map", "map_full", "precision_at_5", "precision_at_10", "per_class"} <= set(data[order])
     report = Report.model_validate(data)
     assert report.queries == artefact(ray_run, "graphs").manifest.counts["test"]
     assert artefact(ray_run, "reports").read_bytes("retrieval.png").startswith(b"\x89PNG")
-    assert b"| reranked |" in artefact(ray_run, "reports").read_bytes("tables.md")
+    assert b"| served |" in artefact(ray_run, "reports").read_bytes("tables.md")
     assert [epoch.epoch for epoch in report.encoder_training.epochs] == [0, 1]
     assert [epoch.epoch for epoch in report.reranker_training.epochs] == [0, 1]
     page = artefact(ray_run, "reports").read_bytes("report.html").decode()
     assert "glioma_tumor" in page
     assert not re.search(r"""(src|href)=(?!["']?(data:|#))""", page), "it has all it shows in itself"
+
+
+def test_a_scan_finds_itself_and_the_served_order_keeps_what_both_orders_are_good_at(ray_run):
+    report = Report.model_validate_json(artefact(ray_run, "reports").read_bytes("report.json"))
+    known = report.known_items
+    assert known.unchanged.served.first == 1.0
+    assert known.changed.served.first >= 0.93 * known.changed.ann.first
+    assert known.changed.ann.first >= 0.7
+    gain, served = report.gain.map, report.served_gain.map
+    assert served.mean >= (0.7 * gain.mean if gain.low > 0 else -0.001)
+    assert report.served.precision_at_1 >= report.ann.precision_at_1 - 0.005
+    rows = schemas.from_parquet(artefact(ray_run, "reports").read_bytes(KNOWN))
+    assert rows.schema == schemas.KNOWN_ITEMS
+    assert rows.num_rows == known.unchanged.items * len(FORMS)
+    assert ray_run.release.order == report.order.order
+    assert (ray_run.release.served_map, ray_run.release.known_first) == (report.served.map, known.changed.served.first)
 
 
 def test_a_class_that_cannot_be_learned_is_said(ray_run):
@@ -81,12 +99,16 @@ def test_a_class_that_cannot_be_learned_is_said(ray_run):
 
 def test_a_release_has_the_calibration_of_its_report(ray_run):
     report = Report.model_validate_json(artefact(ray_run, "reports").read_bytes("report.json"))
-    assert ray_run.release.calibration == report.calibration.map
+    assert ray_run.release.calibration == report.calibration.served
+    assert (ray_run.release.calibration is None) == (ray_run.release.probability_withheld is not None)
 
 
 def test_embeddings_are_half_precision_with_ids(ray_run):
-    tables = [schemas.from_ipc(data) for _, data in artefact(ray_run, "embeddings").iter_files("embeddings/")]
-    assert all(table.schema == schemas.embeddings(16) for table in tables)
+    embeddings = artefact(ray_run, "embeddings")
+    tables = [schemas.from_ipc(data) for _, data in embeddings.iter_files("embeddings/")]
+    facts = facts_in(embeddings.manifest.counts)
+    assert (facts.trained_dim, facts.dim > 16) == (16, True)
+    assert all(table.schema == schemas.embeddings(facts.dim) for table in tables)
     assert np.isfinite(tables[0]["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)).all()
 
 

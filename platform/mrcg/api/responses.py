@@ -22,16 +22,17 @@ class Hit(_Frozen):
     group: str = Field(description="patient of the image; its study or its near-duplicates if the patient is unknown")
     score: float | None = Field(description="raw score of the reranker, 0 to 1; null if the hits were not reranked")
     probability: float | None = Field(
-        description="calibrated probability that the hit has the query's class; null if the release withholds it"
+        None, description="calibrated probability that the hit has the query's class; null if the release withholds it"
     )
     similarity: float | None = Field(
+        None,
         description="1 for an exact copy, 0.5 at the release's typical distance of a hit, towards 0 beyond; null in "
-        "releases made by earlier versions"
+        "releases made by earlier versions",
     )
     distance: float = Field(description="squared L2 distance of the embeddings; smaller is nearer")
-    rank: int = Field(description="rank in this answer, from 1")
+    rank: int = Field(0, description="rank in this answer, from 1; 0 from services of earlier versions")
     ann_rank: int = Field(description="rank by distance, from 1")
-    score_rank: int | None = Field(description="rank by score, from 1; null if the hits were not reranked")
+    score_rank: int | None = Field(None, description="rank by score, from 1; null if the hits were not reranked")
     preview: str = Field(description="path of a small preview image on the service")
 
 
@@ -58,8 +59,8 @@ class Explained(_Frozen):
 
     image_id: str
     rank_change: int = Field(description="ranks moved up (positive) or down (negative) from the order by distance")
-    by_distance: int = Field(description="ranks that the hit is higher than it would be by score alone")
-    by_score: int = Field(description="ranks that the hit is higher than it would be by distance alone")
+    by_distance: int = Field(0, description="ranks that the hit is higher than it would be by score alone")
+    by_score: int = Field(0, description="ranks that the hit is higher than it would be by distance alone")
     neighbours: list[Influence] = Field(
         description="neighbours without which the hit would have another rank, strongest first"
     )
@@ -72,7 +73,7 @@ class Explanation(_Frozen):
     weights: list[list[float]] = Field(description="weights of the edges between nodes, 0 to 1")
     hits: list[Explained]
     graph_changed_order: bool = Field(
-        description="false if no hit would have another rank without any one of its neighbours"
+        True, description="false if no hit would have another rank without any one of its neighbours"
     )
 
 
@@ -85,10 +86,10 @@ class Answer(_Frozen):
     classes: dict[str, int] = Field(description="number of hits per label; hits without a label are not counted")
     reranked: bool = Field(description="whether the reranker scored the hits")
     order: Literal["ann", "fused", "score"] = Field(
-        description="order of the hits: by distance, by score and distance, or by score alone"
+        "score", description="order of the hits: by distance, by score and distance, or by score alone"
     )
     probability_withheld: str | None = Field(
-        description="why hits have no probability; null where they have one, or were not reranked"
+        None, description="why hits have no probability; null where they have one, or were not reranked"
     )
     partial: bool = Field(description="true if some shards did not answer")
     shards_answered: int

@@ -30,6 +30,7 @@ from mrcg.evaluation.html_report import Drawings, report_page
 from mrcg.evaluation.known_items import KnownSearches, known_ranks
 from mrcg.evaluation.markdown import tables_markdown
 from mrcg.evaluation.masking import ScanAttributes, count_shared, mask_own_hits, masks_own, reachable
+from mrcg.evaluation.neighbouring_slices import neighbouring_slices
 from mrcg.evaluation.order_choice import GRID, GridFigures, choose_order, order_of
 from mrcg.evaluation.projection import project_to_plane
 from mrcg.evaluation.retrieval_picture import retrieval_panels
@@ -93,6 +94,10 @@ class _Part:
     def relevant(self, order: HitOrder) -> Mask:
         """Return the (q, n) relevance of the hits in an order."""
         return np.take_along_axis(self.graphs.relevant_qn, self.ranks(order), 1)
+
+    def hits(self, order: HitOrder) -> RowNumbers:
+        """Return the (q, n) rows of the hits in an order, -1 for pads."""
+        return np.take_along_axis(self.graphs.neighbours_qn, self.ranks(order), 1)
 
     @property
     def groups_n(self) -> npt.NDArray[np.int64]:
@@ -268,6 +273,12 @@ def _measure(
         served=order_figures(served, queries, resamples),
         served_gain=gains(before, served, queries, resamples),
         known_items=None if ranks is None else ranks.figures(resamples, SEED),
+        neighbouring_slices=neighbouring_slices(
+            corpus.scans,
+            rows,
+            split.train,
+            {"ann": test.hits(BY_DISTANCE), "score": test.hits(BY_SCORE), "served": test.hits(chosen.order)},
+        ),
         bootstrap=resamples,
         confusion=confusion(
             queries.labels,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mrcg.evaluation.figures import Drawing
-from mrcg.metrics.bootstrap import Gain, Interval
+from mrcg.evaluation.html_parts import STYLE, bounds, escaped, figure, image_uri, number, out_of_ten
+from mrcg.metrics.bootstrap import Gain
 from mrcg.metrics.order import OrderChoice
 from mrcg.metrics.report import ClassFigures, Confusion, Report
 
@@ -25,30 +24,6 @@ PROTOCOLS = {
 }
 #: Number of frequent errors listed in words.
 ERRORS_SHOWN = 3
-STYLE = """
-:root{color-scheme:light dark;--ink:#1b2733;--faint:#5b6b78;--line:#dde4ea;--paper:#fff;--tile:#f3f6f9;--mark:#0072b2;
---warn:#8a5a00;--warnpaper:#fff6e0}
-@media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--faint:#9fb0bf;--line:#34414d;--paper:#182129;--tile:#202b35;
---mark:#6db8ea;--warn:#f0c36a;--warnpaper:#2d2818}}
-*{box-sizing:border-box}
-body{font:16px/1.55 system-ui,sans-serif;color:var(--ink);background:var(--paper);margin:0 auto;max-width:64rem;
-padding:2rem 1.2rem 4rem}
-h1{font-weight:650;line-height:1.2;margin:0 0 .3rem}h2{margin:2.6rem 0 .6rem;font-weight:600}h3{margin:1.8rem 0 .4rem}
-p,li{max-width:46rem}.faint{color:var(--faint)}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(14rem,1fr));gap:1rem;margin:1.4rem 0;padding:0}
-.tile{background:var(--tile);border-radius:.6rem;padding:1rem 1.2rem;max-width:none}
-.tile b{display:block;font-size:2.1rem;line-height:1.2;color:var(--mark)}
-.warn{background:var(--warnpaper);border-left:.3rem solid var(--warn);padding:.5rem 1rem .5rem 2.2rem;margin:1rem 0}
-.scroll{overflow-x:auto}
-table{border-collapse:collapse;margin:.8rem 0;font-variant-numeric:tabular-nums}
-caption{text-align:left;color:var(--faint);padding-bottom:.3rem}
-th,td{padding:.3rem 1.1rem .3rem 0;border-top:1px solid var(--line);text-align:right;white-space:nowrap}
-th:first-child,td:first-child{text-align:left}th{font-weight:600}
-figure{margin:1.2rem 0}figure img{max-width:100%;height:auto;display:block;border-radius:.4rem}
-figcaption{color:var(--faint);font-size:.92rem;max-width:46rem;margin-top:.4rem}
-code{font-size:.92em}
-@media print{body{max-width:none}h2{break-after:avoid}figure,table{break-inside:avoid}}
-"""
 
 
 @dataclass(frozen=True)
@@ -74,12 +49,13 @@ def report_page(report: Report, drawings: Drawings, picture: bytes, versions: Se
     """
     parts = [
         "<h1>Does the search find similar scans?</h1>",
-        f'<p class="faint">Retrieval report, protocol <code>{_text(report.protocol)}</code>: '
+        f'<p class="faint">Retrieval report, protocol <code>{escaped(report.protocol)}</code>: '
         f"{report.queries:,} test scans searched in a gallery of {report.gallery:,}.</p>",
         _summary(report),
         _test_setup(report),
         _caveats(report),
         _known_items(report),
+        _neighbouring_slices(report),
         _errors(report, drawings),
         _hits(report, picture),
         _score_reliability(report, drawings),
@@ -88,29 +64,29 @@ def report_page(report: Report, drawings: Drawings, picture: bytes, versions: Se
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>Retrieval report, protocol {_text(report.protocol)}</title>"
+        f"<title>Retrieval report, protocol {escaped(report.protocol)}</title>"
         f"<style>{STYLE}</style></head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n"
     ).encode()
 
 
 def _summary(report: Report) -> str:
-    after, bounds = report.served_figures, report.served_figures.intervals
+    after, intervals = report.served_figures, report.served_figures.intervals
     tiles = (
         (
             f"{10 * after.precision_at_10:.1f} of 10",
             "of the first ten hits show the same class as the query, on average "
-            f"(95 % interval {10 * bounds.precision_at_10.low:.1f} to {10 * bounds.precision_at_10.high:.1f})",
+            f"(95 % interval {10 * intervals.precision_at_10.low:.1f} to {10 * intervals.precision_at_10.high:.1f})",
         ),
         (f"{100 * after.precision_at_1:.1f} %", "of the queries have a first hit of the same class"),
         (
             f"{100 * after.map:.1f} %",
             "mean average precision (MAP): 100 % means that every right hit comes before every wrong one "
-            f"(95 % interval {_bounds(bounds.map)})",
+            f"(95 % interval {bounds(intervals.map)})",
         ),
     )
-    shown = "".join(f'<div class="tile"><b>{_text(value)}</b>{_text(meaning)}</div>' for value, meaning in tiles)
+    shown = "".join(f'<div class="tile"><b>{escaped(value)}</b>{escaped(meaning)}</div>' for value, meaning in tiles)
     gain = report.gain if report.served_gain is None else report.served_gain
-    return f'<div class="tiles">{shown}</div><p>{_text(_gain_in_words(gain.map))}</p>'
+    return f'<div class="tiles">{shown}</div><p>{escaped(_gain_in_words(gain.map))}</p>'
 
 
 def _gain_in_words(gain: Gain) -> str:
@@ -130,9 +106,9 @@ def _test_setup(report: Report) -> str:
     classes = ", ".join(f"{label} ({figures.queries:,})" for label, figures in report.ann.per_class.items())
     return (
         "<h2>What was tested</h2>"
-        f"<p>{_text(protocol)} Every query was compared with the whole gallery, and its {report.depth} most similar "
+        f"<p>{escaped(protocol)} Every query was compared with the whole gallery, and its {report.depth} most similar "
         "scans were listed, best first. A hit counts as right if it has the same class label as the query.</p>"
-        f"<p>Classes of the queries: {_text(classes)}.</p>"
+        f"<p>Classes of the queries: {escaped(classes)}.</p>"
         "<p>A 95 % interval shows how much a number depends on which scans happened to be in the test. Patients, or "
         f"groups of near-identical scans, were redrawn at random {report.bootstrap:,} times; 95 % of the results lie "
         "in the interval. It does not show how results would differ for other hospitals, scanners or patients.</p>"
@@ -161,7 +137,7 @@ def _caveats(report: Report) -> str:
         )
     if leak.patients_known < report.queries:
         notes.append(report.caveat)
-    items = "".join(f"<li>{_text(note)}</li>" for note in notes)
+    items = "".join(f"<li>{escaped(note)}</li>" for note in notes)
     return f'<h2>What to keep in mind</h2><ul class="warn">{items}</ul>'
 
 
@@ -172,7 +148,7 @@ def _known_items(report: Report) -> str:
         return ""
     same, changed = known.unchanged.served, known.changed.served
     rows = "".join(
-        f"<tr><td>{_text(change)}</td>"
+        f"<tr><td>{escaped(change)}</td>"
         + "".join(f"<td>{100 * share:.0f} %</td>" for share in (shares.ann, shares.score, shares.served))
         + "</tr>"
         for change, shares in known.by_change.items()
@@ -186,7 +162,7 @@ def _known_items(report: Report) -> str:
         if part is not None
     ]
     apart = "; ".join(
-        f"{name} ({part.items:,}): {100 * part.served.first:.0f} % ({_bounds(part.served.first_interval)})"
+        f"{name} ({part.items:,}): {100 * part.served.first:.0f} % ({bounds(part.served.first_interval)})"
         for name, part in parts
     )
     asked = (
@@ -196,27 +172,40 @@ def _known_items(report: Report) -> str:
     )
     found = (
         f"Unchanged, {100 * same.first:.1f} % of the scans are their own first hit. Changed, it is "
-        f"{100 * changed.first:.1f} % (95 % interval {_bounds(changed.first_interval)}), and "
+        f"{100 * changed.first:.1f} % (95 % interval {bounds(changed.first_interval)}), and "
         f"{100 * changed.in_10:.1f} % are among their first ten hits. Apart: {apart}."
     )
     return (
-        f"<h2>Does a scan find itself?</h2><p>{_text(asked)}</p><p>{_text(found)}</p>"
+        f"<h2>Does a scan find itself?</h2><p>{escaped(asked)}</p><p>{escaped(found)}</p>"
         '<div class="scroll"><table><caption>Share of the changed scans that are their own first hit</caption>'
         f"<tr><th>change</th><th>by distance</th><th>by score</th><th>as served</th></tr>{rows}</table></div>"
     )
 
 
+def _neighbouring_slices(report: Report) -> str:
+    beside = report.neighbouring_slices
+    if beside is None:
+        return ""
+    text = (
+        f"For {beside.queries:,} queries, the gallery has a slice of the same patient directly beside the query. Such "
+        f"a slice is the first hit of {100 * beside.first.served:.0f} % of them, and among the first ten of "
+        f"{100 * beside.in_10.served:.0f} % (by score alone: {100 * beside.first.score:.0f} % and "
+        f"{100 * beside.in_10.score:.0f} %)."
+    )
+    return f"<p>{escaped(text)}</p>"
+
+
 def _errors(report: Report, drawings: Drawings) -> str:
     rows = "".join(
-        f"<tr><td>{_text(label)}</td><td>{after.queries:,}</td><td>{100 * after.precision_at_1:.1f} %</td>"
-        f"<td>{10 * after.precision_at_10:.1f}</td><td>{_out_of_ten(after.intervals.precision_at_10)}</td>"
-        f"<td>{100 * after.map:.1f} %</td><td>{_bounds(after.intervals.map)}</td></tr>"
+        f"<tr><td>{escaped(label)}</td><td>{after.queries:,}</td><td>{100 * after.precision_at_1:.1f} %</td>"
+        f"<td>{10 * after.precision_at_10:.1f}</td><td>{out_of_ten(after.intervals.precision_at_10)}</td>"
+        f"<td>{100 * after.map:.1f} %</td><td>{bounds(after.intervals.map)}</td></tr>"
         for label, after in report.served_figures.per_class.items()
     )
     errors = "".join(
-        f"<li>{_text(f'{count:,} of {total:,} queries of class {query}: the first hit is {hit}')}</li>"
+        f"<li>{escaped(f'{count:,} of {total:,} queries of class {query}: the first hit is {hit}')}</li>"
         if hit is not None
-        else f"<li>{_text(f'{count:,} of {total:,} queries of class {query}: no hit, or a hit without a label')}</li>"
+        else f"<li>{escaped(f'{count:,} of {total:,} queries of class {query}: no hit, or a hit without a label')}</li>"
         for query, hit, count, total in frequent_errors(report.confusion)
     )
     return (
@@ -225,7 +214,7 @@ def _errors(report: Report, drawings: Drawings) -> str:
         + '<div class="scroll"><table><caption>By class of the query, served order</caption>'
         "<tr><th>class</th><th>queries</th><th>first hit right</th><th>right of 10</th><th>95 % interval</th>"
         f"<th>MAP</th><th>95 % interval</th></tr>{rows}</table></div>"
-        + _figure(drawings.confusion, "Rows are the classes of the queries, columns the classes of their first hits; "
+        + figure(drawings.confusion, "Rows are the classes of the queries, columns the classes of their first hits; "
                   "right hits are where both are the same. Numbers are queries; the colour is the share of the row.")
     )  # fmt: skip
 
@@ -247,7 +236,7 @@ def frequent_errors(confusion: Confusion) -> list[tuple[str, str | None, int, in
 
 
 def _hits(report: Report, picture: bytes) -> str:
-    source = _uri("image/png", picture)
+    source = image_uri("image/png", picture)
     return (
         "<h2>Examples</h2>"
         f'<figure><img alt="Test queries and their first hits" src="{source}"><figcaption>The query is on the '
@@ -283,11 +272,11 @@ def _score_reliability(report: Report, drawings: Drawings) -> str:
         )
     return (
         "<h2>Reliability of the scores</h2>"
-        f"<p>{_text(scores)}</p>"
-        + _figure(drawings.reliability, "A perfectly calibrated score lies on the dotted line. Above the line scores "
+        f"<p>{escaped(scores)}</p>"
+        + figure(drawings.reliability, "A perfectly calibrated score lies on the dotted line. Above the line scores "
                   "are too low, below it too high. The bars count the hits with such a score.")
-        + f"<h3>Unfamiliar queries</h3><p>{_text(flag)}</p>"
-        + _figure(drawings.distance, "Squared L2 distance between the embeddings of a query and its nearest hit. "
+        + f"<h3>Unfamiliar queries</h3><p>{escaped(flag)}</p>"
+        + figure(drawings.distance, "Squared L2 distance between the embeddings of a query and its nearest hit. "
                   "Validation queries never find their own group; test queries may, if the protocol allows it.")
     )  # fmt: skip
 
@@ -313,12 +302,12 @@ def _details(report: Report, drawings: Drawings, versions: Sequence[tuple[str, s
         ("recall@50 of the index against exact search", f"{100 * report.index_recall_at_50:.1f} %"),
         ("epochs of the encoder", f"{report.encoder_epochs}"),
         ("hits removed because of the query's own group or patient", f"{report.masked_hits:,}"),
-        ("out-of-distribution threshold, squared L2", _number(report.out_of_distribution.threshold)),
-        ("median distance of test queries, squared L2", _number(report.out_of_distribution.median_distance)),
+        ("out-of-distribution threshold, squared L2", number(report.out_of_distribution.threshold)),
+        ("median distance of test queries, squared L2", number(report.out_of_distribution.median_distance)),
         ("calibration: temperature, bias", "none" if platt is None else f"{platt.temperature:.3f}, {platt.bias:+.3f}"),
         *((f"{kind}", version) for kind, version in versions),
     ]
-    fact_rows = "".join(f"<tr><td>{_text(name)}</td><td>{_text(value)}</td></tr>" for name, value in facts)
+    fact_rows = "".join(f"<tr><td>{escaped(name)}</td><td>{escaped(value)}</td></tr>" for name, value in facts)
     nodes = (
         "Nodes of a query graph that have the query's class (paper Fig. 8 and 9). If training graphs are easier than "
         "test graphs, the reranker is trained on lists unlike those it will score."
@@ -334,10 +323,10 @@ def _details(report: Report, drawings: Drawings, versions: Sequence[tuple[str, s
         f"<table><caption>Gain over the order by distance, points; paired bootstrap over groups, {report.bootstrap:,} "
         f"resamples</caption><tr><th>metric</th><th>change</th><th>95 % interval</th></tr>{gains}</table>"
         + _order_grid(report.order)
-        + (_figure(drawings.map, "t-SNE of the embeddings, initialised with their principal components. Distances "
+        + (figure(drawings.map, "t-SNE of the embeddings, initialised with their principal components. Distances "
                    "between distant clusters have no meaning.") if drawings.map else "")
-        + _figure(drawings.nodes, nodes)
-        + (_figure(drawings.curves, "Loss on the training part, MAP on the validation part. "
+        + figure(drawings.nodes, nodes)
+        + (figure(drawings.curves, "Loss on the training part, MAP on the validation part. "
                    "The dotted line marks the epoch whose weights are kept.")
            if drawings.curves else "")
         + f'<div class="scroll"><table><caption>Facts and versions</caption>{fact_rows}</table></div>'
@@ -347,7 +336,7 @@ def _details(report: Report, drawings: Drawings, versions: Sequence[tuple[str, s
 def _order_grid(choice: OrderChoice) -> str:
     """Return the table of weights that were tried for the served order; empty where there was no choice."""
     if not choice.grid:
-        return f"<p>Served order: {_text(choice.reason)}.</p>"
+        return f"<p>Served order: {escaped(choice.reason)}.</p>"
 
     def weight(value: float | None) -> str:
         return "∞ (by distance)" if value is None else f"{value:g}"
@@ -359,49 +348,20 @@ def _order_grid(choice: OrderChoice) -> str:
         for row in choice.grid
     )
     return (
-        f"<table><caption>Validation scans by λ, %. Chosen because {_text(choice.reason)}; 95 % bootstrap interval of "
-        f"λ: {weight(choice.weight_low)} to {weight(choice.weight_high)}</caption>"
+        f"<table><caption>Validation scans by λ, %. Chosen because {escaped(choice.reason)}; 95 % bootstrap interval "
+        f"of λ: {weight(choice.weight_low)} to {weight(choice.weight_high)}</caption>"
         f"<tr><th>λ</th><th>MAP</th><th>P@1</th><th>known items first</th></tr>{rows}</table>"
     )
 
 
 def _cells(figures: ClassFigures) -> str:
-    bounds = figures.intervals
+    intervals = figures.intervals
     values = (
-        (figures.map, bounds.map), (figures.map_full, bounds.map_full), (figures.precision_at_1, None),
-        (figures.precision_at_5, None), (figures.precision_at_10, bounds.precision_at_10),
+        (figures.map, intervals.map), (figures.map_full, intervals.map_full), (figures.precision_at_1, None),
+        (figures.precision_at_5, None), (figures.precision_at_10, intervals.precision_at_10),
         (figures.recall_at_10, None), (figures.recall_at_50, None),
     )  # fmt: skip
     return "".join(
-        f"<td>{100 * mean:.1f}" + (f'<br><span class="faint">{_bounds(interval)}</span>' if interval else "") + "</td>"
+        f"<td>{100 * mean:.1f}" + (f'<br><span class="faint">{bounds(interval)}</span>' if interval else "") + "</td>"
         for mean, interval in values
     )
-
-
-def _figure(drawing: Drawing, caption: str) -> str:
-    light, dark = (_uri("image/svg+xml", data) for data in (drawing.light, drawing.dark))
-    return (
-        f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img alt="{_text(drawing.description)}" src="{light}"></picture>'
-        f"<figcaption>{_text(caption)}</figcaption></figure>"
-    )
-
-
-def _uri(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _bounds(bounds: Interval) -> str:
-    return f"{100 * bounds.low:.1f} to {100 * bounds.high:.1f}"
-
-
-def _out_of_ten(bounds: Interval) -> str:
-    return f"{10 * bounds.low:.1f} to {10 * bounds.high:.1f}"
-
-
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.4g}"
-
-
-def _text(value: str) -> str:
-    return html.escape(value, quote=True)

@@ -131,10 +131,12 @@ def slope_interval(scores: Floats, relevant: Flags, groups_n: npt.NDArray[np.int
     Args:
         scores: (n,) in [0, 1].
         relevant: (n,) whether each hit is relevant.
-        groups_n: number of the group of each hit's query, from 0; queries are resampled by whole groups.
+        groups_n: number of the group of each hit's query; queries are resampled by whole groups.
         seed: equal seeds give equal intervals.
     """
-    target, x, count = _targets(relevant), _logit(scores), int(groups_n.max()) + 1
+    # A query without hits leaves a gap among the numbers, and a resample of gaps has nothing to fit.
+    names, groups_n = np.unique(groups_n, return_inverse=True)
+    target, x, count = _targets(relevant), _logit(scores), len(names)
     rng = np.random.default_rng(seed)
     slopes = [
         _descend(x, target, 1.0, False, rng.multinomial(count, np.full(count, 1 / count))[groups_n].astype(np.float64))[

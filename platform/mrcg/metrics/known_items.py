@@ -51,11 +51,19 @@ class Recoveries(_Frozen):
 
 
 class FirstShares(_Frozen):
-    """Shares of scans that find themselves first, by order."""
+    """Shares of queries that find what is asked for, by order."""
 
     ann: float
     score: float
     served: float
+
+
+class NeighbouringSlices(_Frozen):
+    """Queries with a slice directly beside them in the gallery, and shares that find one first or in ten hits."""
+
+    queries: int
+    first: FirstShares
+    in_10: FirstShares
 
 
 class KnownItems(_Frozen):

@@ -130,6 +130,7 @@ def exact_copies(queries_qd: Vectors, hits_qnd: Vectors, trained_dim: int) -> Ma
     queries = queries_qd[:, None, first:].astype(np.float32)
     with np.errstate(invalid="ignore", over="ignore"):
         squared_qn = np.square(queries - hits_qnd[..., first:].astype(np.float32)).sum(axis=-1)
-        copies: Mask = squared_qn <= COPY_TOLERANCE * np.square(queries).sum(axis=-1)
+        near_qn = squared_qn <= COPY_TOLERANCE * np.square(queries).sum(axis=-1)
     # Numbers of a caller may overflow: infinity is no evidence of a copy.
-    return copies & np.isfinite(squared_qn)
+    copies: Mask = near_qn & np.isfinite(squared_qn)
+    return copies

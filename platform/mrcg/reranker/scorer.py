@@ -69,14 +69,15 @@ class Scorer:
             present = torch.ones(1, count, dtype=torch.bool, device=self.device)
             queries, neighbours = queries.to(self.device), neighbours.to(self.device)
             weights = self.reranker.graphs(queries, neighbours, present).adjacency_bnn[0]
-            parts = []
-            for left_out in torch.arange(count, device=self.device).split(GRAPH_BATCH):
-                mask = present.repeat(len(left_out), 1)
-                mask[torch.arange(len(left_out), device=self.device), left_out] = False
+            parts, nodes = [], torch.arange(count, device=self.device)
+            for left_out in nodes.split(GRAPH_BATCH):
+                # It becomes a pad at the end, so that the ranks of the others close the gap.
+                order = torch.argsort((nodes == left_out[:, None]).int(), dim=1, stable=True)
                 graphs = self.reranker.graphs(
-                    queries.expand(len(left_out), -1), neighbours.expand(len(left_out), -1, -1), mask
+                    queries.expand(len(left_out), -1), neighbours[0][order], (nodes < count - 1).expand(order.shape)
                 )
-                parts.append(torch.sigmoid(self.reranker(graphs)))
+                scores = torch.sigmoid(self.reranker(graphs))
+                parts.append(torch.empty_like(scores).scatter(1, order, scores))
         return LeaveOneOut(weights.cpu().numpy(), torch.cat(parts).cpu().numpy())
 
 

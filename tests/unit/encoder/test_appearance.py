@@ -41,10 +41,7 @@ def naive_thumbnail(image):
     side = len(image)
     fine = np.kron(image.astype(np.float64), np.ones((SIDE, SIDE)))
     small = np.array(
-        [
-            [fine[side * i : side * (i + 1), side * j : side * (j + 1)].mean() for j in range(SIDE)]
-            for i in range(SIDE)
-        ]
+        [[fine[side * i : side * (i + 1), side * j : side * (j + 1)].mean() for j in range(SIDE)] for i in range(SIDE)]
     ).reshape(-1)
     return (small - small.mean()) / small.std()
 
@@ -218,9 +215,10 @@ def test_vectors_with_an_appearance_part_describe_themselves():
 
 
 def test_vectors_of_earlier_versions_are_described_by_their_encoder():
+    from tests.factories import tiny_config
+
     from mrcg.encoder.spec import SPEC, spec_bytes
     from mrcg.encoder.trainer import new_encoder
-    from tests.factories import tiny_config
 
     spec = new_encoder(tiny_config().encoder, ("a", "b"), 1, None).spec
     vectors, encoder = artefact({"embeddings/00000.arrow": b""}), artefact({SPEC: spec_bytes(spec, "ab")})

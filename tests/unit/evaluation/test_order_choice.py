@@ -91,7 +91,9 @@ def figures(seed, queries=40, items=40, groups=30, noise=0.02):
     def names(count):
         return [f"g{number}" for number in draws.integers(0, groups, count)]
 
-    return GridFigures(each(maps, queries), np.ones((queries, COUNT)), names(queries), each(firsts, items), names(items))
+    return GridFigures(
+        each(maps, queries), np.ones((queries, COUNT)), names(queries), each(firsts, items), names(items)
+    )
 
 
 @given(seeds)

@@ -81,7 +81,10 @@ def test_a_turned_scan_keeps_its_size_and_has_black_corners(seed, height, width)
 def test_a_scan_is_turned_by_three_degrees_to_either_side():
     line = np.zeros((201, 201), np.uint8)
     line[100] = 255
-    rises = {round(float(turned[:, 190].argmax() - turned[:, 10].argmax())) for turned in (rotate(line, rng(s)) for s in range(12))}
+    rises = {
+        round(float(turned[:, 190].argmax() - turned[:, 10].argmax()))
+        for turned in (rotate(line, rng(s)) for s in range(12))
+    }
     expected = round(180 * np.tan(np.radians(3)))
     assert {abs(rise) for rise in rises} <= {expected - 1, expected, expected + 1}
     assert min(rises) < 0 < max(rises)

@@ -8,9 +8,10 @@ import torch
 
 from mrcg.config.settings import RerankerSettings
 from mrcg.errors import TrainingError, WeightsError
+from mrcg.metrics.order import BY_SCORE
 from mrcg.reranker.graph_table import GraphTable
 from mrcg.reranker.model import MODELS
-from mrcg.reranker.scorer import Reranking, Scorer, rerank_order, score_graphs
+from mrcg.reranker.scorer import Reranking, Scorer, score_graphs
 from mrcg.reranker.spec import SPEC, WEIGHTS, read_spec
 from mrcg.reranker.trainer import RerankerTrainer, TrainingGraphs, new_reranker
 from mrcg.training.batches import shuffled_batches
@@ -137,7 +138,8 @@ def test_training_without_graphs_is_rejected():
 
 def test_missing_nodes_come_last_and_ties_keep_the_ann_order():
     scores = np.array([[0.5, 0.9, 0.5, -1.0]], dtype=np.float32)
-    assert rerank_order(scores).tolist() == [[1, 0, 2, 3]]
+    distances, copies = np.array([[1.0, 2.0, 3.0, np.inf]]), np.zeros((1, 4), dtype=bool)
+    assert BY_SCORE.ranks(scores, distances, copies).tolist() == [[1, 0, 2, 3]]
 
 
 @all_models
