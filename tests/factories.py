@@ -39,6 +39,8 @@ from mrcg.index.sharded_index import ShardedIndex
 from mrcg.index_build.build import build_index
 from mrcg.index_build.build_plan import IndexWork
 from mrcg.index_build.sizing import initial_nprobe_or_ef, shape_of
+from mrcg.metrics.order import HitOrder, OrderChoice
+from mrcg.metrics.report import REPORT, Report
 from mrcg.pipeline.stages import Step, open_inputs, plan
 from mrcg.releases.release import Release, promote
 from mrcg.reranker.graph_build import GraphWork, build_graphs
@@ -170,8 +172,11 @@ def publish_corpus(store: Store, step: Step, folder: Path, config: Config, pseud
     return publish(store, step, pixels.content | tables.content, counts)
 
 
-def make_release(store: Store, scans: Path, config: Config | None = None) -> Release:
-    """All stages by library calls, with untrained models: what is tested here is not how well they rank."""
+def make_release(store: Store, scans: Path, config: Config | None = None, order: HitOrder | None = None) -> Release:
+    """All stages by library calls, with untrained models: what is tested here is not how well they rank.
+
+    Their scores gain nothing, so the ANN order is served, unless another ``order`` is given.
+    """
     config = config or tiny_config()
     source = survey(open_source(str(scans)))
     steps = {step.stage.kind: step for step in plan(config, source, "none")}
@@ -182,7 +187,12 @@ def make_release(store: Store, scans: Path, config: Config | None = None) -> Rel
     _models(store, config, steps)
     inputs = open_inputs(store, steps["reports"])
     known = search_known_items(inputs, config.evaluate.known_items)
-    publish(store, steps["reports"], evaluate(inputs, config.evaluate, {"recall": 1.0, "epochs": 0.0}, known=known))
+    files = evaluate(inputs, config.evaluate, {"recall": 1.0, "epochs": 0.0}, known=known)
+    if order is not None:
+        report = Report.model_validate_json(files[REPORT])
+        chosen = OrderChoice(order=order, reason="a test asks for it")
+        files[REPORT] = report.model_copy(update={"order": chosen}).model_dump_json().encode()
+    publish(store, steps["reports"], files)
     return promote(store, steps["reports"].version, None).release
 
 

@@ -10,6 +10,7 @@ from tests.serving import assert_alike, serving
 
 from mrcg.api.client import Client
 from mrcg.api.requests import SearchParams
+from mrcg.metrics.order import HitOrder
 from mrcg.releases.release import promote, read_release, rollback
 from mrcg.retrieval.local import LocalPipeline
 from mrcg.storage.store import Store
@@ -25,7 +26,7 @@ def two_lines(scans, tmp_path_factory):
     """A store with the reports of two releases that answer differently."""
     store = Store(str(tmp_path_factory.mktemp("lines") / "store"))
     first = make_release(store, scans, tiny_config("seed=1"))
-    second = make_release(store, scans, tiny_config("seed=2"))
+    second = make_release(store, scans, tiny_config("seed=2"), HitOrder(name="fused", distance_weight=0.64))
     assert first.encoder != second.encoder
     return store, first.report, second.report
 

@@ -219,7 +219,7 @@ def _scan_row(file: SourceFile, image: Slice, rules: Rules) -> dict[str, Any]:
     facts = image.facts
     return {
         "image_id": image_id(key, image.frame, pixels),
-        "label": _label(file, facts, rules),
+        "label": label_of(file, facts, rules),
         "group_id": "",  # these three depend on the whole corpus: group_scans fills them
         "joins": [],
         "cluster_id": "",
@@ -260,7 +260,7 @@ def _pseudonymous(file: SourceFile, facts: ScanFacts, pseudonyms: Pseudonyms | N
     return columns
 
 
-def _label(file: SourceFile, facts: ScanFacts, rules: Rules) -> str | None:
+def label_of(file: SourceFile, facts: ScanFacts, rules: Rules) -> str | None:
     """Return the label that the manifest states, else the file, else the folder name if that is known to be a label.
 
     With a key, folder names are labels only if ``ingest.classes`` lists them: folders may be named after patients.

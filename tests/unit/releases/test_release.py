@@ -1,14 +1,17 @@
 import shutil
 import threading
 
+import pyarrow as pa
 import pytest
 
 from mrcg.errors import IntegrityError, LostRaceError, NotFoundError, ReleaseError, WeightsError
-from mrcg.metrics.report import REPORT, Report
+from mrcg.metrics.known_items import UNCHANGED
+from mrcg.metrics.report import KNOWN, REPORT, Report
 from mrcg.releases import release as releases
 from mrcg.releases.gc import sweep
 from mrcg.releases.release import Gate, candidate, diff, missing_parts, promote, read_release, release_numbers, rollback
 from mrcg.reranker.spec import SPEC, read_spec
+from mrcg.storage import schemas
 from mrcg.storage.attempts import begin
 from mrcg.storage.manifest import derive_version, make_manifest
 from mrcg.storage.store import Store
@@ -91,6 +94,68 @@ def test_gate_refuses_a_drop_in_recall(released):
     within = promote(store, worse, Gate(map_drop=0.0, recall_drop=0.06, known_drop=0.0))
     assert within.promoted
     assert within.release.recall == pytest.approx(0.95)
+
+
+def known_items(store, lost, scans=slice(None)):
+    """Publish a report in which some scans of the current one no longer find themselves first when they are changed.
+
+    ``lost`` is the share of them, ``scans`` which scans the new report has.
+    """
+    version = read_release(store, 1).report
+    rows = schemas.from_parquet(store.artefact("reports", version).read_bytes(KNOWN)).to_pylist()
+    for place, ident in enumerate(dict.fromkeys(row["image_id"] for row in rows)):
+        for row in rows:
+            if row["image_id"] == ident and row["form"] != UNCHANGED:
+                row["served_rank"] = 2 if place < lost * 20 else 1
+    kept = list(dict.fromkeys(row["image_id"] for row in rows))[scans]
+    table = pa.Table.from_pylist([row for row in rows if row["image_id"] in kept], schema=schemas.KNOWN_ITEMS)
+    return remade(store, "reports", version, {KNOWN: schemas.to_parquet(table)}, {"lost": lost, "kept": len(kept)})
+
+
+def test_gate_refuses_a_drop_in_known_items(released):
+    store, _ = released
+    assert promote(store, known_items(store, 0.0), None).promoted
+    worse = known_items(store, 0.5)
+    refused = promote(store, worse, GATE)
+    assert not refused.promoted
+    assert refused.why.startswith(
+        "gate: 50.0 points fewer of the changed gallery scans find themselves first than under"
+    )
+    assert "release.max_known_drop allows 2); `mrcg releases promote --no-gate` overrides" in refused.why
+    assert promote(store, worse, GATE.model_copy(update={"known_drop": 0.5})).promoted
+
+
+def test_gate_compares_known_items_over_the_scans_that_both_reports_have(released):
+    store, _ = released
+    promote(store, known_items(store, 0.0), None)
+    # The ten scans that would be lost are in the first half: the new gallery does not have them.
+    assert promote(store, known_items(store, 0.5, slice(10, None)), GATE).promoted
+
+
+def test_a_single_lost_scan_may_be_chance(released):
+    store, _ = released
+    promote(store, known_items(store, 0.0), None)
+    assert promote(store, known_items(store, 0.05), GATE).promoted
+
+
+def test_a_release_without_known_items_is_compared_by_map_alone(released):
+    store, release = released
+    before = {"known_first", "served_map", "typical_distance", "probability_withheld", "order"}
+    store.write_bytes("releases/history/1.json", release.model_dump_json(exclude=before).encode())
+    old = read_release(store)
+    assert (old.order.name, old.known_first, old.served_map) == ("score", None, None)
+    artefact = store.artefact("reports", old.report)
+    remaining = [entry for entry in artefact.manifest.files if entry.name != KNOWN]
+    changed = artefact.manifest.model_copy(update={"files": tuple(remaining)})
+    store.write_bytes(f"reports/{old.report}/manifest.json", changed.to_bytes())
+    assert promote(store, remade_with_known(store, artefact), GATE).promoted
+
+
+def remade_with_known(store, artefact):
+    """Publish a report with known items of which none finds itself, beside one that has none."""
+    rows = schemas.from_parquet(artefact.read_bytes(KNOWN)).to_pylist()
+    table = pa.Table.from_pylist([{**row, "served_rank": 9} for row in rows], schema=schemas.KNOWN_ITEMS)
+    return remade(store, "reports", artefact.manifest.version, {KNOWN: schemas.to_parquet(table)}, {"lost": 1})
 
 
 def test_release_without_recall_is_not_compared_by_recall(released):

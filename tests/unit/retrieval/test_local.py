@@ -6,7 +6,10 @@ from mrcg.api.requests import SearchParams
 from mrcg.config.settings import ServeSettings
 from mrcg.corpus.reader import Corpus
 from mrcg.errors import ImageError, IntegrityError, NotFoundError, UsageError
+from mrcg.metrics.order import HitOrder
+from mrcg.releases.release import read_release
 from mrcg.retrieval.local import LocalPipeline
+from mrcg.retrieval.search import AllowAll
 from mrcg.storage.store import Store
 
 
@@ -28,12 +31,46 @@ def test_a_gallery_scan_finds_itself_first_in_ann_order(pipeline, scan):
     assert distances == sorted(distances)
 
 
-def test_reranked_hits_are_the_same_images_ordered_by_score(pipeline, scan):
-    ann, reranked = pipeline.search(scan, SearchParams(k=20, rerank=False)), pipeline.search(scan, SearchParams(k=20))
+def in_order(store, **order):
+    """The pipeline of a release that serves another order."""
+    release = read_release(store).model_copy(update={"order": HitOrder(**order), "typical_distance": 2.0})
+    return LocalPipeline(store, release, ServeSettings(), AllowAll())
+
+
+def test_reranked_hits_are_the_same_images_ordered_by_score(library_store, pipeline, scan):
+    ann = pipeline.search(scan, SearchParams(k=20, rerank=False))
+    reranked = in_order(library_store, name="score").search(scan, SearchParams(k=20))
     assert {hit.image_id for hit in ann.hits} == {hit.image_id for hit in reranked.hits}
     scores = [hit.score for hit in reranked.hits]
     assert scores == sorted(scores, reverse=True)
-    assert reranked.reranked
+    assert [hit.score_rank for hit in reranked.hits] == list(range(1, 21))
+    assert (reranked.reranked, reranked.order) == (True, "score")
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.01, 0.64, 40.96])
+def test_in_the_fused_order_a_gallery_scan_comes_first_and_score_and_distance_order_the_others(
+    library_store, scan, weight
+):
+    answer = in_order(library_store, name="fused", distance_weight=weight).search(scan, SearchParams(k=20))
+    first, *others = answer.hits
+    assert (first.ann_rank, first.rank, answer.order) == (1, 1, "fused")
+    assert first.similarity == pytest.approx(1, abs=1e-3)
+    median = np.median([hit.distance for hit in answer.hits if hit.distance > 0])
+    keys = [np.log(hit.score) - weight * hit.distance / median for hit in others]
+    assert keys == pytest.approx(sorted(keys, reverse=True), abs=1e-6)
+    assert [hit.similarity for hit in others] == [pytest.approx(2 / (2 + hit.distance)) for hit in others]
+
+
+def test_every_explanation_can_be_checked_by_leaving_out(library_store, scan):
+    answer = in_order(library_store, name="fused", distance_weight=0.16).search(scan, SearchParams(k=20, explain=True))
+    explained = {hit.image_id: hit for hit in answer.explanation.hits}
+    for hit in answer.hits:
+        found = explained[hit.image_id]
+        assert (found.rank_change, found.by_distance) == (hit.ann_rank - hit.rank, hit.score_rank - hit.rank)
+        assert all(neighbour.moved for neighbour in found.neighbours)
+        assert hit.image_id not in {neighbour.image_id for neighbour in found.neighbours}
+    named = any(hit.neighbours for hit in answer.explanation.hits)
+    assert named <= answer.explanation.graph_changed_order
 
 
 @pytest.mark.parametrize("k", [0, -1, 21, 10_000])
