@@ -45,19 +45,28 @@ def read_reports() -> list[tuple[int, Report]]:
 def reports_table() -> str:
     """Return a table with one row per run and 95 % intervals in brackets."""
     lines = [
-        "| protocol | seed | queries | leaking | MAP, ANN order | MAP, reranked | gain, points | MAP (full), reranked "
-        "| P@10, reranked |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| protocol | seed | queries | leaking | MAP, by distance | MAP, by score | MAP, served "
+        "| gain of the served order | P@1, by distance | P@1, served | P@10, served | known items, by distance "
+        "| by score | served | λ |",
+        f"| --- |{' ---: |' * 14}",
     ]
     for seed, report in read_reports():
-        reranked = report.reranked
+        served, gain, known = report.served_figures, report.served_gain or report.gain, report.known_items
         cells = [
             f"`{report.protocol}`", str(seed), str(report.queries), str(report.leaking_queries),
             _with_interval(report.ann.map, report.ann.intervals.map),
-            _with_interval(reranked.map, reranked.intervals.map),
-            _gain(report.gain.map), _with_interval(reranked.map_full, reranked.intervals.map_full),
-            _with_interval(reranked.precision_at_10, reranked.intervals.precision_at_10),
+            _with_interval(report.reranked.map, report.reranked.intervals.map),
+            _with_interval(served.map, served.intervals.map), _gain(gain.map),
+            f"{100 * report.ann.precision_at_1:.1f}", f"{100 * served.precision_at_1:.1f}",
+            _with_interval(served.precision_at_10, served.intervals.precision_at_10),
         ]  # fmt: skip
+        changed = None if known is None else known.changed
+        orders = (None, None, None) if changed is None else (changed.ann, changed.score, changed.served)
+        cells += ["–" if order is None else f"{100 * order.first:.1f}" for order in orders]
+        order = report.order.order
+        cells.append(
+            f"{order.distance_weight:g}" if order.name == "fused" else {"ann": "∞", "score": "by score"}[order.name]
+        )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -66,9 +75,9 @@ def summary_table() -> str:
     """Return a table with one row per protocol: means over its runs."""
     runs = read_reports()
     lines = [
-        "| protocol | runs | queries | leaking | MAP, ANN order | MAP, reranked | gain, points | MAP (full), reranked "
-        "| P@10, reranked |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| protocol | runs | queries | leaking | MAP, by distance | MAP, by score | MAP, served "
+        "| gain of the order by score | gain of the served order | MAP (full), served | P@10, served |",
+        f"| --- |{' ---: |' * 10}",
     ]
     gains = json.loads((DOCS / "bench" / "gains.json").read_text())
     for protocol in dict.fromkeys(report.protocol for _, report in runs):
@@ -76,20 +85,20 @@ def summary_table() -> str:
         percentages: Sequence[Callable[[Report], float]] = (
             lambda r: r.ann.map,
             lambda r: r.reranked.map,
-            lambda r: r.reranked.map_full,
-            lambda r: r.reranked.precision_at_10,
+            lambda r: r.served_figures.map,
+            lambda r: r.served_figures.map_full,
+            lambda r: r.served_figures.precision_at_10,
         )
         counts = (statistics.fmean(r.queries for r in reports), statistics.fmean(r.leaking_queries for r in reports))
         cells = [f"`{protocol}`", str(len(reports)), *(f"{count:.0f}" for count in counts)]
         cells += [f"{100 * statistics.fmean(figure(r) for r in reports):.2f}" for figure in percentages]
-        cells.insert(6, _gain(Gain(**{bound: gains[protocol][bound] for bound in Gain.model_fields})))
+        cells[7:7] = [_gain(Gain.model_validate(gains[protocol][order])) for order in ("reranked", "served")]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def tried_table() -> str:
     """Return a table with one row per reranker that was tried, with the validation MAP that decided the choice."""
-    seed_1 = {report.protocol: report for seed, report in read_reports() if seed == 1}
     tried = {
         path.stem: Report.model_validate_json(path.read_bytes()) for path in (DOCS / "reports" / "tried").glob("*")
     }
@@ -97,7 +106,7 @@ def tried_table() -> str:
         "| reranker | validation MAP | MAP, ANN order | MAP, reranked | gain, points |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
-    for name, report in [("as in the recipe", seed_1["paper"]), *sorted(tried.items())]:
+    for name, report in sorted(tried.items()):
         validation_map = report.reranker_training.epochs[report.reranker_training.best_epoch].validation_map
         cells = [
             name,

@@ -4,8 +4,9 @@
 
 Each REPORT is a version of kind ``reports`` (``mrcg run`` prints it) and becomes
 docs/reports/<set>-<protocol>-seed-<n>.json.
-docs/bench/gains.json gets the gain of reranking over all runs of each protocol. For that, a group of scans is resampled
-with all its queries in all runs, because the runs have different splits but the same scans.
+docs/bench/gains.json gets the gains of the order by score and of the served order over the ANN order, over all runs
+of each protocol; those of other protocols stay. A group of scans is resampled with all its queries in all runs, because
+the runs have different splits but the same scans.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
 from mrcg.metrics.bootstrap import paired
 from mrcg.metrics.report import QUERIES, REPORT, SEED, Report
@@ -34,15 +37,22 @@ def main(url: str, name: str, *versions: str) -> None:
         (DOCS / "reports" / f"{name}-{report.protocol}-seed-{seed}.json").write_bytes(artefact.read_bytes(REPORT))
         tables.setdefault(report.protocol, []).append(schemas.from_parquet(artefact.read_bytes(QUERIES)))
         reports[report.protocol] = report
-    gains = {}
+    path = DOCS / "bench" / "gains.json"
+    gains = json.loads(path.read_text())
     for protocol, runs in tables.items():
-        before, after = (
-            np.concatenate([run[f"{order}_map"].to_numpy() for run in runs]) for order in ("ann", "reranked")
-        )
         groups = [group for run in runs for group in run["group_id"].to_pylist()]
-        gain = paired(before.astype(float), after.astype(float), groups, reports[protocol].bootstrap, SEED)
-        gains[protocol] = {"runs": len(runs), "queries": len(groups), **gain.model_dump()}
-    (DOCS / "bench" / "gains.json").write_text(json.dumps(gains, indent=1) + "\n")
+
+        def of(order: str, runs: list[pa.Table] = runs) -> npt.NDArray[np.float64]:
+            values: npt.NDArray[np.float64] = np.concatenate([run[f"{order}_map"].to_numpy() for run in runs]).astype(
+                float
+            )
+            return values
+
+        gains[protocol] = {"runs": len(runs), "queries": len(groups)}
+        for order in ("reranked", "served"):
+            gain = paired(of("ann"), of(order), groups, reports[protocol].bootstrap, SEED)
+            gains[protocol][order] = gain.model_dump()
+    path.write_text(json.dumps(gains, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,18 +6,29 @@ For scans that the released encoder was trained on it uses the encoders of cross
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from mrcg.arrays import Vectors
 from mrcg.config.settings import Config
+from mrcg.corpus.corrections import LabelNote, labels_manifest
+from mrcg.corpus.ingestion import Rules
 from mrcg.corpus.reader import Corpus
-from mrcg.corpus.sources import Source
+from mrcg.corpus.sources import Source, open_source
 from mrcg.corpus.splits import Split
-from mrcg.evaluation.label_audit import LabelAudit, audit_labels, flagged_figures, scoring_parts, trained_vectors
+from mrcg.evaluation.label_audit import (
+    AuditedScan,
+    LabelAudit,
+    audit_labels,
+    flagged_figures,
+    scoring_parts,
+    trained_vectors,
+)
 from mrcg.execution.executor import Progress
 from mrcg.metrics.report import QUERIES
 from mrcg.pipeline.stages import Step
+from mrcg.privacy.pseudonyms import pseudonyms_from_environment
 from mrcg.storage import schemas
 from mrcg.storage.store import Artefact, Store
 from mrcg_jobs.runner import StageResult, plan_steps, run_stages
@@ -93,10 +104,33 @@ class LabelAuditor:
         audited = audit_labels(corpus, split, parts, vectors(), folds)
         if not self.store.has("reports", self.report):
             return audited
-        queries = schemas.from_parquet(self.store.artefact("reports", self.report).read_bytes(QUERIES))
+        report = self.store.artefact("reports", self.report)
+        if QUERIES not in report.names():  # a report of an earlier version of MRCG
+            return audited
+        queries = schemas.from_parquet(report.read_bytes(QUERIES))
         figures = flagged_figures(self.report, queries, audited.rows, self.config.evaluate.bootstrap)
         return audited.model_copy(update={"figures": figures})
+
+    def manifest(self, location: str, target: Path, corpus: Corpus, audited: LabelAudit) -> bytes:
+        """Return a manifest of all scans of the source with their labels, the flagged ones first.
+
+        Args:
+            location: of the source.
+            target: file that the manifest will be written to.
+            corpus: that was audited.
+            audited: the audit, with all rows.
+        """
+        rules = Rules(self.config.ingest, pseudonyms_from_environment(), frozenset(), 0)
+        return labels_manifest(open_source(location), target, corpus.scans, notes_of(audited.rows), rules)
 
     def _artefacts(self, kind: str) -> list[Artefact]:
         """Open the artefacts of a kind: that of the released encoder first, then those of the folds in order."""
         return [self.store.artefact(kind, step.version) for step in self.steps if step.stage.kind == kind]
+
+
+def notes_of(scans: Sequence[AuditedScan]) -> dict[str, LabelNote]:
+    """Return a note for each file, by its stored key, worst first; a file is flagged if one of its scans is."""
+    notes: dict[str, LabelNote] = {}
+    for scan in sorted(scans, key=lambda scan: not scan.flagged):
+        notes.setdefault(scan.source_key, LabelNote(scan.flagged, scan.suggested, scan.probability))
+    return notes

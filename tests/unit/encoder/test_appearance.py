@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.factories import tiny_config
 
 from mrcg.config.settings import AppearanceSettings
 from mrcg.encoder.appearance import (
@@ -23,6 +24,8 @@ from mrcg.encoder.appearance import (
     spread_of,
     thumbnails,
 )
+from mrcg.encoder.spec import SPEC, spec_bytes
+from mrcg.encoder.trainer import new_encoder
 
 seeds, sides = st.integers(0, 10_000), st.integers(4, 50)
 
@@ -215,10 +218,6 @@ def test_vectors_with_an_appearance_part_describe_themselves():
 
 
 def test_vectors_of_earlier_versions_are_described_by_their_encoder():
-    from tests.factories import tiny_config
-
-    from mrcg.encoder.spec import SPEC, spec_bytes
-    from mrcg.encoder.trainer import new_encoder
 
     spec = new_encoder(tiny_config().encoder, ("a", "b"), 1, None).spec
     vectors, encoder = artefact({"embeddings/00000.arrow": b""}), artefact({SPEC: spec_bytes(spec, "ab")})

@@ -12,6 +12,8 @@ from mrcg.metrics.calibration import (
     Platt,
     Reliability,
     Skill,
+    _descend,
+    _logit,
     fit_platt,
     reliability,
     skill,
@@ -152,8 +154,6 @@ def test_slope_of_extreme_scores_is_finite(scores, groups, relevant):
 
 @given(hits, st.randoms())
 def test_a_fit_with_weights_equals_a_fit_to_repeated_hits(rows, random):
-    from mrcg.metrics.calibration import _descend, _logit
-
     scores, relevant = columns(rows)
     weights = np.array([random.randint(0, 3) for _ in rows])
     weights[0] += 1
