@@ -217,6 +217,7 @@ EXTRAS = {
     "grpc": "serve",
     "s3fs": "s3",
     "cryptography": "jobs",
+    "cleanlab": "jobs",
     "pydicom": "imaging",
     "nibabel": "imaging",
     "h5py": "imaging",

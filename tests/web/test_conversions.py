@@ -24,7 +24,8 @@ numbers = st.integers(0, 2**31 - 1)
 floats = st.floats(allow_nan=False, allow_infinity=False)
 hits = st.builds(
     Hit, image_id=words, label=unknown, plane=unknown, sequence=unknown, site=unknown, group=words,
-    score=st.none() | floats, distance=floats, ann_rank=numbers, preview=words,
+    score=st.none() | floats, distance=floats, ann_rank=numbers, preview=words, probability=st.none() | floats,
+    similarity=st.none() | floats, rank=numbers, score_rank=st.none() | numbers,
 )  # fmt: skip
 explanations = st.builds(
     Explanation,
@@ -35,17 +36,19 @@ explanations = st.builds(
             Explained,
             image_id=words,
             rank_change=st.integers(-50, 50),
-            neighbours=st.lists(st.builds(Influence, image_id=words, moved=floats), max_size=2),
+            by_distance=st.integers(-50, 50),
+            neighbours=st.lists(st.builds(Influence, image_id=words, moved=st.integers(-50, 50)), max_size=2),
         ),
         max_size=2,
     ),
+    graph_changed_order=st.booleans(),
 )
 answers = st.builds(
     Answer, release=numbers, request_id=words, hits=st.lists(hits, max_size=3),
     classes=st.dictionaries(words, numbers, max_size=3), reranked=st.booleans(), partial=st.booleans(),
     shards_answered=numbers, shards=numbers, requested=numbers, found=numbers, allowed=numbers, passing=numbers,
     out_of_distribution=st.booleans(), milliseconds=st.dictionaries(words, floats, max_size=3),
-    explanation=st.none() | explanations,
+    explanation=st.none() | explanations, order=st.sampled_from(["ann", "fused", "score"]), probability_withheld=unknown,
 )  # fmt: skip
 
 

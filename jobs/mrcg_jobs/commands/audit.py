@@ -17,7 +17,7 @@ from mrcg_jobs.commands.run import RayOption, SourceOption, stop_ray
 if TYPE_CHECKING:
     from mrcg.evaluation.label_audit import FlaggedFigures, LabelAudit
 
-audit_app = typer.Typer(no_args_is_help=True)
+audit_app = typer.Typer(name="audit", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
 @audit_app.callback()

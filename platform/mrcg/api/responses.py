@@ -58,9 +58,10 @@ class Explained(_Frozen):
     """Why a hit has its rank: what is different if the distance, the score or a neighbour is left out."""
 
     image_id: str
-    rank_change: int = Field(description="ranks moved up (positive) or down (negative) from the order by distance")
-    by_distance: int = Field(0, description="ranks that the hit is higher than it would be by score alone")
-    by_score: int = Field(0, description="ranks that the hit is higher than it would be by distance alone")
+    rank_change: int = Field(description="ranks that the hit is higher (positive) or lower (negative) than by distance")
+    by_distance: int = Field(
+        0, description="ranks that the hit is higher (positive) or lower (negative) than by score alone"
+    )
     neighbours: list[Influence] = Field(
         description="neighbours without which the hit would have another rank, strongest first"
     )

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 #: Order of the commands in the help text.
 ORDER = (
     "sample", "keys", "run", "ingest", "corpus", "split", "train-encoder", "embed", "build-index", "build-graphs",
-    "train-reranker", "evaluate", "reproduce", "plan", "reindex", "serve", "query", "releases", "erase", "store",
-    "verify", "gc",
+    "train-reranker", "evaluate", "audit", "reproduce", "plan", "reindex", "serve", "query", "releases", "erase",
+    "store", "verify", "gc",
 )  # fmt: skip
 
 
@@ -47,8 +47,11 @@ class _LazyGroup(TyperGroup):
         point = _plugin_commands().get(cmd_name)
         if own is not None or point is None:
             return own
+        loaded = point.load()
+        if isinstance(loaded, typer.Typer):  # a group of commands
+            return typer.main.get_command(loaded)
         wrapper = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        wrapper.command(cmd_name)(point.load())
+        wrapper.command(cmd_name)(loaded)
         return typer.main.get_command(wrapper)
 
 

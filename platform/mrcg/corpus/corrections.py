@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ def check_target(source: SourceReader, target: Path) -> None:
     Raises:
         UsageError: the file exists, would be ingested as a scan, or its name does not end as a manifest's does.
     """
-    path = target.absolute()
+    path = _absolute_path(target)
     if path.suffix.lower() != ".csv":
         raise UsageError(f"--manifest {target}: the name of a manifest must end in .csv")
     if path.exists():
@@ -70,7 +71,7 @@ def labels_manifest(
         rules: that the corpus was ingested by.
     """
     base = source.location.rpartition("/")[0] if isinstance(source, ManifestSource) else source.location.rstrip("/")
-    same_folder = str(target.absolute().parent) == base
+    same_folder = str(_absolute_path(target).parent) == base
     labels = dict(zip(scans["source_key"].to_pylist(), scans["label"].to_pylist(), strict=True))
     rows: list[tuple[str, dict[str, Any]]] = []
     for file in source.walk():
@@ -78,7 +79,7 @@ def labels_manifest(
         # A file without a scan in the corpus gets the label that it would be ingested with.
         label = labels[key] if key in labels else label_of(file, ScanFacts(), rules)
         facts = {name: getattr(file, name) for name in COLUMNS} | {"label": label}
-        rows.append((key, {"path": file.key if same_folder else _absolute(file, base), **facts}))
+        rows.append((key, {"path": file.key if same_folder else _absolute_key(file, base), **facts}))
     places = {key: place for place, (key, note) in enumerate(notes.items()) if note.flagged}
     rows.sort(key=lambda row: places.get(row[0], len(notes)))
     stated = [name for name in COLUMNS if name == "label" or any(facts[name] is not None for _, facts in rows)]
@@ -89,7 +90,11 @@ def labels_manifest(
     return text.getvalue().encode("utf-8", "surrogateescape")
 
 
-def _absolute(file: SourceFile, base: str) -> str:
+def _absolute_path(target: Path) -> Path:
+    return Path(os.path.abspath(target))
+
+
+def _absolute_key(file: SourceFile, base: str) -> str:
     return file.key if "://" in file.key or file.key.startswith("/") else f"{base}/{file.key}"
 
 

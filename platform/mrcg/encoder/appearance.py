@@ -132,7 +132,9 @@ def fit_appearance(
     # The sign of an axis is arbitrary: its largest entry becomes positive, so that equal input gives equal bytes.
     largest = np.take_along_axis(axes, np.abs(axes).argmax(axis=0)[None], 0)
     axes = axes * np.where(largest < 0, -1.0, 1.0)
-    spread, target = float(np.sqrt(np.clip(variances, 0, None).sum())), settings.weight * spread_of(trained_md)
+    # An encoder that gives every scan the same vector has no spread: the appearance part stands for itself.
+    target = settings.weight * (spread_of(trained_md) or 1.0)
+    spread = float(np.sqrt(np.clip(variances, 0, None).sum()))
     # Without spread, all thumbnails are equal: any scale gives zeros.
     scale = target / spread if spread > 0 else 1.0
     return Appearance(mean.astype(np.float32), (axes * scale).astype(np.float32))

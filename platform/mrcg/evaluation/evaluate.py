@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from mrcg.arrays import Distances, Fp16Vectors, Mask, RowNumbers
+from mrcg.arrays import Codes, Distances, Fp16Vectors, Mask, RowNumbers
 from mrcg.config.settings import EvaluateSettings
 from mrcg.corpus.embeddings import embeddings_of
 from mrcg.corpus.reader import Corpus
@@ -69,6 +69,7 @@ from mrcg.metrics.report import (
     query_figures,
 )
 from mrcg.reranker.graph_table import GraphTable, read_graphs
+from mrcg.reranker.neighbours import codes_of
 from mrcg.reranker.scorer import Scorer, score_graphs
 from mrcg.reranker.spec import HISTORY
 from mrcg.storage import schemas
@@ -99,10 +100,10 @@ class _Part:
         """Return the (q, n) rows of the hits in an order, -1 for pads."""
         return np.take_along_axis(self.graphs.neighbours_qn, self.ranks(order), 1)
 
-    @property
-    def groups_n(self) -> npt.NDArray[np.int64]:
-        """For each hit that is no pad, the number of its query."""
-        return np.nonzero(self.nodes_qn)[0]
+    def groups_n(self, groups: Sequence[str]) -> Codes:
+        """Return, for each hit that is no pad, the number of its query's group; ``groups`` is by row of the corpus."""
+        codes = codes_of([groups[row] for row in self.graphs.queries.tolist()])
+        return codes[np.nonzero(self.nodes_qn)[0]]
 
     @property
     def nodes_qn(self) -> npt.NDArray[np.bool_]:
@@ -285,7 +286,7 @@ def _measure(
             _hit_classes(corpus, test, np.zeros_like(rows)),
             _hit_classes(corpus, test, first_hits),
         ),
-        calibration=_calibration(scored.validation, test, resamples),
+        calibration=_calibration(scored.validation, test, corpus.groups, resamples),
         typical_distance=_median(scored.validation.graphs.distances_qn[scored.validation.nodes_qn]),
         out_of_distribution=_out_of_distribution(scored.validation, test, settings.ood_quantile),
         index_recall_at_50=facts["recall"],
@@ -324,9 +325,10 @@ def _hit_classes(corpus: Corpus, test: _Part, ranks_q: RowNumbers) -> list[str |
     return [corpus.labels[row] if row >= 0 else None for row in rows.tolist()]
 
 
-def _calibration(validation: _Part, test: _Part, resamples: int) -> Calibration:
+def _calibration(validation: _Part, test: _Part, groups: Sequence[str], resamples: int) -> Calibration:
     """Fit the score map on the validation part and measure the reliability on the test part."""
-    scores, relevant, groups = test.scores[test.nodes_qn], test.graphs.relevant_qn[test.nodes_qn], test.groups_n
+    scores, relevant = test.scores[test.nodes_qn], test.graphs.relevant_qn[test.nodes_qn]
+    test_groups = test.groups_n(groups)
     known, targets = validation.scores[validation.nodes_qn], validation.graphs.relevant_qn[validation.nodes_qn]
     fitted = fit_platt(known, targets)
     if fitted is None:
@@ -338,9 +340,9 @@ def _calibration(validation: _Part, test: _Part, resamples: int) -> Calibration:
             raw=reliability(scores, relevant),
             map=fitted,
             calibrated=reliability(probabilities, relevant),
-            slope=slope_interval(known, targets, validation.groups_n, SEED),
-            skill=skill(probabilities, relevant, groups, resamples, SEED),
-            skill_below=skill(probabilities[unsure], relevant[unsure], groups[unsure], resamples, SEED),
+            slope=slope_interval(known, targets, validation.groups_n(groups), SEED),
+            skill=skill(probabilities, relevant, test_groups, resamples, SEED),
+            skill_below=skill(probabilities[unsure], relevant[unsure], test_groups[unsure], resamples, SEED),
         )
     return calibration.model_copy(update={"withheld": why_withheld(calibration)})
 

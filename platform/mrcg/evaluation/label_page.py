@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import io
 from collections.abc import Mapping
 
 from PIL import Image
 
 from mrcg.corpus.reader import Corpus
-from mrcg.evaluation.html_report import STYLE
+from mrcg.evaluation.html_parts import STYLE, bounds, escaped, image_uri
 from mrcg.evaluation.label_audit import AuditedScan, FlaggedFigures, LabelAudit, MapOf
 from mrcg.imaging.slices import Grey
 
@@ -52,7 +50,7 @@ def audit_page(audit: LabelAudit, pictures: Pictures) -> bytes:
     """
     parts = [
         "<h1>Labels that contradict their neighbours</h1>",
-        f'<p class="faint">Label audit of corpus <code>{_text(audit.corpus)}</code>: {audit.flagged:,} of '
+        f'<p class="faint">Label audit of corpus <code>{escaped(audit.corpus)}</code>: {audit.flagged:,} of '
         f"{audit.scans:,} scans are flagged. The page shows {len(audit.rows):,} scans, worst first.</p>",
         _notes(audit),
         "" if audit.figures is None else _figures(audit.figures),
@@ -81,7 +79,7 @@ def _notes(audit: LabelAudit) -> str:
         notes.append(f"Not audited, because the class has too few scans to learn from: {rare}.")
     if audit.unlabelled:
         notes.append(f"Not audited, because they have no label: {audit.unlabelled:,} scans.")
-    return f'<ul class="warn">{"".join(f"<li>{_text(note)}</li>" for note in notes)}</ul>'
+    return f'<ul class="warn">{"".join(f"<li>{escaped(note)}</li>" for note in notes)}</ul>'
 
 
 def _figures(figures: FlaggedFigures) -> str:
@@ -93,24 +91,23 @@ def _figures(figures: FlaggedFigures) -> str:
     return (
         "<h2>Effect on the report</h2>"
         '<div class="scroll"><table><caption>MAP of the served order, %; report '
-        f"<code>{_text(figures.report)}</code></caption>"
+        f"<code>{escaped(figures.report)}</code></caption>"
         "<tr><th></th><th>queries</th><th>MAP</th><th>95 % interval</th></tr>"
         + "".join(f"<tr><td>{name}</td>{_cells(row)}</tr>" for name, row in rows)
-        + f"</table></div><p>{_text(UPPER_BOUND)}</p>"
+        + f"</table></div><p>{escaped(UPPER_BOUND)}</p>"
     )
 
 
 def _cells(row: MapOf) -> str:
-    bounds = row.interval
-    return f"<td>{row.queries:,}</td><td>{100 * row.map:.1f}</td><td>{100 * bounds.low:.1f} to {100 * bounds.high:.1f}</td>"
+    return f"<td>{row.queries:,}</td><td>{100 * row.map:.1f}</td><td>{bounds(row.interval)}</td>"
 
 
 def _scan(number: int, scan: AuditedScan, pictures: Pictures) -> str:
     agrees = scan.suggested == scan.label
     facts = [
         "flagged" if scan.flagged else "not flagged",
-        f"labelled <b>{_text(scan.label)}</b>",
-        "which its neighbours support most" if agrees else f"its neighbours suggest <b>{_text(scan.suggested)}</b>",
+        f"labelled <b>{escaped(scan.label)}</b>",
+        "which its neighbours support most" if agrees else f"its neighbours suggest <b>{escaped(scan.suggested)}</b>",
         f"probability of its label {100 * scan.probability:.0f} %",
     ]
     ids = f"image {scan.image_id}, group {scan.group_id}, part {scan.part}"
@@ -119,15 +116,15 @@ def _scan(number: int, scan: AuditedScan, pictures: Pictures) -> str:
         kind = "same" if near.label == scan.label else "other"
         shown.append(_picture(kind, near.image_id, near.label, f"neighbour {place}", pictures))
     return (
-        f"<h3>{number}. {_text(scan.source_key)}</h3><p>{', '.join(facts)}<br>"
-        f'<span class="faint">{_text(ids)}</span></p><div class="scans">{"".join(shown)}</div>'
+        f"<h3>{number}. {escaped(scan.source_key)}</h3><p>{', '.join(facts)}<br>"
+        f'<span class="faint">{escaped(ids)}</span></p><div class="scans">{"".join(shown)}</div>'
     )
 
 
 def _picture(kind: str, image_id: str, label: str, role: str, pictures: Pictures) -> str:
     return (
-        f'<figure class="{kind}"><img alt="{_text(f"{role}, {label}")}" src="{_png_uri(pictures[image_id])}">'
-        f"<figcaption>{_text(label)}<br>{_text(image_id)}</figcaption></figure>"
+        f'<figure class="{kind}"><img alt="{escaped(f"{role}, {label}")}" src="{_png_uri(pictures[image_id])}">'
+        f"<figcaption>{escaped(label)}<br>{escaped(image_id)}</figcaption></figure>"
     )
 
 
@@ -136,8 +133,4 @@ def _png_uri(pixels: Grey) -> str:
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     out = io.BytesIO()
     image.save(out, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
-
-
-def _text(value: str) -> str:
-    return html.escape(value, quote=True)
+    return image_uri("image/png", out.getvalue())

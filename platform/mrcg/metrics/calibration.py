@@ -137,13 +137,10 @@ def slope_interval(scores: Floats, relevant: Flags, groups_n: npt.NDArray[np.int
     # A query without hits leaves a gap among the numbers, and a resample of gaps has nothing to fit.
     names, groups_n = np.unique(groups_n, return_inverse=True)
     target, x, count = _targets(relevant), _logit(scores), len(names)
-    rng = np.random.default_rng(seed)
-    slopes = [
-        _descend(x, target, 1.0, False, rng.multinomial(count, np.full(count, 1 / count))[groups_n].astype(np.float64))[
-            0
-        ]
-        for _ in range(SLOPE_RESAMPLES)
-    ]
+    drawn_rg = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), SLOPE_RESAMPLES)
+    # From the fit of all hits, each resample takes a few steps.
+    start = _descend(x, target, (1.0, 0.0))
+    slopes = [_descend(x, target, start, weights=drawn_g[groups_n].astype(np.float64))[0] for drawn_g in drawn_rg]
     low, high = np.quantile(slopes, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
     return Interval(low=low, high=high)
 
@@ -204,9 +201,9 @@ def fit_platt(scores: Floats, relevant: Flags) -> Platt | None:
     if not len(scores):
         return None
     target, x = _targets(relevant), _logit(scores)
-    slope, bias = _descend(x, target, 1.0, fixed=False)
+    slope, bias = _descend(x, target, (1.0, 0.0))
     if slope < MIN_SLOPE:  # the loss is convex: if the free optimum is below the bound, the best slope is the bound
-        slope, bias = _descend(x, target, MIN_SLOPE, fixed=True)
+        slope, bias = _descend(x, target, (MIN_SLOPE, 0.0), fixed=True)
     return Platt(temperature=1 / slope, bias=bias)
 
 
@@ -217,10 +214,10 @@ def _targets(relevant: Flags) -> npt.NDArray[np.float64]:
 
 
 def _descend(
-    x: Floats, target: Floats, slope: float, fixed: bool, weights: Floats | None = None
+    x: Floats, target: Floats, start: tuple[float, float], fixed: bool = False, weights: Floats | None = None
 ) -> tuple[float, float]:
-    """Minimise the loss from a start slope and return slope and bias; ``fixed`` changes the bias only."""
-    bias, weights = 0.0, np.ones(len(x)) if weights is None else weights / weights.mean()
+    """Minimise the loss from a start and return slope and bias; ``fixed`` changes the bias only."""
+    (slope, bias), weights = start, np.ones(len(x)) if weights is None else weights / weights.mean()
     loss = _loss(slope * x + bias, target, weights)
     for _ in range(MAX_STEPS):
         d_slope, d_bias = _newton_step(x, _sigmoid(slope * x + bias), target, weights, fixed)

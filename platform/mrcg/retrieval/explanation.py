@@ -16,6 +16,9 @@ from mrcg.reranker.leave_one_out import LeaveOneOut
 #: Maximum number of neighbours in the explanation of a hit.
 MAX_INFLUENCES = 5
 
+#: Differences of scores up to which they are the same.
+ROUNDING = 1e-5
+
 Scores = npt.NDArray[np.float32]
 
 
@@ -52,6 +55,8 @@ class RankedHits:
             scores_n: scores of the others without it.
         """
         kept = np.arange(len(scores_n)) != left_out
+        # Hits with equal vectors get scores that differ by rounding, which would move them.
+        scores_n = np.where(np.abs(scores_n - self.scores_n) < ROUNDING, self.scores_n, scores_n)
         ranks = self.hit_order.ranks(scores_n[None, kept], self.distances_n[None, kept], self.copies_n[None, kept])[0]
         places: list[int] = np.flatnonzero(kept)[ranks].tolist()
         return places
@@ -78,7 +83,6 @@ def explain(image_ids: Sequence[str], ranked: RankedHits, leave_one_out: LeaveOn
             image_id=image_ids[place],
             rank_change=place - rank[place],
             by_distance=score_rank[place] - rank[place],
-            by_score=place - rank[place],
             neighbours=[
                 Influence(image_id=image_ids[other], moved=int(moved_nn[other, place]))
                 for other in np.argsort(-np.abs(moved_nn[:, place]), kind="stable")[:MAX_INFLUENCES].tolist()

@@ -181,18 +181,16 @@ class Row(_message.Message):
     def __init__(self, values: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Explained(_message.Message):
-    __slots__ = ("image_id", "rank_change", "neighbours", "by_distance", "by_score")
+    __slots__ = ("image_id", "rank_change", "neighbours", "by_distance")
     IMAGE_ID_FIELD_NUMBER: _ClassVar[int]
     RANK_CHANGE_FIELD_NUMBER: _ClassVar[int]
     NEIGHBOURS_FIELD_NUMBER: _ClassVar[int]
     BY_DISTANCE_FIELD_NUMBER: _ClassVar[int]
-    BY_SCORE_FIELD_NUMBER: _ClassVar[int]
     image_id: str
     rank_change: int
     neighbours: _containers.RepeatedCompositeFieldContainer[Influence]
     by_distance: int
-    by_score: int
-    def __init__(self, image_id: _Optional[str] = ..., rank_change: _Optional[int] = ..., neighbours: _Optional[_Iterable[_Union[Influence, _Mapping]]] = ..., by_distance: _Optional[int] = ..., by_score: _Optional[int] = ...) -> None: ...
+    def __init__(self, image_id: _Optional[str] = ..., rank_change: _Optional[int] = ..., neighbours: _Optional[_Iterable[_Union[Influence, _Mapping]]] = ..., by_distance: _Optional[int] = ...) -> None: ...
 
 class Influence(_message.Message):
     __slots__ = ("image_id", "moved")

@@ -37,7 +37,14 @@ def test_siamese_network_is_trained_once_for_five_rows():
 
 def test_mrcg_uses_the_encoder_that_a_run_trains():
     run = {step.stage.kind: step.version for step in plan(tiny_config(), SOURCE, "none")}
-    assert steps("mrcg")[1]["graphs"].version == run["graphs"]
+    assert steps("mrcg")[1]["encoders"].version == run["encoders"]
+    # The paper's embedding is the trained part alone, so all that follows differs, unless a run has that one, too.
+    alone = plan(tiny_config("embed.appearance.components=0"), SOURCE, "none")
+    assert (
+        steps("mrcg")[1]["graphs"].version
+        == {step.stage.kind: step.version for step in alone}["graphs"]
+        != run["graphs"]
+    )
 
 
 def test_settings_beyond_the_paper_are_turned_off():

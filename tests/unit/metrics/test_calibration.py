@@ -158,8 +158,8 @@ def test_a_fit_with_weights_equals_a_fit_to_repeated_hits(rows, random):
     weights = np.array([random.randint(0, 3) for _ in rows])
     weights[0] += 1
     x, target = _logit(scores), np.where(relevant, 0.9, 0.1)
-    weighted = _descend(x, target, 1.0, False, weights.astype(np.float64))
-    repeated = _descend(np.repeat(x, weights), np.repeat(target, weights), 1.0, False)
+    weighted = _descend(x, target, (1.0, 0.0), weights=weights.astype(np.float64))
+    repeated = _descend(np.repeat(x, weights), np.repeat(target, weights), (1.0, 0.0))
     logits = np.linspace(x[weights > 0].min(), x[weights > 0].max(), 5)
     assert weighted[0] * logits + weighted[1] == pytest.approx(repeated[0] * logits + repeated[1], abs=1e-3)
 

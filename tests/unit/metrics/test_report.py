@@ -60,7 +60,7 @@ def test_tables_show_protocol_leakage_and_both_orders():
     text = tables_markdown(report("dedup"))
     assert "Protocol `dedup`: 2 queries, gallery of 10; 1 queries have a near-duplicate" in text
     assert "Not every query has a patient id" in text
-    assert "| reranked | 100.0 [100.0, 100.0] |" in text
+    assert "| served | 100.0 [100.0, 100.0] |" in text
     assert "| a | 1 |" in text
 
 

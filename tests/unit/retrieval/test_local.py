@@ -7,7 +7,7 @@ from mrcg.config.settings import ServeSettings
 from mrcg.corpus.reader import Corpus
 from mrcg.errors import ImageError, IntegrityError, NotFoundError, UsageError
 from mrcg.metrics.order import HitOrder
-from mrcg.releases.release import read_release
+from mrcg.releases.release import Release, read_release
 from mrcg.retrieval.local import LocalPipeline
 from mrcg.retrieval.search import AllowAll
 from mrcg.storage.store import Store
@@ -71,6 +71,36 @@ def test_every_explanation_can_be_checked_by_leaving_out(library_store, scan):
         assert hit.image_id not in {neighbour.image_id for neighbour in found.neighbours}
     named = any(hit.neighbours for hit in answer.explanation.hits)
     assert named <= answer.explanation.graph_changed_order
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_lists_of_few_hits_are_ordered_and_explained(library_store, scan, count):
+    class Few:
+        def allowed(self, principal):
+            return np.arange(96) < count
+
+    order = HitOrder(name="fused", distance_weight=0.64)
+    release = read_release(library_store).model_copy(update={"order": order})
+    answer = LocalPipeline(library_store, release, ServeSettings(), Few()).search(
+        scan, SearchParams(k=20, explain=True)
+    )
+    assert (answer.found, len(answer.hits), answer.order) == (count, count, "fused")
+    assert sorted(hit.ann_rank for hit in answer.hits) == list(range(1, count + 1))
+    assert [hit.rank for hit in answer.hits] == list(range(1, count + 1))
+    assert len(answer.explanation.hits) == len(answer.explanation.nodes) == count
+    assert all(np.isfinite([hit.score, hit.distance]).all() for hit in answer.hits)
+
+
+def test_a_release_of_an_earlier_version_answers_by_score_and_says_no_more_than_it_knows(library_store, scan):
+    new = {"order", "served_map", "known_first", "typical_distance", "probability_withheld"}
+    old = Release.model_validate_json(read_release(library_store).model_dump_json(exclude=new))
+    answer = LocalPipeline(library_store, old, ServeSettings(), AllowAll()).search(
+        scan, SearchParams(k=20, explain=True)
+    )
+    assert answer.order == "score"
+    assert [hit.score_rank for hit in answer.hits] == [hit.rank for hit in answer.hits]
+    assert {(hit.probability, hit.similarity) for hit in answer.hits} == {(None, None)}
+    assert [hit.by_distance for hit in answer.explanation.hits] == [0] * 20, "distance has no part in this order"
 
 
 @pytest.mark.parametrize("k", [0, -1, 21, 10_000])

@@ -170,7 +170,7 @@ def test_an_explanation_has_the_whole_graph_and_the_influences_on_the_hits():
     assert [node.score for node in explanation.nodes] == pytest.approx([0.1, 0.9, 0.5, 0.9])
     assert explanation.weights == [[0.5] * 4] * 4
     assert [(hit.image_id, hit.rank_change) for hit in explanation.hits] == [("id1", 1), ("id3", 2)]
-    assert [(hit.by_distance, hit.by_score) for hit in explanation.hits] == [(0, 1), (0, 2)]
+    assert [(hit.by_distance, hit.rank_change) for hit in explanation.hits] == [(0, 1), (0, 2)]
     moves = [[(one.image_id, one.moved) for one in hit.neighbours] for hit in explanation.hits]
     assert moves == [[("id2", 1)], [("id2", -1)]]
     assert explanation.graph_changed_order
