@@ -14,6 +14,8 @@ from mrcg.metrics.report import SEED
 
 #: Weights that are tried: from the order by score (0) to the ANN order (infinity).
 GRID: tuple[float, ...] = (0.0, *(0.01 * 2.0**i for i in range(13)), float("inf"))
+#: Share of the ANN order's known items that are kept where it is not known whether the score gains anything.
+NEARLY_ALL = 0.98
 #: Values that differ by less are equal.
 _EQUAL = 1e-9
 
@@ -44,21 +46,31 @@ class GridFigures:
     item_groups: Sequence[str]
 
 
-def best_weight(map_l: Values, precision_at_1_l: Values, first_l: Values) -> int:
+def best_weight(map_l: Values, precision_at_1_l: Values, first_l: Values, may_gain: bool = False) -> int:
     """Return the position in the grid of the weight that keeps most of both orders.
 
     It maximises k + g / 2: k is the share of known items first, relative to the ANN order; g the part of the gain in
     MAP of the order by score over the ANN order that is kept; both are at most 1. Among equals it is the largest
-    weight, then the next larger one while P@1 is below that of the ANN order. Where the order by score gains nothing it
-    is infinity.
+    weight, then the next larger one while P@1 is below that of the ANN order.
+
+    Where the order by score gains nothing it is infinity, unless that may be chance: then it is the smallest weight
+    that keeps nearly all known items and costs no MAP.
+
+    Args:
+        map_l: MAP with each weight.
+        precision_at_1_l: P@1 with each weight.
+        first_l: share of known items first with each weight.
+        may_gain: whether the order by score may have a higher MAP on other scans, even if it has none on these.
     """
     last, gain = len(map_l) - 1, map_l[0] - map_l[-1]
-    if gain <= _EQUAL:
-        return last
     kept_known = np.minimum(1.0, first_l / first_l[-1]) if first_l[-1] > 0 else np.ones_like(first_l)
-    kept_gain = np.minimum(1.0, (map_l - map_l[-1]) / gain)
-    value_l = kept_known + kept_gain / 2
-    place = int(np.flatnonzero(value_l >= value_l.max() - _EQUAL)[-1])
+    if gain > _EQUAL:
+        value_l = kept_known + np.minimum(1.0, (map_l - map_l[-1]) / gain) / 2
+        place = int(np.flatnonzero(value_l >= value_l.max() - _EQUAL)[-1])
+    elif may_gain:
+        place = int(np.flatnonzero((kept_known >= NEARLY_ALL) & (map_l >= map_l[-1] - _EQUAL))[0])
+    else:
+        return last
     while place < last and precision_at_1_l[place] < precision_at_1_l[-1] - _EQUAL:
         place += 1
     return place
@@ -78,20 +90,24 @@ def choose_order(figures: GridFigures, resamples: int) -> OrderChoice:
     sums = _GroupSums.of(figures, number)
     once = np.ones((1, len(groups)))
     map_l, precision_l, first_l = (values[0] for values in sums.means(once))
-    place = best_weight(map_l, precision_l, first_l)
     rng = np.random.default_rng(SEED)
     drawn_rg = rng.multinomial(len(groups), np.full(len(groups), 1 / len(groups)), resamples).astype(np.float64)
-    places = [best_weight(*means) for means in zip(*sums.means(drawn_rg), strict=True)]
+    drawn_means = sums.means(drawn_rg)
+    gains_r = drawn_means[0][:, 0] - drawn_means[0][:, -1]
+    may_gain = bool(np.quantile(gains_r, (1 + LEVEL) / 2) > _EQUAL)
+    place = best_weight(map_l, precision_l, first_l, may_gain)
+    places = [best_weight(*means, may_gain) for means in zip(*drawn_means, strict=True)]
     low, high = np.quantile(places, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="nearest").astype(int).tolist()
     rows = tuple(
         GridRow(weight=_finite(weight), map=m, precision_at_1=p, known_first=f)
         for weight, m, p, f in zip(GRID, map_l.tolist(), precision_l.tolist(), first_l.tolist(), strict=True)
     )
-    reason = (
-        "the order by score has no higher MAP than the ANN order on the validation scans"
-        if map_l[0] - map_l[-1] <= _EQUAL
-        else "λ keeps most of the known items of the ANN order and of the gain in MAP of the order by score"
-    )
+    if map_l[0] - map_l[-1] > _EQUAL:
+        reason = "λ keeps most of the known items of the ANN order and of the gain in MAP of the order by score"
+    elif may_gain:
+        reason = "the validation scans cannot tell whether the order by score has a higher MAP; λ costs next to nothing"
+    else:
+        reason = "the order by score has no higher MAP than the ANN order on the validation scans"
     return OrderChoice(
         order=order_of(GRID[place]),
         reason=reason,

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrcg.evaluation.order_choice import GRID, GridFigures, best_weight, choose_order, order_of
+from mrcg.evaluation.order_choice import GRID, NEARLY_ALL, GridFigures, best_weight, choose_order, order_of
 from mrcg.metrics.order import BY_DISTANCE
 from mrcg.metrics.report import SEED
 
@@ -13,24 +13,26 @@ curves = st.lists(st.integers(0, 20).map(lambda k: k / 20), min_size=6, max_size
 seeds = st.integers(0, 10_000)
 
 
-def naive_best(maps, precisions, firsts):
+def naive_best(maps, precisions, firsts, may_gain=False):
     """Position of the largest weight with the highest value, then of the next one that keeps P@1."""
     gain, last = maps[0] - maps[-1], len(maps) - 1
+    known = [1.0 if firsts[-1] == 0 else min(1.0, first / firsts[-1]) for first in firsts]
     if gain <= 1e-9:
-        return last
-    values = []
-    for mean_ap, first in zip(maps, firsts, strict=True):
-        known = 1.0 if firsts[-1] == 0 else min(1.0, first / firsts[-1])
-        values.append(known + min(1.0, (mean_ap - maps[-1]) / gain) / 2)
-    place = max(number for number, value in enumerate(values) if value > max(values) - 1e-9)
+        if not may_gain:
+            return last
+        place = next(n for n in range(last + 1) if known[n] >= NEARLY_ALL and maps[n] >= maps[-1] - 1e-9)
+    else:
+        values = [k + min(1.0, (m - maps[-1]) / gain) / 2 for m, k in zip(maps, known, strict=True)]
+        place = max(number for number, value in enumerate(values) if value > max(values) - 1e-9)
     while place < last and precisions[place] < precisions[-1] - 1e-9:
         place += 1
     return place
 
 
-@given(curves, curves, curves)
-def test_best_weight_equals_the_naive_one(maps, precisions, firsts):
-    assert best_weight(maps, precisions, firsts) == naive_best(maps.tolist(), precisions.tolist(), firsts.tolist())
+@given(curves, curves, curves, st.booleans())
+def test_best_weight_equals_the_naive_one(maps, precisions, firsts, may_gain):
+    expected = naive_best(maps.tolist(), precisions.tolist(), firsts.tolist(), may_gain)
+    assert best_weight(maps, precisions, firsts, may_gain) == expected
 
 
 @given(curves, curves, curves)
@@ -71,6 +73,29 @@ def test_where_the_score_gains_nothing_the_weight_is_infinity(by_score):
     maps = np.linspace(by_score, 0.5, 4)
     maps[1] = 0.9
     assert best_weight(maps, np.ones(4), np.ones(4)) == 3
+
+
+def test_where_the_gain_may_be_chance_the_smallest_weight_that_costs_nothing_is_taken():
+    maps, flat = np.array([0.95, 0.94, 0.96, 0.97, 0.96]), np.ones(5)
+    assert best_weight(maps, flat, np.array([0.1, 0.99, 0.99, 1.0, 1.0]), may_gain=True) == 2
+    assert best_weight(maps, flat, np.array([0.1, 0.5, 0.97, 1.0, 1.0]), may_gain=True) == 3
+    assert best_weight(maps, np.array([1.0, 1.0, 0.8, 0.8, 1.0]), flat, may_gain=True) == 4
+
+
+def unclear(seed):
+    """A gain in MAP that is nothing on average, but differs between scans."""
+    data = figures(seed, noise=0.0)
+    luck = np.random.default_rng(seed).normal(size=(len(data.average_precision_vl), 1)) * 0.2
+    maps = 0.7 + (luck - luck.mean() - 1e-3) * (np.arange(COUNT) < COUNT - 1)
+    return GridFigures(maps, data.precision_at_1_vl, data.query_groups, data.first_kl, data.item_groups)
+
+
+@given(seeds)
+def test_validation_scans_that_cannot_tell_give_a_weight_that_costs_no_known_items(seed):
+    choice = choose_order(unclear(seed), 100)
+    assert "cannot tell" in choice.reason
+    # Every weight but infinity loses a thousandth of MAP here, so only infinity costs nothing.
+    assert choice.order == BY_DISTANCE
 
 
 def test_the_grid_ends_with_the_ann_order():
@@ -144,13 +169,15 @@ def test_choice_grid_and_interval_equal_the_naive_ones(seed):
     choice = choose_order(data, resamples)
     groups = sorted({*data.query_groups, *data.item_groups})
     means = naive_means(data, dict.fromkeys(groups, 1))
-    assert choice.order == order_of(GRID[naive_best(*means)])
+    draws = np.random.default_rng(SEED).multinomial(len(groups), [1 / len(groups)] * len(groups), resamples)
+    drawn_means = [naive_means(data, dict(zip(groups, drawn, strict=True))) for drawn in draws]
+    may_gain = np.quantile([maps[0] - maps[-1] for maps, _, _ in drawn_means], 0.975) > 1e-9
+    assert choice.order == order_of(GRID[naive_best(*means, may_gain)])
     assert [number_of(row.weight) for row in choice.grid] == list(range(COUNT))
     assert [row.map for row in choice.grid] == pytest.approx(means[0])
     assert [row.precision_at_1 for row in choice.grid] == pytest.approx(means[1])
     assert [row.known_first for row in choice.grid] == pytest.approx(means[2])
-    draws = np.random.default_rng(SEED).multinomial(len(groups), [1 / len(groups)] * len(groups), resamples)
-    places = sorted(naive_best(*naive_means(data, dict(zip(groups, drawn, strict=True)))) for drawn in draws)
+    places = sorted(naive_best(*each, may_gain) for each in drawn_means)
     low, high = (places[round(share * (resamples - 1))] for share in (0.025, 0.975))
     assert (number_of(choice.weight_low), number_of(choice.weight_high)) == (low, high)
 
