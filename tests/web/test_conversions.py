@@ -37,7 +37,9 @@ explanations = st.builds(
             image_id=words,
             rank_change=st.integers(-50, 50),
             by_distance=st.integers(-50, 50),
-            neighbours=st.lists(st.builds(Influence, image_id=words, moved=st.integers(-50, 50)), max_size=2),
+            neighbours=st.lists(
+                st.builds(Influence, image_id=words, moved=st.integers(-50, 50).map(float)), max_size=2
+            ),
         ),
         max_size=2,
     ),

@@ -120,7 +120,7 @@ embed = _stage_command("embed", "Embed every scan of the corpus.")
 build_index = _stage_command("build-index", "Build the sharded FAISS index.")
 build_graphs = _stage_command("build-graphs", "Find the nearest neighbours of every query.")
 train_reranker = _stage_command("train-reranker", "Train the GNN reranker.")
-evaluate = _stage_command("evaluate", "Measure retrieval on the test queries, before and after reranking.")
+evaluate = _stage_command("evaluate", "Measure retrieval on the test queries and known items, in each order.")
 
 
 def _run(

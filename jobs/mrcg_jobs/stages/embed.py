@@ -135,10 +135,14 @@ class FitAppearance:
         embedder = Embedder.open(artefacts["encoders"], "cuda" if gpu else "cpu")
         ids = corpus.scans["image_id"]
         drawn = sorted(np.flatnonzero(split.train).tolist(), key=lambda row: draw(0, "appearance", ids[row].as_py()))
-        pixels = corpus.pixels(sorted(drawn[:MAX_FIT_SCANS]), embedder.input_size)
-        spread_pixels = corpus.pixels(sorted(drawn[:SPREAD_SCANS]), embedder.input_size)
-        trained = embedder.embed(spread_pixels, self.settings.batch_size)
-        appearance = fit_appearance(thumbnails(pixels), trained, self.settings.appearance)
+        # In the order of the files, so that each block reads few of them.
+        drawn = [*sorted(drawn[:SPREAD_SCANS]), *sorted(drawn[SPREAD_SCANS:MAX_FIT_SCANS])]
+        trained = embedder.embed(corpus.pixels(drawn[:SPREAD_SCANS], embedder.input_size), self.settings.batch_size)
+        blocks = [
+            drawn[start : start + SPREAD_SCANS] for start in range(0, min(len(drawn), MAX_FIT_SCANS), SPREAD_SCANS)
+        ]
+        small = np.concatenate([thumbnails(corpus.pixels(block, embedder.input_size)) for block in blocks])
+        appearance = fit_appearance(small, trained, self.settings.appearance)
         return appearance_files(appearance, embedder.fingerprint, trained.shape[1])
 
 

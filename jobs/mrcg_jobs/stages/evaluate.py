@@ -45,10 +45,11 @@ def run(job: Job) -> Outcome:
         "recall": float(job.store.manifest("indexes", graphs.inputs["indexes"]).counts["recall_at_50"]),
         "epochs": float(job.store.manifest("encoders", encoder).counts["epochs"]),
     }
-    job.progress(0, 1, "scoring the test queries")
+    known = job.config.evaluate.known_items
+    job.progress(0, 1, f"searching for {known:,} known items and scoring the test queries")
     gpu = job.config.compute.use_gpu
     work = _Evaluation(job.store.url, dict(job.step.inputs), encoder, job.attempt.output, facts, gpu)
-    files = next(job.executor.map(work, [job.config.evaluate], gpus_each=1 if gpu else 0))
+    files = next(job.executor.map(work, [job.config.evaluate], gpus_each=1 if gpu and known else 0))
     job.progress(1, 1)
     report = Report.model_validate_json(job.store.read_bytes(f"{job.attempt.output}/{REPORT}"))
     counts = {

@@ -35,7 +35,9 @@ class SearchParams(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     k: int = Field(10, description="number of hits: 1 to the N of the release, 50 by default")
-    rerank: bool = Field(True, description="order the hits by the reranker; false orders them by distance")
+    rerank: bool = Field(
+        True, description="score the hits, and order them as the release does; false orders them by distance"
+    )
     group_by: GroupBy = Field("none", description="return only the nearest image of each patient or study")
     filters: Filters = Filters()
     exclude_patient: str | None = Field(None, description="pseudonym of a patient whose images are excluded")
@@ -46,7 +48,7 @@ class SearchParams(BaseModel):
 
 
 class EmbeddingQuery(BaseModel):
-    """Query by an embedding that the caller computed, with the fingerprint of the encoder."""
+    """Query by an embedding that the caller computed, with the fingerprint of the release's embeddings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

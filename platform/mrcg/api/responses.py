@@ -22,12 +22,12 @@ class Hit(_Frozen):
     group: str = Field(description="patient of the image; its study or its near-duplicates if the patient is unknown")
     score: float | None = Field(description="raw score of the reranker, 0 to 1; null if the hits were not reranked")
     probability: float | None = Field(
-        None, description="calibrated probability that the hit has the query's class; null if the release withholds it"
+        None, description="calibrated probability that the hit has the query's class; null if it is not known"
     )
     similarity: float | None = Field(
         None,
-        description="1 for an exact copy, 0.5 at the release's typical distance of a hit, towards 0 beyond; null in "
-        "releases made by earlier versions",
+        description="1 for an exact copy, 0.5 at the release's typical distance of a hit, towards 0 beyond; null if "
+        "the release has no typical distance",
     )
     distance: float = Field(description="squared L2 distance of the embeddings; smaller is nearer")
     rank: int = Field(0, description="rank in this answer, from 1; 0 from services of earlier versions")
@@ -49,8 +49,9 @@ class Influence(_Frozen):
     """A neighbour in the query graph, and how it moved the hit among the others."""
 
     image_id: str
-    moved: int = Field(
-        description="ranks that the hit is higher (positive) or lower (negative) than it would be without the neighbour"
+    moved: float = Field(
+        description="ranks that the hit is higher (positive) or lower (negative) than without the neighbour; "
+        "services of earlier versions gave a difference of scores"
     )
 
 

@@ -31,7 +31,7 @@ def releases_list(store: StoreOption, as_json: JsonOption = False) -> None:
         return
     rows = [
         [
-            *(str(r.number), r.created, r.protocol, f"{100 * (r.served_map or r.reranked_map):.1f}"),
+            *(str(r.number), r.created, r.protocol, f"{100 * r.map:.1f}"),
             *("" if r.known_first is None else f"{100 * r.known_first:.0f} %", r.encoder, r.index, r.reranker),
             f"{r.reason}, versions are missing" if missing[r.number] else r.reason,
         ]

@@ -155,7 +155,10 @@ class AppearanceSettings(Settings):
     """The appearance part of an embedding, beside the trained part (docs/method.md#appearance-part)."""
 
     components: int = Field(
-        128, ge=0, description="principal components of the scans' appearance; 0: embeddings have the trained part only"
+        128,
+        ge=0,
+        le=144,
+        description="principal components of a thumbnail of 12 x 12; 0: embeddings have the trained part only",
     )
     weight: Positive = Field(1.0, description="spread of the appearance part relative to that of the trained part")
 
@@ -229,7 +232,9 @@ class EvaluateSettings(Settings):
     known_items: int = Field(
         1000, ge=0, description="gallery scans that are searched for themselves, unchanged and changed; 0 omits this"
     )
-    picture_queries: int = Field(6, ge=1, le=32, description="queries in the retrieval picture, one per row")
+    picture_queries: int = Field(
+        6, ge=1, le=32, description="queries in the retrieval picture, with a row for each order"
+    )
     map_images: int = Field(2000, ge=1, description="maximum number of images on the embedding map")
     bootstrap: int = Field(2000, ge=100, description="bootstrap resamples of the query groups per interval")
     ood_quantile: Annotated[float, Field(gt=0.5, lt=1.0)] = Field(
@@ -344,7 +349,8 @@ class ComputeSettings(Settings):
 
 
 #: Settings that earlier versions of MRCG did not have, by group, and the value that says what these versions did. With
-#: this value, a setting is left out of manifests and versions, so that artefacts of earlier versions are found.
+#: this value, a setting is left out of manifests and versions, so that artefacts of earlier versions are found (all but
+#: reports, which have more in them now).
 ADDED_LATER: Mapping[str, Mapping[str, Any]] = {
     "embed": {"appearance": {"components": 0}},
     "evaluate": {"order": "score", "known_items": 0},

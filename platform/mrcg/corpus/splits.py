@@ -119,6 +119,7 @@ class Split:
     """A version of kind ``splits``.
 
     Attributes:
+        image_ids: of the rows of the corpus.
         train: (n,) mask over the rows of the corpus: the training part, which is the gallery of the evaluation.
         test: mask of the test queries.
         validation: mask of the validation part, a subset of ``train``.
@@ -127,6 +128,7 @@ class Split:
 
     def __init__(self, artefact: Artefact) -> None:
         table = schemas.from_parquet(artefact.read_bytes(SPLITS))
+        self.image_ids: pa.ChunkedArray = table["image_id"]
         names = np.array(table["split"].to_pylist())
         self.train: Mask = names == "train"
         self.test: Mask = names == "test"

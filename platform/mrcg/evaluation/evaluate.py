@@ -167,11 +167,13 @@ def evaluate(
     scored = _score(inputs, known)
     trainings = _training(encoder), _training(inputs["rerankers"])
     chosen = _chosen_order(scored, settings)
-    ranks = None if known is None else known_ranks(known, scored.corpus, scored.split.fit, chosen.order)
+    ranks = None if known is None else known_ranks(known, scored.corpus, chosen.order)
     report = _measure(scored, settings, facts, trainings, chosen, ranks)
     test, served = scored.test, report.served_figures
     title = f"protocol {report.protocol}: MAP {100 * served.map:.1f} (ANN order {100 * report.ann.map:.1f})"
-    orders = {"ANN order": BY_DISTANCE, "order by score": BY_SCORE, "served order": chosen.order}
+    orders = {"by distance": BY_DISTANCE, "by score": BY_SCORE}
+    served_as = next((f"{name}, served" for name, order in orders.items() if order == chosen.order), "served")
+    orders = {name: order for name, order in orders.items() if order != chosen.order} | {served_as: chosen.order}
     picture = retrieval_panels(
         scored.corpus,
         test.graphs,
@@ -228,7 +230,7 @@ def _chosen_order(scored: _Scored, settings: EvaluateSettings) -> OrderChoice:
     known, validation = scored.known, scored.validation
     figures = query_figures_of_orders(validation.relevant, [order_of(weight) for weight in GRID])
     first_kl, groups = np.empty((0, len(GRID))), list[str]()
-    if known is not None and (unseen := scored.split.validation[known.rows]).any():
+    if known is not None and (unseen := scored.split.validation[known.rows] & ~known.fitted).any():
         ranks = [known.ranks(order_of(weight))[unseen, 1:] for weight in GRID]
         first_kl = np.stack([(weight_ranks == 1).mean(axis=1) for weight_ranks in ranks], axis=1)
         groups = [scored.corpus.groups[row] for row in known.rows[unseen].tolist()]

@@ -187,8 +187,8 @@ def _neighbouring_slices(report: Report) -> str:
     if beside is None:
         return ""
     text = (
-        f"For {beside.queries:,} queries, the gallery has a slice of the same patient directly beside the query. Such "
-        f"a slice is the first hit of {100 * beside.first.served:.0f} % of them, and among the first ten of "
+        f"For {beside.queries:,} queries, the gallery has the slice before or after the query, of the same series. "
+        f"Such a slice is the first hit of {100 * beside.first.served:.0f} % of them, and among the first ten of "
         f"{100 * beside.in_10.served:.0f} % (by score alone: {100 * beside.first.score:.0f} % and "
         f"{100 * beside.in_10.score:.0f} %)."
     )
@@ -342,9 +342,13 @@ def _order_grid(choice: OrderChoice) -> str:
         return "∞ (by distance)" if value is None else f"{value:g}"
 
     chosen = choice.order.distance_weight if choice.order.name == "fused" else None
+
+    def share(value: float | None) -> str:
+        return "–" if value is None else f"{100 * value:.1f}"
+
     rows = "".join(
         f"<tr><td>{weight(row.weight)}{' ← served' if row.weight == chosen else ''}</td><td>{100 * row.map:.2f}</td>"
-        f"<td>{100 * row.precision_at_1:.1f}</td><td>{100 * row.known_first:.1f}</td></tr>"
+        f"<td>{100 * row.precision_at_1:.1f}</td><td>{share(row.known_first)}</td></tr>"
         for row in choice.grid
     )
     return (

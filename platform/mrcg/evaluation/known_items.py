@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from mrcg.arrays import Distances, Fp16Vectors, Fp32Vectors, Mask, RowNumbers
 from mrcg.corpus.reader import Corpus
@@ -34,12 +36,14 @@ class KnownSearches:
 
     Attributes:
         rows: (s,) of the corpus.
+        fitted: (s,) whether the encoder was fitted on each.
         scores_scn, distances_scn: of the reranker, -1 for pads; squared L2 of the whole vectors.
         copies_scn: whether a hit is an exact copy of the query as far as its vector can tell.
         own_scn: whether a hit has the pixels of the scan itself.
     """
 
     rows: RowNumbers
+    fitted: Mask
     scores_scn: npt.NDArray[np.float32]
     distances_scn: Distances
     copies_scn: Mask
@@ -62,6 +66,7 @@ class KnownItemSearch:
 
     Attributes:
         corpus, split: of the release.
+        fitted: (rows,) scans that the encoder was fitted on.
         embedder, index, scorer: its stages.
         trained_dim: dimensions of the trained part of a vector.
         neighbours: hits of a search.
@@ -69,6 +74,7 @@ class KnownItemSearch:
 
     corpus: Corpus
     split: Split
+    fitted: Mask
     embedder: Embedder
     index: ShardedIndex
     scorer: Scorer
@@ -82,7 +88,7 @@ class KnownItemSearch:
         def chosen(rows: RowNumbers, most: int) -> list[int]:
             return sorted(rows.tolist(), key=lambda row: draw(0, "known item", ids[row].as_py()))[:most]
 
-        gallery, fitted = self.split.train, self.split.fit
+        gallery, fitted = self.split.train, self.fitted
         unseen = chosen(np.flatnonzero(gallery & ~fitted), (count + 1) // 2)
         seen = chosen(np.flatnonzero(gallery & fitted), count - len(unseen))
         return np.array(sorted([*unseen, *seen]), dtype=np.int64)
@@ -93,8 +99,11 @@ class KnownItemSearch:
         parts = [self._batch(rows[start : start + BATCH], hashes) for start in range(0, len(rows), BATCH)]
         if not parts:
             empty = np.empty((0, len(FORMS), self.neighbours))
-            return KnownSearches(rows, empty.astype(np.float32), empty.astype(np.float32), empty > 0, empty > 0)
-        return KnownSearches(rows, *(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+            floats = empty.astype(np.float32)
+            return KnownSearches(rows, self.fitted[rows], floats, floats, empty > 0, empty > 0)
+        return KnownSearches(
+            rows, self.fitted[rows], *(np.concatenate(columns) for columns in zip(*parts, strict=True))
+        )
 
     def _batch(
         self, rows: RowNumbers, hashes: npt.NDArray[np.object_]
@@ -135,9 +144,11 @@ def search_known_items(inputs: Mapping[str, Artefact], count: int, device: str =
     embeddings, graphs = inputs["embeddings"], inputs["graphs"].manifest
     store, facts = embeddings.store, facts_in(embeddings.manifest.counts)
     encoder = store.artefact("encoders", embeddings.manifest.inputs["encoders"])
+    corpus, split = Corpus(inputs["corpus"]), Split(inputs["splits"])
     search = KnownItemSearch(
-        corpus=Corpus(inputs["corpus"]),
-        split=Split(inputs["splits"]),
+        corpus=corpus,
+        split=split,
+        fitted=fitted_scans(corpus, split, encoder),
         embedder=Embedder.open(encoder, device, read_appearance(embeddings)),
         index=ShardedIndex.open(store.artefact("indexes", graphs.inputs["indexes"])),
         scorer=Scorer.open(inputs["rerankers"], device, facts.encoder),
@@ -147,6 +158,19 @@ def search_known_items(inputs: Mapping[str, Artefact], count: int, device: str =
     return search.search(search.drawn(count))
 
 
+def fitted_scans(corpus: Corpus, split: Split, encoder: Artefact) -> Mask:
+    """Return the (rows,) mask of the scans that an encoder was fitted on, which may be fewer than a later split says.
+
+    If the splits that it was trained with are gone, because of an erasure, it is what ``split`` says.
+    """
+    store, version = encoder.store, encoder.manifest.inputs["splits"]
+    if not store.has("splits", version):
+        return split.fit
+    trained = Split(store.artefact("splits", version))
+    fitted: Mask = pc.is_in(corpus.scans["image_id"], trained.image_ids.filter(pa.array(trained.fit))).to_numpy()
+    return fitted
+
+
 def forms_of(grey: Grey, seed: int) -> Iterator[Grey]:
     """Yield the forms of a scan, in the order of ``FORMS``; equal seeds give equal forms."""
     yield grey
@@ -154,18 +178,14 @@ def forms_of(grey: Grey, seed: int) -> Iterator[Grey]:
         yield change(grey, np.random.default_rng(seed))
 
 
-def known_ranks(found: KnownSearches, corpus: Corpus, fitted: Mask, served: HitOrder) -> KnownRanks:
+def known_ranks(found: KnownSearches, corpus: Corpus, served: HitOrder) -> KnownRanks:
     """Return at which rank each scan finds itself in each order."""
     ids, groups = corpus.scans["image_id"], corpus.groups
     orders = {"ann": BY_DISTANCE, "score": BY_SCORE, "served": served}
     return KnownRanks(
         image_ids=[str(ids[row].as_py()) for row in found.rows.tolist()],
-        groups=_of_rows(groups, found.rows),
-        fitted=fitted[found.rows],
+        groups=[groups[row] for row in found.rows.tolist()],
+        fitted=found.fitted,
         forms=FORMS,
         ranks={name: found.ranks(order) for name, order in orders.items()},
     )
-
-
-def _of_rows(values: Sequence[str], rows: RowNumbers) -> list[str]:
-    return [values[row] for row in rows.tolist()]

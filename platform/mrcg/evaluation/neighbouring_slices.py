@@ -11,13 +11,13 @@ from mrcg.arrays import Mask, RowNumbers
 from mrcg.metrics.known_items import FirstShares, NeighbouringSlices
 
 #: Columns of ``schemas.SCANS`` that say where a slice lies.
-COLUMNS = ("patient", "series", "source_key", "slice_number")
+COLUMNS = ("patient", "series", "source_key", "plane", "slice_number")
 
 
 def neighbouring_slices(
     scans: pa.Table, queries: RowNumbers, gallery: Mask, hits: Mapping[str, RowNumbers]
 ) -> NeighbouringSlices | None:
-    """Return how often a slice directly beside the query is the first hit, and among the first ten.
+    """Return how often the slice before or after the query, of those in the corpus, is the first hit, and in ten hits.
 
     Args:
         scans: table of ``schemas.SCANS``.
@@ -44,7 +44,8 @@ def neighbouring_slices(
     return NeighbouringSlices(queries=len(asked), first=shares(1), in_10=shares(10))
 
 
-_Place = tuple[str, int]
+#: Series or file, plane, and number of a slice in it.
+_Place = tuple[str, str | None, int]
 
 
 def _places(scans: pa.Table) -> tuple[list[_Place | None], dict[_Place, list[int]]]:
@@ -52,9 +53,9 @@ def _places(scans: pa.Table) -> tuple[list[_Place | None], dict[_Place, list[int
     of_row: list[_Place | None] = []
     rows_at: dict[_Place, list[int]] = {}
     columns = (scans[name].to_pylist() for name in COLUMNS)
-    for row, (patient, series, source_key, number) in enumerate(zip(*columns, strict=True)):
-        # A volume without a series is one file.
-        place = None if patient is None or number is None else (series or source_key, number)
+    for row, (patient, series, source_key, plane, number) in enumerate(zip(*columns, strict=True)):
+        # A volume without a series is one file. Slices of a volume are numbered for each plane.
+        place = None if patient is None or number is None else (series or source_key, plane, number)
         of_row.append(place)
         if place is not None:
             rows_at.setdefault(place, []).append(row)
@@ -65,5 +66,5 @@ def _beside(places: tuple[list[_Place | None], dict[_Place, list[int]]], row: in
     of_row, rows_at = places
     if (place := of_row[row]) is None:
         return set()
-    series, number = place
-    return {other for step in (-1, 1) for other in rows_at.get((series, number + step), ()) if gallery[other]}
+    series, plane, number = place
+    return {other for step in (-1, 1) for other in rows_at.get((series, plane, number + step), ()) if gallery[other]}

@@ -16,6 +16,8 @@ from mrcg.metrics.report import SEED
 GRID: tuple[float, ...] = (0.0, *(0.01 * 2.0**i for i in range(13)), float("inf"))
 #: Share of the ANN order's known items that are kept where it is not known whether the score gains anything.
 NEARLY_ALL = 0.98
+#: Resamples drawn at a time.
+_BLOCK = 100
 #: Values that differ by less are equal.
 _EQUAL = 1e-9
 
@@ -90,20 +92,22 @@ def choose_order(figures: GridFigures, resamples: int) -> OrderChoice:
     sums = _GroupSums.of(figures, number)
     once = np.ones((1, len(groups)))
     map_l, precision_l, first_l = (values[0] for values in sums.means(once))
-    rng = np.random.default_rng(SEED)
-    drawn_rg = rng.multinomial(len(groups), np.full(len(groups), 1 / len(groups)), resamples).astype(np.float64)
-    drawn_means = sums.means(drawn_rg)
+    rng, blocks = np.random.default_rng(SEED), [min(_BLOCK, resamples - start) for start in range(0, resamples, _BLOCK)]
+    chances = np.full(len(groups), 1 / len(groups))
+    drawn = [sums.means(rng.multinomial(len(groups), chances, block).astype(np.float64)) for block in blocks]
+    drawn_means = [np.concatenate(columns) for columns in zip(*drawn, strict=True)]
     gains_r = drawn_means[0][:, 0] - drawn_means[0][:, -1]
     may_gain = bool(np.quantile(gains_r, (1 + LEVEL) / 2) > _EQUAL)
     place = best_weight(map_l, precision_l, first_l, may_gain)
-    places = [best_weight(*means, may_gain) for means in zip(*drawn_means, strict=True)]
+    places = [best_weight(m, p, f, may_gain) for m, p, f in zip(*drawn_means, strict=True)]
     low, high = np.quantile(places, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="nearest").astype(int).tolist()
     rows = tuple(
-        GridRow(weight=_finite(weight), map=m, precision_at_1=p, known_first=f)
+        GridRow(weight=_finite(weight), map=m, precision_at_1=p, known_first=f if len(figures.first_kl) else None)
         for weight, m, p, f in zip(GRID, map_l.tolist(), precision_l.tolist(), first_l.tolist(), strict=True)
     )
     if map_l[0] - map_l[-1] > _EQUAL:
-        reason = "λ keeps most of the known items of the ANN order and of the gain in MAP of the order by score"
+        known = "the known items of the ANN order and of " if len(figures.first_kl) else ""
+        reason = f"λ keeps most of {known}the gain in MAP of the order by score"
     elif may_gain:
         reason = "the validation scans cannot tell whether the order by score has a higher MAP; λ costs next to nothing"
     else:

@@ -20,6 +20,8 @@ UNSURE = 0.9
 MAX_ERROR = 0.03
 #: Resamples for the interval of the slope: each is a fit of its own.
 SLOPE_RESAMPLES = 400
+#: Hits that slopes and skills are computed of, at most; of more, whole groups are drawn.
+MAX_HITS = 100_000
 #: Fewest hits that a skill score is computed of.
 MIN_HITS = 20
 #: Scores are clipped to this distance from 0 and 1, whose logits are infinite.
@@ -134,8 +136,10 @@ def slope_interval(scores: Floats, relevant: Flags, groups_n: npt.NDArray[np.int
         groups_n: number of the group of each hit's query; queries are resampled by whole groups.
         seed: equal seeds give equal intervals.
     """
+    drawn = _drawn_hits(groups_n, seed)
+    scores, relevant = scores[drawn], relevant[drawn]
     # A query without hits leaves a gap among the numbers, and a resample of gaps has nothing to fit.
-    names, groups_n = np.unique(groups_n, return_inverse=True)
+    names, groups_n = np.unique(groups_n[drawn], return_inverse=True)
     target, x, count = _targets(relevant), _logit(scores), len(names)
     drawn_rg = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), SLOPE_RESAMPLES)
     # From the fit of all hits, each resample takes a few steps.
@@ -157,6 +161,8 @@ def skill(
         resamples: of the groups.
         seed: equal seeds give equal intervals.
     """
+    drawn = _drawn_hits(groups, seed)
+    probabilities, relevant, groups = probabilities[drawn], relevant[drawn], groups[drawn]
     base = float(relevant.mean()) if len(relevant) else 0.0
     if len(relevant) < MIN_HITS or base in (0.0, 1.0):
         return None
@@ -167,6 +173,17 @@ def skill(
     ).tolist()
     brier, reference = errors_n2.mean(axis=0).tolist()
     return Skill(hits=len(relevant), score=1 - brier / reference, interval=Interval(low=low, high=high))
+
+
+def _drawn_hits(groups_n: npt.NDArray[np.int64], seed: int) -> Flags:
+    """Return the mask of the hits of groups drawn at random, at most ``MAX_HITS``; all if there are no more."""
+    if len(groups_n) <= MAX_HITS:
+        return np.ones(len(groups_n), dtype=bool)
+    names, codes_n = np.unique(groups_n, return_inverse=True)
+    order = np.random.default_rng(seed).permutation(len(names))
+    kept = order[np.bincount(codes_n)[order].cumsum() <= MAX_HITS]
+    mask: Flags = np.isin(codes_n, kept)
+    return mask
 
 
 def why_withheld(calibration: Calibration) -> str | None:

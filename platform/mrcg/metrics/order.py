@@ -63,7 +63,7 @@ BY_DISTANCE = HitOrder(name="ann")
 class GridRow(BaseModel):
     """Figures of the validation scans with one λ; None is infinity, the ANN order.
 
-    ``known_first`` is the share of changed forms with which a known item finds itself first.
+    ``known_first`` is the share of changed forms with which a known item finds itself first; None if none was searched.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -71,7 +71,7 @@ class GridRow(BaseModel):
     weight: float | None
     map: float
     precision_at_1: float
-    known_first: float
+    known_first: float | None
 
 
 class OrderChoice(BaseModel):

@@ -67,6 +67,11 @@ class Release(BaseModel):
             "reports": self.report,
         }
 
+    @property
+    def map(self) -> float:
+        """The MAP of the order that this release serves; earlier versions of MRCG served the order by score."""
+        return self.reranked_map if self.served_map is None else self.served_map
+
 
 class Promotion(BaseModel):
     """Outcome of a promotion: whether it succeeded, the release that is current now, and an explanation."""
@@ -220,7 +225,7 @@ def _refusal(store: Store, current: Release, new: Release, gate: Gate | None) ->
             f"gate: protocol {new.protocol} cannot be compared with protocol {current.protocol} of release "
             f"{current.number}; `mrcg releases promote --no-gate` overrides"
         )
-    measured = [("MAP", _served_map(current), _served_map(new), gate.map_drop, "max_map_drop")]
+    measured = [("MAP", current.map, new.map, gate.map_drop, "max_map_drop")]
     if current.recall is not None and new.recall is not None:
         measured.append(("recall@50 of the index", current.recall, new.recall, gate.recall_drop, "max_recall_drop"))
     for name, before, now, drop, setting in measured:
@@ -230,11 +235,6 @@ def _refusal(store: Store, current: Release, new: Release, gate: Gate | None) ->
                 f"(release {current.number} minus release.{setting}); `mrcg releases promote --no-gate` overrides"
             )
     return _known_items_refusal(store, current, new, gate)
-
-
-def _served_map(release: Release) -> float:
-    """Return the MAP of the order that a release serves; earlier versions of MRCG served the order by score."""
-    return release.reranked_map if release.served_map is None else release.served_map
 
 
 def _known_items_refusal(store: Store, current: Release, new: Release, gate: Gate) -> str | None:

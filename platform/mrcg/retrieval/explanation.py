@@ -9,15 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from mrcg.api.responses import Explained, Explanation, Influence, Node
-from mrcg.arrays import Mask
+from mrcg.arrays import Mask, RowNumbers
 from mrcg.metrics.order import BY_SCORE, HitOrder
 from mrcg.reranker.leave_one_out import LeaveOneOut
 
 #: Maximum number of neighbours in the explanation of a hit.
 MAX_INFLUENCES = 5
 
-#: Differences of scores up to which they are the same.
-ROUNDING = 1e-5
+#: Relative differences of scores up to which they are the same.
+ROUNDING = 1e-4
 
 Scores = npt.NDArray[np.float32]
 
@@ -47,19 +47,21 @@ class RankedHits:
         """The same by score alone."""
         return self._ranks(BY_SCORE, self.scores_n)
 
-    def without(self, left_out: int, scores_n: Scores) -> list[int]:
-        """Return the order of the other hits if one hit were not there.
+    def without_each(self, scores_nn: Scores) -> RowNumbers:
+        """Return the (n, n - 1) order of the other hits if the hit of the row were not there.
 
         Args:
-            left_out: ANN rank of the hit.
-            scores_n: scores of the others without it.
+            scores_nn: scores of the others without it; the entry of the hit itself means nothing.
         """
-        kept = np.arange(len(scores_n)) != left_out
+        left_out_nn = np.eye(len(self.scores_n), dtype=bool)
         # Hits with equal vectors get scores that differ by rounding, which would move them.
-        scores_n = np.where(np.abs(scores_n - self.scores_n) < ROUNDING, self.scores_n, scores_n)
-        ranks = self.hit_order.ranks(scores_n[None, kept], self.distances_n[None, kept], self.copies_n[None, kept])[0]
-        places: list[int] = np.flatnonzero(kept)[ranks].tolist()
-        return places
+        same_nn = np.isclose(scores_nn, self.scores_n, rtol=ROUNDING, atol=0.0)
+        scores_nn = np.where(left_out_nn, -1.0, np.where(same_nn, self.scores_n, scores_nn))
+        distances_nn = np.where(left_out_nn, np.inf, self.distances_n)
+        ranks_nn = self.hit_order.ranks(scores_nn, distances_nn, self.copies_n & ~left_out_nn)
+        others = ranks_nn != np.arange(len(ranks_nn))[:, None]
+        orders: RowNumbers = ranks_nn[others].reshape(len(ranks_nn), len(ranks_nn) - 1)
+        return orders
 
     def _ranks(self, order: HitOrder, scores_n: Scores) -> list[int]:
         ranks: list[int] = order.ranks(scores_n[None], self.distances_n[None], self.copies_n[None])[0].tolist()
@@ -105,13 +107,13 @@ def explain(image_ids: Sequence[str], ranked: RankedHits, leave_one_out: LeaveOn
 def _moves(ranked: RankedHits, order: list[int], leave_one_out: LeaveOneOut) -> npt.NDArray[np.int64]:
     """Return (n, n) ranks that the second hit is higher because the first is in the graph, counted among the others."""
     count = len(order)
-    moved = np.zeros((count, count), dtype=np.int64)
-    for left_out in range(count):
-        others = [place for place in order if place != left_out]
-        with_it, without_it = _places(others), _places(ranked.without(left_out, leave_one_out.scores_nn[left_out]))
-        for place in others:
-            moved[left_out, place] = without_it[place] - with_it[place]
-    return moved
+    rank_n = np.empty(count, dtype=np.int64)
+    rank_n[order] = np.arange(count)
+    places_nm = ranked.without_each(leave_one_out.scores_nn)
+    with_it_nm = rank_n[places_nm] - (rank_n[places_nm] > rank_n[:, None])
+    moved_nn = np.zeros((count, count), dtype=np.int64)
+    np.put_along_axis(moved_nn, places_nm, np.arange(count - 1) - with_it_nm, axis=1)
+    return moved_nn
 
 
 def _places(order: Sequence[int]) -> dict[int, int]:

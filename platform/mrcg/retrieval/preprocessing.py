@@ -135,7 +135,8 @@ class QueryRules:
         """
         if query.encoder != self.encoder:
             raise FingerprintError(
-                f"the embedding is from encoder {query.encoder}: use encoder {self.encoder} of release {self.release}"
+                f"the embedding was made by {query.encoder}, but release {self.release} needs the encoder and "
+                f"appearance part with fingerprint {self.encoder}: embed the scan with these"
             )
         vector = np.asarray(query.embedding, dtype=np.float32)
         if vector.shape != (self.dim,) or not np.isfinite(vector).all():

@@ -187,7 +187,11 @@ async def answer(stages: Stages, settings: SearchSettings, context: RequestConte
     if query.explain and ranked is not None:
         explanation = await _explanation(stages, context, embedding, near, ranked, query.k)
         clock.lap("explain")
-    hits = [_hit(settings, near, ranked, place, rank) for rank, place in enumerate(order[: query.k], 1)]
+    score_ranks = {} if ranked is None else {place: rank for rank, place in enumerate(ranked.by_score, 1)}
+    hits = [
+        _hit(settings, near, ranked, place, rank, score_ranks.get(place))
+        for rank, place in enumerate(order[: query.k], 1)
+    ]
     return Answer(
         release=context.release,
         request_id=context.trace,
@@ -226,7 +230,14 @@ def _ranked(
     return RankedHits(settings.order, scores_n, np.array(near.distances), copies_n)
 
 
-def _hit(settings: SearchSettings, near: SearchHits, ranked: RankedHits | None, place: int, rank: int) -> Hit:
+def _hit(
+    settings: SearchSettings,
+    near: SearchHits,
+    ranked: RankedHits | None,
+    place: int,
+    rank: int,
+    score_rank: int | None,
+) -> Hit:
     facts, image_id, score = near.facts[place], near.image_ids[place], None
     if ranked is not None:
         score = float(ranked.scores_n[place])
@@ -244,7 +255,7 @@ def _hit(settings: SearchSettings, near: SearchHits, ranked: RankedHits | None, 
         distance=distance,
         rank=rank,
         ann_rank=place + 1,
-        score_rank=None if ranked is None else ranked.by_score.index(place) + 1,
+        score_rank=score_rank,
         preview=f"/v1/images/{image_id}/preview",
     )
 

@@ -78,6 +78,7 @@ def answer_from_proto(message: rpc.SearchAnswer) -> Answer:
     fields = _fields(message, with_defaults=True)
     fields["hits"] = [{**_UNKNOWN_FIELDS, **hit} for hit in fields["hits"]]
     fields.setdefault("probability_withheld", None)
+    fields["order"] = fields["order"] or "score"  # unset by services of earlier versions
     if "explanation" in fields:
         fields["explanation"]["weights"] = [row["values"] for row in fields["explanation"]["weights"]]
     return Answer.model_validate(fields)

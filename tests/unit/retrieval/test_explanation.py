@@ -117,7 +117,8 @@ def test_the_order_without_a_hit_is_that_of_the_list_of_the_others(order, graph)
         row = left_out.scores_nn[place]
         kept = np.delete(np.arange(len(scores)), place)
         alone = ranked(order, row[kept], hits.distances_n[kept], hits.copies_n[kept])
-        assert hits.without(place, row) == kept[alone.order].tolist() == naive_without(order, hits, place, row)
+        each = hits.without_each(np.tile(row, (len(row), 1)))[place].tolist()
+        assert each == kept[alone.order].tolist() == naive_without(order, hits, place, row)
 
 
 @each_order
@@ -145,7 +146,7 @@ def test_one_node_has_nothing_to_change(order, copy):
     hit = explanation.hits[0]
     assert (hit.image_id, hit.rank_change, hit.by_distance, hit.neighbours) == ("a", 0, 0, [])
     assert not explanation.graph_changed_order
-    assert hits.without(0, hits.scores_n) == []
+    assert hits.without_each(hits.scores_n[None]).shape == (1, 0)
 
 
 @each_order
@@ -232,4 +233,4 @@ def test_hits_are_as_a_search_without_the_neighbour_would_order_them(order, seed
     left_out = scorer.leave_one_out(query, vectors)
     for place in range(count if count > 1 else 0):
         kept = np.delete(np.arange(count), place)
-        assert everything.without(place, left_out.scores_nn[place]) == kept[search(kept).order].tolist()
+        assert everything.without_each(left_out.scores_nn)[place].tolist() == kept[search(kept).order].tolist()
