@@ -8,7 +8,8 @@ A block lies between ``<!-- figures: NAME -->`` and ``<!-- /figures -->``. Its t
 - reports, summary: docs/reports and docs/bench/gains.json, which docs/gather.py copies from a store;
 - tried: docs/reports/tried, reports of runs with another reranker, named by the settings that differ;
 - reproduction: docs/bench/reproduction.json, the output of ``mrcg reproduce --json``;
-- learning, ingest: docs/bench, the output of ``python -m tests.bench.learning`` and ``… .ingest`` with ``--out``;
+- learning, ingest, appearance: docs/bench, the output of ``python -m tests.bench.learning``, ``… .ingest`` and
+  ``… .appearance`` with ``--out``;
 - serving, engines: docs/bench/serve.json, the output of ``python -m tests.bench.serve`` (docs/serve_figures.py);
 - index, steps, updates: the output of ``… .index`` and ``… .updates`` (docs/index_figures.py).
 """
@@ -137,6 +138,20 @@ def learning_table() -> str:
     return "\n".join(lines)
 
 
+def appearance_table() -> str:
+    """Return a table with one row per candidate of the appearance part."""
+    lines = [
+        "| beside the trained part | weight | MAP | P@1 | unchanged scans first | changed scans first "
+        "| time per image |",
+        f"| --- |{' ---: |' * 6}",
+    ]
+    for row in json.loads((DOCS / "bench" / "appearance.json").read_text()):
+        shares = [f"{100 * row[name]:.1f}" for name in ("map", "precision_at_1", "unchanged", "changed")]
+        cells = [row["what"], f"{row['weight']:g}", *shares, f"{row['cost']:.2f} x"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def ingest_table() -> str:
     """Return a table with one row per source of the ingestion benchmark."""
     lines = [
@@ -161,6 +176,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "reproduction": reproduction_table,
     "learning": learning_table,
     "ingest": ingest_table,
+    "appearance": appearance_table,
     "index": index_figures.index_table,
     "steps": index_figures.steps_table,
     "updates": index_figures.updates_table,

@@ -2,7 +2,7 @@
 
 Confident learning (Northcutt et al., Confident Learning: Estimating Uncertainty in Dataset Labels, 2021) compares the
 label of each scan with class probabilities of a model that saw neither the scan nor its group. Here the probabilities
-are the classes of the nearest scans that the encoder was trained on. Nothing is relabelled.
+are the classes of the nearest labelled scans of other groups. Nothing is relabelled.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from mrcg.metrics.report import SEED
 from mrcg.reranker.neighbours import codes_of, largest_group, without_own_group
 from mrcg.storage.store import Artefact
 
-#: Nearest training scans whose classes give the probabilities of a scan.
+#: Nearest labelled scans whose classes give the probabilities of a scan.
 NEIGHBOURS = 20
-#: A class with fewer training scans is left out: it could not be the most frequent class of any neighbours.
+#: A class is left out if a scan of it has fewer scans of its class outside its own group: they could not be the most
+#: frequent ones among its neighbours.
 MIN_CLASS = NEIGHBOURS // 2
 #: Neighbours that are added to those that were found, spread evenly over the classes: no probability is 0.
 PRIOR = 1.0
@@ -45,16 +46,14 @@ Probabilities = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ScoringPart:
-    """The scans that one encoder scores, and the scans that it was trained on.
+    """The scans that one encoder scores.
 
     Attributes:
         fold: that the encoder was trained without; None for the released encoder.
-        trained: (rows,) labelled scans that the encoder was trained on.
         scored: (rows,) labelled scans of groups that it did not see.
     """
 
     fold: Fold | None
-    trained: Mask
     scored: Mask
 
 
@@ -78,51 +77,54 @@ def scoring_parts(
     """
     trained_groups = {group for group, is_fit in zip(groups, split.fit.tolist(), strict=True) if is_fit}
     seen: Mask = np.array([group in trained_groups for group in groups], dtype=bool)
-    parts = [ScoringPart(None, split.fit & labelled, labelled & ~seen)]
-    for number in range(folds):
-        fold = Fold(number, folds)
-        scored = labelled & seen & fold.members(groups, seed)
-        parts.append(ScoringPart(fold, split.seen(groups, fold, seed) & labelled, scored))
-    return tuple(parts)
+    numbered = [Fold(number, folds) for number in range(folds)]
+    return (
+        ScoringPart(None, labelled & ~seen),
+        *(ScoringPart(fold, labelled & seen & fold.members(groups, seed)) for fold in numbered),
+    )
 
 
-def frequent_classes(labels: Codes, parts: Sequence[ScoringPart], count: int) -> Mask:
-    """Return the (count,) mask of the classes with at least ``MIN_CLASS`` scans that each encoder was trained on.
+def frequent_classes(labels: Codes, groups: Codes, count: int) -> Mask:
+    """Return the (count,) mask of the classes whose scans all have ``MIN_CLASS`` scans of their class in other groups.
 
     Args:
         labels: (rows,) class of each scan, -1 if it has none.
-        parts: of all encoders.
+        groups: (rows,) number of the group of each scan.
         count: number of classes.
 
     Raises:
         SourceError: fewer than two classes are that frequent.
     """
-    fewest = np.min([np.bincount(labels[part.trained], minlength=count) for part in parts], axis=0)
-    frequent: Mask = fewest >= MIN_CLASS
+    others = [
+        len(members) - int(np.bincount(members).max()) if len(members := groups[labels == number]) else 0
+        for number in range(count)
+    ]
+    frequent: Mask = np.array(others, dtype=np.int64) >= MIN_CLASS
     if frequent.sum() < 2:
         raise SourceError(
-            f"the label audit needs two classes with {MIN_CLASS} scans that every encoder is trained on: "
-            "add labelled scans, or lower --folds if it is above 2"
+            f"the label audit needs two classes of which every scan has {MIN_CLASS} scans outside its own group: "
+            "add labelled scans"
         )
     return frequent
 
 
-def nearest_trained(vectors_nd: Vectors, part: ScoringPart, groups: Codes, k: int) -> Neighbours:
-    """Return the k nearest training scans of each scored scan, never of its own group, by exact search.
+def nearest_labelled(vectors_nd: Vectors, scored: Mask, labelled: Mask, groups: Codes, k: int) -> Neighbours:
+    """Return the k nearest labelled scans of each scored scan, never of its own group, by exact search.
 
     Args:
-        vectors_nd: (rows, d) embeddings of the part's encoder.
-        part: the scored scans and the training scans.
+        vectors_nd: (rows, d) embeddings of the encoder that scores.
+        scored: (rows,) scans whose neighbours are searched.
+        labelled: (rows,) scans that may be neighbours.
         groups: (rows,) number of the group of each scan.
         k: neighbours per scored scan.
 
     Returns:
         (scored, k) rows of the corpus and squared L2 distances, nearest first; -1 and inf if there are fewer.
     """
-    queries, trained = np.flatnonzero(part.scored), np.flatnonzero(part.trained)
+    queries, candidates = np.flatnonzero(scored), np.flatnonzero(labelled)
     x = np.ascontiguousarray(vectors_nd, dtype=np.float32)
-    places = exact_search(x[queries], x[trained], k + largest_group(groups, queries, part.trained))
-    rows: RowNumbers = np.where(places >= 0, trained[places], -1) if len(trained) else places
+    places = exact_search(x[queries], x[candidates], k + largest_group(groups, queries, labelled))
+    rows: RowNumbers = np.where(places >= 0, candidates[places], -1) if len(candidates) else places
     return without_own_group(Neighbours(rows, distances_to(x[queries], x, rows)), queries, groups, k)
 
 
@@ -148,7 +150,8 @@ class LabelScores:
         own: probability of the scan's own label.
         margin: ``own`` minus the probability of the best other class.
         suggested: the most probable class; the own one if no other is more probable.
-        flagged: by confident learning: the scan is confidently of another class than its label.
+        flagged: the first scans of ``order``, as many as confident learning counts to be of another class than their
+            label; never a scan whose own class is the most probable.
         order: rows, worst first: by ``own``, then ``margin``, then row.
     """
 
@@ -169,15 +172,17 @@ def score_labels(probabilities_nc: Probabilities, labels: Codes) -> LabelScores:
     Raises:
         MissingExtraError: cleanlab is not installed.
     """
-    ranking, filtering = require("cleanlab.rank"), require("cleanlab.filter")
+    ranking, counting = require("cleanlab.rank"), require("cleanlab.count")
     own: Probabilities = ranking.get_label_quality_scores(labels, probabilities_nc, method="self_confidence")
     rows = np.arange(len(labels))
     others_nc = probabilities_nc.copy()
     others_nc[rows, labels] = -np.inf
     margin = own - others_nc.max(axis=1)
     suggested = np.where(margin >= 0, labels, others_nc.argmax(axis=1))
-    flagged: Mask = filtering.find_label_issues(labels, probabilities_nc, filter_by="confident_learning", n_jobs=1)
-    return LabelScores(own, margin, suggested, flagged, np.lexsort((rows, margin, own)))
+    order = np.lexsort((rows, margin, own))
+    flagged: Mask = np.zeros(len(labels), dtype=bool)
+    flagged[order[: int(counting.num_label_issues(labels, probabilities_nc))]] = True
+    return LabelScores(own, margin, suggested, flagged & (margin < 0), order)
 
 
 # Figures without the flagged queries ---------------------------------------------------------------
@@ -265,7 +270,7 @@ def flagged_figures(report: str, queries: pa.Table, scans: Sequence[AuditedScan]
 
 
 class NamedNeighbour(_Frozen):
-    """A training scan near an audited scan."""
+    """A labelled scan near an audited scan."""
 
     image_id: str
     label: str
@@ -283,8 +288,8 @@ class AuditedScan(_Frozen):
         margin: ``probability`` minus the probability of the best other class.
         group_id: of the scan.
         part: of the split: test, train, validation, held_out or none.
-        flagged: confidently of another class than its label.
-        neighbours: nearest scans that the encoder was trained on, nearest first.
+        flagged: probably of another class than its label, see ``LabelScores``.
+        neighbours: nearest labelled scans of other groups, nearest first.
     """
 
     image_id: str
@@ -347,15 +352,15 @@ def audit_labels(
     names, groups = corpus.classes, codes_of(corpus.groups)
     number_of = {name: number for number, name in enumerate(names)}
     labels: Codes = np.array([-1 if name is None else number_of[name] for name in corpus.labels], dtype=np.int64)
-    frequent = frequent_classes(labels, parts, len(names))
+    frequent = frequent_classes(labels, groups, len(names))
     usable: Mask = (labels >= 0) & frequent[labels]
     kept = np.flatnonzero(frequent)
     narrowed: Codes = np.where(usable, (np.cumsum(frequent) - 1)[labels], -1)
     rows, probabilities, named = [], [], []
     for part, vectors_nd in zip(parts, vectors, strict=True):
-        narrow = ScoringPart(part.fold, part.trained & usable, part.scored & usable)
-        near = nearest_trained(vectors_nd, narrow, groups, NEIGHBOURS).rows_qk
-        rows.append(np.flatnonzero(narrow.scored))
+        scored = part.scored & usable
+        near = nearest_labelled(vectors_nd, scored, usable, groups, NEIGHBOURS).rows_qk
+        rows.append(np.flatnonzero(scored))
         probabilities.append(class_probabilities(near, narrowed, len(kept)))
         named.append(near[:, :NAMED])
     row_n, near_nk = np.concatenate(rows), np.concatenate(named)

@@ -55,8 +55,8 @@ def audit_page(audit: LabelAudit, pictures: Pictures) -> bytes:
         _notes(audit),
         "" if audit.figures is None else _figures(audit.figures),
         "<h2>Scans</h2>",
-        "<p>The scan is on the left, followed by the nearest scans that the encoder was trained on, which never "
-        "belong to its group. Neighbours with the same label have a green frame, others an orange-red one.</p>",
+        "<p>The scan is on the left, followed by the nearest labelled scans of other groups. Neighbours with the same "
+        "label have a green frame, others an orange-red one.</p>",
         *(_scan(number, scan, pictures) for number, scan in enumerate(audit.rows, 1)),
     ]
     return (

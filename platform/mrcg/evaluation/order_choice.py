@@ -16,6 +16,8 @@ from mrcg.metrics.report import SEED
 GRID: tuple[float, ...] = (0.0, *(0.01 * 2.0**i for i in range(13)), float("inf"))
 #: Share of the ANN order's known items that are kept where it is not known whether the score gains anything.
 NEARLY_ALL = 0.98
+#: MAP and P@1 that may be lost there on the validation scans, of which one is often more than that.
+MAP_LOSS, PRECISION_LOSS = 0.001, 0.005
 #: Resamples drawn at a time.
 _BLOCK = 100
 #: Values that differ by less are equal.
@@ -56,7 +58,7 @@ def best_weight(map_l: Values, precision_at_1_l: Values, first_l: Values, may_ga
     weight, then the next larger one while P@1 is below that of the ANN order.
 
     Where the order by score gains nothing it is infinity, unless that may be chance: then it is the smallest weight
-    that keeps nearly all known items and costs no MAP.
+    that keeps nearly all known items, MAP and P@1.
 
     Args:
         map_l: MAP with each weight.
@@ -70,7 +72,8 @@ def best_weight(map_l: Values, precision_at_1_l: Values, first_l: Values, may_ga
         value_l = kept_known + np.minimum(1.0, (map_l - map_l[-1]) / gain) / 2
         place = int(np.flatnonzero(value_l >= value_l.max() - _EQUAL)[-1])
     elif may_gain:
-        place = int(np.flatnonzero((kept_known >= NEARLY_ALL) & (map_l >= map_l[-1] - _EQUAL))[0])
+        kept = (map_l >= map_l[-1] - MAP_LOSS) & (precision_at_1_l >= precision_at_1_l[-1] - PRECISION_LOSS)
+        return int(np.flatnonzero((kept_known >= NEARLY_ALL) & kept)[0])
     else:
         return last
     while place < last and precision_at_1_l[place] < precision_at_1_l[-1] - _EQUAL:
