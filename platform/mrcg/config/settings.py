@@ -160,7 +160,7 @@ class AppearanceSettings(Settings):
         le=144,
         description="principal components of a thumbnail of 12 x 12; 0: embeddings have the trained part only",
     )
-    weight: Positive = Field(1.0, description="spread of the appearance part relative to that of the trained part")
+    weight: Positive = Field(0.5, description="spread of the appearance part relative to that of the trained part")
 
 
 class EmbedSettings(Settings):
