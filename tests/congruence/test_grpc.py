@@ -83,7 +83,7 @@ def test_a_batch_streams_a_line_for_each(served, scans):
             rpc.SearchRequest(sent=rpc.Embedding(embedding=[1.0], encoder="another")),
             grpc.StatusCode.FAILED_PRECONDITION,
             "other_encoder",
-            "use encoder",
+            "needs the encoder and appearance part",
         ),
     ],
 )

@@ -29,7 +29,7 @@ from mrcg.storage.store import Store
 from mrcg_jobs.erasure import Eraser
 from mrcg_jobs.job import Job, entries
 from mrcg_jobs.runner import run_stages
-from mrcg_jobs.stages.embed import _described, _EmbedFile, _reused
+from mrcg_jobs.stages.embed import _described, _EmbedFile, _EmbedWork, _reused
 
 SIGNER = Signer(bytes(range(KEY_BYTES)))
 #: Reports that take less time.
@@ -93,7 +93,9 @@ def read_and_embed(store: Store, source: str) -> None:
         kept += [attempt.write(name, data) for name, data in described.items()]
         there = {entry.name for entry in kept}
         versions = step.inputs["corpus"], step.inputs["encoders"]
-        work = _EmbedFile(store.url, *versions, described.get(TENSORS), attempt.output, 32, 1, False)
+        work = _EmbedFile(
+            _EmbedWork(store.url, *versions, attempt.output, described.get(TENSORS), 32, threads=1, gpu=False)
+        )
         names = [name for name in inputs["corpus"].names(IMAGES) if embedding_file(name) not in there]
         files = [*kept, *entries([work({"file": name}) for name in names])]
         counts = inputs["embeddings"].manifest.counts

@@ -30,28 +30,36 @@ if TYPE_CHECKING:
 MAX_FIT_SCANS, SPREAD_SCANS = 4096, 256
 
 
+@dataclass(frozen=True)
+class _EmbedWork:
+    """What an actor needs.
+
+    Attributes:
+        store: URL of the store.
+        corpus, encoder: versions.
+        output: folder of the attempt's output.
+        appearance: content of ``appearance.safetensors``; None without an appearance part.
+        batch_size: images embedded at a time.
+        threads: compute threads.
+        gpu: whether the encoder runs on one.
+    """
+
+    store: str
+    corpus: str
+    encoder: str
+    output: str
+    appearance: bytes | None
+    batch_size: int
+    threads: int
+    gpu: bool
+
+
 class _EmbedFile:
     """Embeds one file of the corpus. No batch spans two files, so the bytes of a file do not depend on other files."""
 
-    def __init__(
-        self,
-        store: str,
-        corpus: str,
-        encoder: str,
-        appearance: bytes | None,
-        output: str,
-        batch_size: int,
-        threads: int,
-        gpu: bool,
-    ) -> None:
-        self._store = Store(store)
-        self._version = corpus
-        self._encoder = encoder
-        self._appearance = appearance
-        self._output = output
-        self._batch_size = batch_size
-        self._threads = threads
-        self._device = "cuda" if gpu else "cpu"
+    def __init__(self, work: _EmbedWork) -> None:
+        self._work = work
+        self._store = Store(work.store)
 
     @cached_property
     def _embedder(self) -> Embedder:
@@ -61,13 +69,15 @@ class _EmbedFile:
         from mrcg.encoder.appearance import Appearance
         from mrcg.encoder.embedder import Embedder
 
-        torch.set_num_threads(self._threads)
-        appearance = None if self._appearance is None else Appearance.from_bytes(self._appearance)
-        return Embedder.open(self._store.artefact("encoders", self._encoder), self._device, appearance)
+        work = self._work
+        torch.set_num_threads(work.threads)
+        appearance = None if work.appearance is None else Appearance.from_bytes(work.appearance)
+        encoder = self._store.artefact("encoders", work.encoder)
+        return Embedder.open(encoder, "cuda" if work.gpu else "cpu", appearance)
 
     @cached_property
     def _corpus(self) -> Corpus:
-        return Corpus(self._store.artefact("corpus", self._version))
+        return Corpus(self._store.artefact("corpus", self._work.corpus))
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -76,11 +86,11 @@ class _EmbedFile:
             return to_row(error)
 
     def _embed(self, row: dict[str, Any]) -> dict[str, Any]:
-        ids, vectors = self._embedder.embed_images(self._corpus.images_of(row["file"]), self._batch_size)
+        ids, vectors = self._embedder.embed_images(self._corpus.images_of(row["file"]), self._work.batch_size)
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
         table = pa.table({"image_id": ids, "embedding": column}, schema=schemas.embeddings(vectors.shape[1]))
         name = embedding_file(row["file"])
-        entry = write_output(self._store, self._output, name, schemas.to_ipc(table))
+        entry = write_output(self._store, self._work.output, name, schemas.to_ipc(table))
         return {**entry, "images": len(vectors)}
 
 
@@ -182,18 +192,19 @@ def _embed(job: Job, names: Sequence[str], before: int, appearance: bytes | None
     compute, files = job.config.compute, [{"file": name} for name in names]
     share = cpus_each(compute.embed_actors)
     job.progress(0, 0, "loading the encoder")
+    work = _EmbedWork(
+        store=job.store.url,
+        corpus=job.step.inputs["corpus"],
+        encoder=job.step.inputs["encoders"],
+        output=job.attempt.output,
+        appearance=appearance,
+        batch_size=job.config.embed.batch_size,
+        threads=int(share),
+        gpu=compute.use_gpu,
+    )
     dataset = ray.data.from_items(files, override_num_blocks=len(files)).map(
         _EmbedFile,
-        fn_constructor_args=(
-            job.store.url,
-            job.step.inputs["corpus"],
-            job.step.inputs["encoders"],
-            appearance,
-            job.attempt.output,
-            job.config.embed.batch_size,
-            int(share),
-            compute.use_gpu,
-        ),
+        fn_constructor_args=(work,),
         compute=ray.data.ActorPoolStrategy(size=compute.embed_actors),
         num_cpus=share,
         num_gpus=1 if compute.use_gpu else None,
