@@ -138,7 +138,10 @@ def test_a_worker_killed_in_the_second_of_three_epochs_is_replaced(alone, source
 def test_the_papers_recipe_runs_from_scans_to_report(source, cluster, tmp_path):
     store = Store(str(tmp_path / "store"))
     words = ["run", "--source", source, "--store", store.url, "--ray", cluster, "--recipe", "paper"]
-    small = setting("encoder.weights=none", "encoder.input_size=64", "encoder.epochs=2", "reranker.epochs=2")
+    small = setting(
+        *("encoder.weights=none", "encoder.input_size=64", "encoder.epochs=2", "reranker.epochs=2"),
+        "evaluate.known_items=10",
+    )
     done = mrcg(*words, *small, *setting("graph.neighbours=20", "ingest.file_bytes=65536"), timeout=900)
     assert done.returncode == 0, done.stderr
     spec, _ = read_spec(encoder_of(store))

@@ -139,6 +139,9 @@ def test_figures_of_the_report(capsys, audited, tmp_path, monkeypatch):
     assert "is an upper bound" in page.read_text()
 
 
+SOURCE = "tests"
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
@@ -146,10 +149,10 @@ def test_figures_of_the_report(capsys, audited, tmp_path, monkeypatch):
         (["--top", "0"], "--top"),
         (["--set", "encoder.epoch=1"], "unknown key encoder.epoch"),
         (["--manifest", "nowhere/labels.csv"], "--manifest nowhere/labels.csv: there is no such folder"),
-        (["--manifest", "tests/labels.csv"], "is inside --source"),
+        (["--manifest", f"{SOURCE}/labels.csv"], "is inside --source"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_wrong_options_are_refused_before_any_work(capsys, words, line):
-    code, _, err = run(capsys, "audit", "labels", "--source", "tests", "--store", "s", *words)
+    code, _, err = run(capsys, "audit", "labels", "--source", SOURCE, "--store", "s", *words)
     assert (code, line in " ".join(err.split())) == (2, True)
