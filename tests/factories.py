@@ -264,7 +264,8 @@ def publish_index(store: Store, config: Config, step: Step) -> Manifest:
         made = build_index(work, LocalExecutor(), silent)
         counts = {"recall_at_50": made.facts.recall}
         embeddings = store.artefact("embeddings", inputs["embeddings"])
-        files = [*made.files, *(embeddings.reference(name) for name in (FACTS, TENSORS) if name in embeddings.names())]
+        names = [name for name in (FACTS, TENSORS) if name in embeddings.names()]
+        files = [*made.files, *(attempt.write(name, embeddings.read_bytes(name)) for name in names)]
         return attempt.publish(make_manifest("indexes", step.version, step.settings, step.inputs, counts, files))
 
 

@@ -34,7 +34,7 @@ def test_flipped_labels_of_phantoms_are_among_the_first(tmp_path):
     flipped = flip_labels(source, seed=11)
     assert len(flipped) == 14
     words = ["audit", "labels", "--source", str(source), "--store", store.url, "--recipe", "demo"]
-    done = mrcg(*words, "--set", "encoder.epochs=12", "--top", str(round(FIRST * IMAGES)), "--json", timeout=1700)
+    done = mrcg(*words, "--top", str(round(FIRST * IMAGES)), "--json", timeout=1700)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["scans"] == IMAGES

@@ -39,8 +39,9 @@ def run(job: Job) -> Outcome:
         "effort": facts.nprobe_or_ef,
         "recall_at_50": facts.recall,
     }
-    # A query is embedded like the vectors that it is compared with.
+    # A query is embedded like the vectors that it is compared with. Copied, so that an index serves without embeddings.
     embeddings = job.inputs["embeddings"]
-    described = [embeddings.reference(name) for name in (FACTS, TENSORS) if name in embeddings.names()]
+    names = [name for name in (FACTS, TENSORS) if name in embeddings.names()]
+    described = [job.attempt.write(name, embeddings.read_bytes(name)) for name in names]
     times = {f"{name}_seconds": seconds for name, seconds in built.seconds.items()}
     return Outcome(counts, [*built.files, *described], times)

@@ -24,7 +24,7 @@ from mrcg.errors import require
 from mrcg.imaging.slices import Grey
 from mrcg.storage.store import Artefact
 
-#: Files of embeddings with an appearance part. The index refers to them, because queries are embedded alike.
+#: Files of embeddings with an appearance part, and of an index over them: queries are embedded alike.
 FACTS, TENSORS = "appearance.json", "appearance.safetensors"
 #: Side of a thumbnail in pixels. Coarser ones confuse scans, finer ones lose a scan that was cropped or turned.
 SIDE = 12
