@@ -13,7 +13,7 @@ from tests.unit.cli.test_main import run
 
 from mrcg.api.requests import SearchParams
 from mrcg.config.loading import load_config
-from mrcg.corpus.embeddings import EmbeddingRows, embedding_file, files_of, read_table, vectors_in
+from mrcg.corpus.embeddings import FOLDER, EmbeddingRows, embedding_file, files_of, read_table, vectors_in
 from mrcg.corpus.reader import Corpus, read_scans
 from mrcg.corpus.sources import open_source, survey
 from mrcg.encoder.appearance import read_appearance
@@ -95,8 +95,8 @@ def test_only_what_is_new_is_embedded(world):
     old, new = world.artefact("embeddings", 1), world.artefact("embeddings")
     before = read_scans(world.artefact("corpus", 1)).to_pylist()
     (lost,) = [embedding_file(row["file"]) for row in before if row["image_id"] == world.removed_id]
-    fresh = [name for name in new.names() if name not in old.names()]
-    for name in new.names():
+    fresh = [name for name in new.names(FOLDER) if name not in old.names()]
+    for name in new.names(FOLDER):
         assert (new.entry(name).folder == old.manifest.folder) is (name != lost and name not in fresh), name
     assert sum(read_table(new, name).num_rows for name in fresh) == NEW
     ids = read_table(old, lost)["image_id"].to_pylist()
