@@ -97,7 +97,12 @@ def test_an_explanation_contains_the_query_graph(http, scan):
     explanation = body["explanation"]
     assert [hit["image_id"] for hit in explanation["hits"]] == [hit["image_id"] for hit in body["hits"]]
     assert len(explanation["weights"]) == len(explanation["nodes"]) == 20
-    assert all(hit["neighbours"] for hit in explanation["hits"])
+    moved = [neighbour["moved"] for hit in explanation["hits"] for neighbour in hit["neighbours"]]
+    assert all(moved), "a neighbour that changes no rank is not named"
+    assert explanation["graph_changed_order"] or not moved
+    assert [hit["rank_change"] for hit in explanation["hits"]] == [
+        hit["ann_rank"] - hit["rank"] for hit in body["hits"]
+    ]
     assert "explain" in body["milliseconds"]
 
 
