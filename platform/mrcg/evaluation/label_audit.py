@@ -29,7 +29,7 @@ from mrcg.reranker.neighbours import codes_of, largest_group, without_own_group
 from mrcg.storage.store import Artefact
 
 #: Nearest labelled scans whose classes give the probabilities of a scan.
-NEIGHBOURS = 20
+NEIGHBOURS = 10
 #: A class is left out if a scan of it has fewer scans of its class outside its own group: they could not be the most
 #: frequent ones among its neighbours.
 MIN_CLASS = NEIGHBOURS // 2

@@ -132,7 +132,8 @@ def test_figures_of_the_report(capsys, audited, tmp_path, monkeypatch):
     left_out = count - shown["without_flagged"]["queries"]
     assert 0 < left_out <= wrong
     assert shown["without_matched"]["queries"] == count - left_out
-    assert shown["without_matched"]["map"] < shown["all_queries"]["map"] < shown["without_flagged"]["map"]
+    # A flipped query that is not flagged may be matched, so the third figure can be above the first.
+    assert shown["without_flagged"]["map"] > max(shown["all_queries"]["map"], shown["without_matched"]["map"])
     page = tmp_path / "page.html"
     code, out, _ = run(capsys, *audited.words, "--out", page)
     assert (code, "without the flagged ones (upper bound)" in out) == (0, True)

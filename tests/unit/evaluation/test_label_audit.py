@@ -249,7 +249,7 @@ def test_rows_say_where_a_scan_is_and_name_its_neighbours(audited):
 def test_two_frequent_classes_are_needed():
     labels = np.array([0] * 30 + [1] * (MIN_CLASS + 1))
     groups = np.append(np.arange(len(labels) - 1), len(labels) - 2)  # the last two scans are of one group
-    with pytest.raises(SourceError, match="the label audit needs two classes of which every scan has 10 scans"):
+    with pytest.raises(SourceError, match="the label audit needs two classes of which every scan has 5 scans"):
         frequent_classes(labels, groups, 2)
     labels, groups = np.append(labels, 1), np.append(groups, len(groups))
     assert frequent_classes(labels, groups, 3).tolist() == [True, True, False]
