@@ -85,16 +85,20 @@ def sample(
     as_json: JsonOption = False,
 ) -> None:
     """Write phantom scans by class, with several slices per patient and realistic headers in every format."""
-    from mrcg.imaging.samples import SampleFormat, write_samples
+    from mrcg.corpus.sources import MANIFEST
+    from mrcg.imaging.samples import SampleFormat, write_manifest, write_samples
 
     if kind not in SampleFormat.__members__:
         raise UsageError(f"--format {kind}: must be one of {', '.join(SampleFormat.__members__)}")
     files, written = write_samples(folder, images, seed, SampleFormat(kind))
+    manifest = write_manifest(folder, MANIFEST, images, seed, SampleFormat(kind))
     if as_json:
-        console.emit_json({"folder": str(folder), "images": images, "files": files, "written": written})
+        facts = {"folder": str(folder), "images": images, "files": files, "written": written}
+        console.emit_json({**facts, "manifest": None if manifest is None else str(manifest)})
     else:
         console.say(
             f"{images} phantoms in {files} files in {folder} ({written} written, {files - written} already there)"
+            + ("" if manifest is None else f"; {manifest} lists them with their lesions and can be a source, too")
         )
 
 

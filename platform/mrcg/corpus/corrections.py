@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from mrcg.corpus.ingestion import Rules, label_of
-from mrcg.corpus.sources import COLUMNS, ManifestSource, SourceFile, SourceReader
+from mrcg.corpus.sources import COLUMNS, ManifestSource, SourceFile, SourceReader, lesion_columns
 from mrcg.errors import UsageError
 from mrcg.imaging.slices import ScanFacts
 
@@ -78,7 +78,8 @@ def labels_manifest(
         key = rules.stored_key(file.key)
         # A file without a scan in the corpus gets the label that it would be ingested with.
         label = labels[key] if key in labels else label_of(file, ScanFacts(), rules)
-        facts = {name: getattr(file, name) for name in COLUMNS} | {"label": label}
+        columns = {**vars(file), **lesion_columns(file.lesion), "label": label}
+        facts = {name: columns[name] for name in COLUMNS}
         rows.append((key, {"path": file.key if same_folder else _absolute_key(file, base), **facts}))
     places = {key: place for place, (key, note) in enumerate(notes.items()) if note.flagged}
     rows.sort(key=lambda row: places.get(row[0], len(notes)))

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from mrcg.config.settings import IngestSettings
 from mrcg.corpus.reader import pixels_writer
-from mrcg.corpus.sources import SourceFile
+from mrcg.corpus.sources import SourceFile, lesion_columns
 from mrcg.errors import ImageError
 from mrcg.imaging.near_duplicates import difference_hash
 from mrcg.imaging.readers import IDENTIFYING, format_of
@@ -237,6 +237,7 @@ def _scan_row(file: SourceFile, image: Slice, rules: Rules) -> dict[str, Any]:
         "position_mm": facts.position,
         "pixel_hash": pixels,
         "difference_hash": difference_hash(image.pixels),
+        **lesion_columns(file.lesion or facts.lesion),
         **_pseudonymous(file, facts, rules.pseudonyms),
     }
 

@@ -20,8 +20,19 @@ SCANS, QUARANTINE, IMAGES = "scans/", "quarantine/", "images/"
 
 
 def read_scans(artefact: Artefact, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read the scans table of a corpus (``schemas.SCANS``), or some of its columns."""
-    return pa.concat_tables(schemas.from_parquet(data, columns) for _, data in artefact.iter_files(SCANS))
+    """Read the scans table of a corpus (``schemas.SCANS``), or some of its columns; those that it lacks are null."""
+    names = schemas.SCANS.names if columns is None else list(columns)
+    return pa.concat_tables(_scans_in(data, names) for _, data in artefact.iter_files(SCANS))
+
+
+def _scans_in(data: bytes, names: Sequence[str]) -> pa.Table:
+    present = pq.read_schema(pa.BufferReader(data)).names
+    table = schemas.from_parquet(data, [name for name in names if name in present])
+    for name in names:
+        if name not in present:
+            assert name in schemas.LESION, name
+            table = table.append_column(schemas.SCANS.field(name), pa.nulls(table.num_rows, pa.float32()))
+    return table.select(names)
 
 
 def read_quarantine(artefact: Artefact) -> pa.Table:
@@ -142,8 +153,13 @@ def images_in(data: bytes, rows: Sequence[int]) -> Iterator[tuple[str, Grey]]:
             if row >= start + rows_in_group:
                 start, table = start + rows_in_group, None
                 continue
-            table = parquet.read_row_group(group)
+            table = _group_in(parquet, group)
         yield table["image_id"][row - start].as_py(), grey_of(table, row - start)
+
+
+def _group_in(parquet: pq.ParquetFile, group: int) -> pa.Table:
+    """Read a row group of a file in Python's memory, without threads: see ``schemas.from_parquet``."""
+    return parquet.read_row_group(group, use_threads=False)
 
 
 def grey_of(images: pa.Table, row: int) -> Grey:
@@ -168,7 +184,7 @@ def keep_rows(data: bytes, rows: Sequence[int]) -> bytes:
             count = parquet.metadata.row_group(group).num_rows
             in_group = kept[(kept >= start) & (kept < start + count)] - start
             if len(in_group):
-                table = parquet.read_row_group(group).take(pa.array(in_group))
+                table = _group_in(parquet, group).take(pa.array(in_group))
                 writer.write_table(table, row_group_size=len(in_group))
             start += count
     return sink.getvalue()

@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, field
 from pathlib import PurePosixPath
 from stat import S_ISREG
 from typing import IO, Any, Protocol
@@ -22,6 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from mrcg.corpus.splits import TEST_NAMES, TRAIN_NAMES, VALIDATION_NAMES
 from mrcg.errors import ImageError, SourceError
+from mrcg.imaging.lesion import Lesion
 from mrcg.imaging.matlab import read_folds
 from mrcg.storage import schemas
 from mrcg.storage.filesystem import open_url, retrying
@@ -29,19 +30,22 @@ from mrcg.storage.filesystem import open_url, retrying
 SPLIT_NAMES = TRAIN_NAMES | TEST_NAMES | VALIDATION_NAMES
 FOLD = re.compile(r"fold[-_]?(\d+)", re.IGNORECASE)
 #: Optional columns of a manifest; ``path`` is required.
-COLUMNS = ("label", "patient", "study", "site", "plane", "sequence", "acquired", "fold", "split")
+COLUMNS = ("label", "patient", "study", "site", "plane", "sequence", "acquired", "fold", "split", *schemas.LESION)
 PLANES = ("axial", "coronal", "sagittal")
 _MANIFESTS = (".csv", ".parquet")
 #: File names of formats that may name patients, recognised before the files are read.
 _IDENTIFYING = re.compile(r"\.(dcm|dicom|mat)$|(^|/)dicomdir$", re.IGNORECASE)
 _FOLDS_FILE = "cvind.mat"
+#: A manifest at the top of a folder lists scans and is none itself.
+MANIFEST = "manifest.csv"
 
 
 @dataclass(frozen=True)
 class SourceFile:
     """A file of a source, with the metadata that its folders or the manifest give.
 
-    The listing digest hashes the ``repr``: renaming the class or a field changes the version of every corpus.
+    The listing digest hashes the ``repr``: renaming the class or a field, or adding one that it shows, changes the
+    version of every corpus.
 
     Attributes:
         key: path within the source, or as the manifest states it.
@@ -50,6 +54,7 @@ class SourceFile:
         label: from the manifest, else the folder name.
         labelled: whether a manifest states the label (None then means unlabelled); a folder name is only a possible
             label.
+        lesion: from the manifest; not in the ``repr``.
     """
 
     key: str
@@ -65,6 +70,7 @@ class SourceFile:
     sequence: str | None = None
     acquired: str | None = None
     labelled: bool = False
+    lesion: Lesion | None = field(default=None, repr=False)
 
 
 class SourceReader(Protocol):
@@ -130,6 +136,8 @@ class Surveyor:
         """Yield the files of the source, and count and digest each."""
         for file in self._source.walk():
             self._state.update(repr(file).encode("utf-8", "surrogatepass"))
+            if file.lesion is not None:
+                self._state.update(repr(file.lesion).encode())
             self._count += 1
             self._size += max(0, file.size)
             self._identifying = self._identifying or bool(_IDENTIFYING.search(file.key))
@@ -150,7 +158,8 @@ class Surveyor:
 class FolderSource:
     """A folder: ``<class>/…`` gives the label, ``<split>/<class>/…`` also the split, ``fold<k>/<class>/…`` the fold.
 
-    A ``cvind.mat`` at the top gives the folds of ``1.mat``, ``2.mat``, …. Hidden files and folders are skipped.
+    A ``cvind.mat`` at the top gives the folds of ``1.mat``, ``2.mat``, …. Hidden files and folders are skipped. So is
+    a ``manifest.csv`` at the top: it is a source of its own.
     """
 
     declares_patients = False
@@ -164,7 +173,7 @@ class FolderSource:
         """Yield all files, ordered by key."""
         folds = self._folds()
         for key, size, stamp in _walk(self._fs, self._root, ""):
-            if key == _FOLDS_FILE:
+            if key in (_FOLDS_FILE, MANIFEST):
                 continue
             label, split, fold = _folder_facts(key)
             path = PurePosixPath(key)
@@ -218,11 +227,12 @@ class ManifestSource:
             values = {name: (row.get(name) or "").strip() or None for name in COLUMNS}
             self._check(number, values)
             fold = values.pop("fold")
+            lesion = Lesion(*(_number(values[name]) for name in schemas.LESION))
             yield SourceFile(
                 key, stamp, size, fold=None if fold is None else int(fold),
                 label=values["label"], split=values["split"], patient=values["patient"], study=values["study"],
                 site=values["site"], plane=values["plane"], sequence=values["sequence"], acquired=values["acquired"],
-                labelled=self._has_labels,
+                labelled=self._has_labels, lesion=None if lesion == Lesion() else lesion,
             )  # fmt: skip
 
     def read(self, file: SourceFile) -> bytes:
@@ -244,6 +254,11 @@ class ManifestSource:
             raise error("acquired", "a date like 2026-01-31")
         if values["plane"] is not None and values["plane"] not in PLANES:
             raise error("plane", f"one of {', '.join(PLANES)}")
+        for name in schemas.LESION:
+            low = -1 if name == "lesion_contrast" else 0
+            fact = _number(values[name])
+            if values[name] is not None and (fact is None or not low <= fact <= 1):
+                raise error(name, f"a number between {low} and 1")
 
     def _names(self) -> list[str]:
         if self._root.lower().endswith(".parquet"):
@@ -273,12 +288,23 @@ class ManifestSource:
 
 def listing_table(files: list[SourceFile]) -> pa.Table:
     """Return files as a table of ``schemas.LISTING``."""
-    return pa.Table.from_pylist([vars(file) for file in files], schemas.LISTING)
+    rows = [{**vars(file), **lesion_columns(file.lesion)} for file in files]
+    return pa.Table.from_pylist(rows, schemas.LISTING)
+
+
+def lesion_columns(lesion: Lesion | None) -> dict[str, float | None]:
+    """Return what is known of a lesion by the columns of ``schemas.LESION``."""
+    return dict(zip(schemas.LESION, astuple(lesion or Lesion()), strict=True))
 
 
 def files_in_listing(table: pa.Table) -> list[SourceFile]:
     """Return the files of a table of ``schemas.LISTING``."""
-    return [SourceFile(**row) for row in table.to_pylist()]
+    files = []
+    for row in table.to_pylist():
+        # A listing that an earlier version of MRCG wrote lacks the lesion.
+        lesion = Lesion(*(row.pop(name, None) for name in schemas.LESION))
+        files.append(SourceFile(**row, lesion=None if lesion == Lesion() else lesion))
+    return files
 
 
 def _walk(
@@ -321,6 +347,14 @@ def _walk(
                 continue  # reading a pipe or a device could block forever
             info = {"size": stat.st_size, "mtime": stat.st_mtime}
         yield prefix + name, int(info.get("size") or 0), _stamp(info)
+
+
+def _number(text: str | None) -> float | None:
+    """Return the number in a text; None without one. NaN is a number that no range includes."""
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return None
 
 
 def _read(fs: AbstractFileSystem, path: str) -> bytes:

@@ -26,10 +26,11 @@ from mrcg.evaluation.figures import (
     nodes_figure,
     reliability_figure,
 )
+from mrcg.evaluation.graded_likeness import graded_likeness
 from mrcg.evaluation.html_report import Drawings, report_page
 from mrcg.evaluation.known_items import KnownSearches, known_ranks
 from mrcg.evaluation.markdown import tables_markdown
-from mrcg.evaluation.masking import ScanAttributes, count_shared, mask_own_hits, masks_own, reachable
+from mrcg.evaluation.masking import OwnScans, ScanAttributes, count_shared, mask_own_hits, masks_own, reachable
 from mrcg.evaluation.neighbouring_slices import neighbouring_slices
 from mrcg.evaluation.order_choice import GRID, GridFigures, choose_order, order_of
 from mrcg.evaluation.projection import project_to_plane
@@ -259,6 +260,7 @@ def _measure(
     queries, rows = scored.queries_of(test), test.graphs.queries
     before, by_score, served = test.graphs.relevant_qn, test.relevant(BY_SCORE), test.relevant(chosen.order)
     resamples, first_hits = settings.bootstrap, test.ranks(chosen.order)[:, 0]
+    hits = {"ann": test.hits(BY_DISTANCE), "score": test.hits(BY_SCORE), "served": test.hits(chosen.order)}
     leakage = Leakage(
         near_duplicates=count_shared(split.test, split.train, corpus.scans["cluster_id"].to_pylist()),
         same_patient=count_shared(split.test, split.train, scored.scans.patients),
@@ -276,11 +278,15 @@ def _measure(
         served=order_figures(served, queries, resamples),
         served_gain=gains(before, served, queries, resamples),
         known_items=None if ranks is None else ranks.figures(resamples, SEED),
-        neighbouring_slices=neighbouring_slices(
+        neighbouring_slices=neighbouring_slices(corpus.scans, rows, split.train, hits),
+        graded_likeness=graded_likeness(
             corpus.scans,
             rows,
             split.train,
-            {"ann": test.hits(BY_DISTANCE), "score": test.hits(BY_SCORE), "served": test.hits(chosen.order)},
+            OwnScans(scored.scans) if masks_own(scored.protocol) else None,
+            hits,
+            queries.groups,
+            resamples,
         ),
         bootstrap=resamples,
         confusion=confusion(

@@ -56,6 +56,7 @@ def report_page(report: Report, drawings: Drawings, picture: bytes, versions: Se
         _caveats(report),
         _known_items(report),
         _neighbouring_slices(report),
+        _graded_likeness(report),
         _errors(report, drawings),
         _hits(report, picture),
         _score_reliability(report, drawings),
@@ -193,6 +194,29 @@ def _neighbouring_slices(report: Report) -> str:
         f"{100 * beside.in_10.score:.0f} %)."
     )
     return f"<p>{escaped(text)}</p>"
+
+
+def _graded_likeness(report: Report) -> str:
+    """Say in words whether the first hits are alike in plane and lesion, where that is known."""
+    likeness = report.graded_likeness
+    if likeness is None:
+        return ""
+    text = (
+        f"The lesion of {likeness.queries:,} queries is known. A hit of the query's class has grade 1, and 1 more for "
+        "each of these that it shares with the query: the plane, and the place, the size and the contrast of the "
+        "lesion. The table compares the first ten hits with the ten best scans of the gallery in the best order "
+        "(nDCG@10): 100 % is the best that the gallery allows."
+    )
+    rows = "".join(
+        f"<tr><td>{name}</td><td>{100 * figure.mean:.1f} %</td><td>{bounds(figure.interval)}</td></tr>"
+        for name, figure in (
+            ("by distance", likeness.ann), ("by score", likeness.score), ("served", likeness.served)
+        )
+    )  # fmt: skip
+    return (
+        f"<h2>Are the first hits alike?</h2><p>{escaped(text)}</p><table><caption>Graded likeness of the first ten hits"
+        f"</caption><tr><th>order</th><th>nDCG@10</th><th>95 % interval</th></tr>{rows}</table>"
+    )
 
 
 def _errors(report: Report, drawings: Drawings) -> str:

@@ -24,6 +24,7 @@ def tables_markdown(report: Report) -> str:
         f"resamples of groups){also_served}.",
         "",
         *_known_items(report),
+        *_graded_likeness(report),
         "| class | queries | MAP, ANN | MAP, served | P@10, ANN | P@10, served |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
@@ -55,6 +56,15 @@ def _known_items(report: Report) -> list[str]:
     for change, first in known.by_change.items():
         lines.append(f"| {change} | {' | '.join(f'{100 * s:.1f}' for s in (first.ann, first.score, first.served))} |")
     return [*lines, ""]
+
+
+def _graded_likeness(report: Report) -> list[str]:
+    likeness = report.graded_likeness
+    if likeness is None:
+        return []
+    orders = (("by distance", likeness.ann), ("by score", likeness.score), ("served", likeness.served))
+    cells = ", ".join(f"{name} {_with_interval(figure.mean, figure.interval)}" for name, figure in orders)
+    return [f"Graded likeness of {likeness.queries} queries with a known lesion, nDCG@10, %: {cells}.", ""]
 
 
 def _gains(gains: Gains) -> str:

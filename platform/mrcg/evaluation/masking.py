@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mrcg.arrays import Codes, Mask
+from mrcg.arrays import Codes, Mask, RowNumbers
 from mrcg.reranker.graph_table import GraphTable
+from mrcg.reranker.neighbours import codes_of
 
 
 @dataclass(frozen=True)
@@ -29,18 +30,27 @@ def masks_own(protocol: str) -> bool:
     return protocol == "dedup"
 
 
+class OwnScans:
+    """Tells which scans are of the same group or patient as a query. Two unknown patients are not the same patient."""
+
+    def __init__(self, scans: ScanAttributes) -> None:
+        self._group, self._patient = codes_of(scans.groups), codes_of(scans.patients)
+
+    def of(self, query: RowNumbers | int, rows: RowNumbers) -> Mask:
+        """Return whether each of some rows is the query's own; ``query`` is broadcast to the shape of ``rows``."""
+        group, patient = self._group, self._patient
+        own: Mask = (group[rows] == group[query]) | ((patient[rows] == patient[query]) & (patient[query] >= 0))
+        return own
+
+
 def mask_own_hits(graphs: GraphTable, scans: ScanAttributes) -> tuple[GraphTable, int]:
     """Remove hits of the query's own group or patient; return the lists and the number of removed hits.
 
     Such a hit is neither right nor wrong: it is removed, and the hits behind it move up. The list is padded at the end
-    (row -1, infinite distance). Two scans with unknown patients do not count as the same patient.
+    (row -1, infinite distance).
     """
-    group, patient = _codes(scans.groups), _codes(scans.patients)
-    rows_qn, queries_q1 = graphs.neighbours_qn, graphs.queries[:, None]
-    own = (group[rows_qn] == group[queries_q1]) | (
-        (patient[rows_qn] == patient[queries_q1]) & (patient[queries_q1] >= 0)
-    )
-    own &= rows_qn >= 0
+    rows_qn = graphs.neighbours_qn
+    own = OwnScans(scans).of(graphs.queries[:, None], rows_qn) & (rows_qn >= 0)
     order = np.argsort(own, axis=1, kind="stable")
     table = GraphTable(
         graphs.queries,
@@ -80,12 +90,6 @@ def reachable(queries: Codes, gallery: Mask, scans: ScanAttributes, mask_own: bo
 
 def count_shared(queries: Mask, gallery: Mask, names: Sequence[str | None]) -> int:
     """Count the query scans that share a name (group, cluster, patient) with a gallery scan; None is no name."""
-    codes = _codes(names)
+    codes = codes_of(names)
     known = codes >= 0
     return int(np.isin(codes[queries & known], codes[gallery & known]).sum())
-
-
-def _codes(names: Sequence[str | None]) -> Codes:
-    """Return integers that are equal where the names are equal; -1 for None."""
-    known = {name: code for code, name in enumerate(dict.fromkeys(name for name in names if name is not None))}
-    return np.array([-1 if name is None else known[name] for name in names], dtype=np.int64)

@@ -1,4 +1,4 @@
-"""MATLAB files of the CE-MRI data set: a struct ``cjdata`` with image, label and patient, and the folds file."""
+"""MATLAB files of the CE-MRI data set: a struct ``cjdata`` with image, label, patient and mask, and the folds file."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ import numpy.typing as npt
 
 from mrcg.config.settings import ReadSettings
 from mrcg.errors import ImageError, MissingExtraError, require
-from mrcg.imaging.slices import Reading, ScanFacts, Slice, check_size, finish, stretch
+from mrcg.imaging.lesion import Lesion, measure_lesion
+from mrcg.imaging.slices import Grey, Reading, ScanFacts, Slice, check_size, finish, stretch
 
 #: Class of each label number of the data set.
 LABELS = {1: "meningioma", 2: "glioma", 3: "pituitary"}
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _VERSION_5 = b"MATLAB 5.0 MAT-file"
 _FIELDS = ("image", "label", "PID")
+_MASK = "tumorMask"
 
 
 def is_matlab(data: bytes) -> bool:
@@ -26,14 +28,16 @@ def is_matlab(data: bytes) -> bool:
 
 
 def read_matlab(data: bytes, settings: ReadSettings) -> Reading:
-    """Return the slice of a CE-MRI file with its class and patient. The tumour border and mask are not read.
+    """Return the slice of a CE-MRI file with its class, its patient and what the mask says about the lesion.
+
+    The tumour border is not read. A mask of another shape than the image, or an empty one, says nothing.
 
     Raises:
         ImageError: not_cjdata, unknown_label, wrong_dimensions, unreadable, too_many_pixels, too_small, not_finite or
             blank.
         MissingExtraError: h5py or SciPy is not installed.
     """
-    image, label, patient = _fields(data)
+    image, label, patient, mask = _fields(data)
     if image.ndim != 2:
         raise ImageError("wrong_dimensions", f"cjdata.image has {image.ndim} dimensions, not 2")
     if not np.issubdtype(image.dtype, np.number) or np.iscomplexobj(image):
@@ -41,8 +45,9 @@ def read_matlab(data: bytes, settings: ReadSettings) -> Reading:
     check_size(image.shape[0], image.shape[1], settings)
     if label not in LABELS:
         raise ImageError("unknown_label", f"cjdata.label is not one of {', '.join(map(str, LABELS))}")
-    grey = finish(stretch(image.astype(np.float32)), settings)
-    return Reading([Slice(grey, 0, ScanFacts(label=LABELS[label], patient=patient))])
+    grey = stretch(image.astype(np.float32))
+    facts = ScanFacts(label=LABELS[label], patient=patient, lesion=_lesion(grey, mask))
+    return Reading([Slice(finish(grey, settings), 0, facts)])
 
 
 def read_folds(data: bytes) -> list[int]:
@@ -61,18 +66,24 @@ def read_folds(data: bytes) -> list[int]:
     return [int(fold) for fold in folds]
 
 
-def _fields(data: bytes) -> tuple[npt.NDArray[Any], int, str | None]:
-    """Return image, label number (0 if it is not one of ``LABELS``) and patient id."""
+def _lesion(grey: Grey, mask: npt.NDArray[Any] | None) -> Lesion | None:
+    if mask is None or mask.shape != grey.shape or mask.dtype.kind not in "biuf":
+        return None
+    return measure_lesion(grey, np.not_equal(mask, 0))
+
+
+def _fields(data: bytes) -> tuple[npt.NDArray[Any], int, str | None, npt.NDArray[Any] | None]:
+    """Return image, label number (0 if it is not one of ``LABELS``), patient id, and the mask if there is one."""
     fields = _read_either(data, _from_hdf5, _from_struct)
     if fields is None:
         raise ImageError("not_cjdata", "the MATLAB file has no struct cjdata with image, label and PID")
-    image, label, patient = fields
+    image, label, patient, mask = fields
     numbers = np.asarray(label).reshape(-1)
     known = numbers.size == 1 and np.issubdtype(numbers.dtype, np.number) and numbers[0] in LABELS
-    return image, int(numbers[0]) if known else 0, _text(patient)
+    return image, int(numbers[0]) if known else 0, _text(patient), mask
 
 
-def _from_hdf5(file: Any) -> tuple[Any, Any, Any]:
+def _from_hdf5(file: Any) -> tuple[Any, Any, Any, Any]:
     image, label, patient = (file["cjdata"][name] for name in _FIELDS)
     if image.size > 10**8 or image.nbytes > 2**30:
         raise ImageError("too_many_pixels", f"cjdata.image has {image.size:,} values")
@@ -80,12 +91,17 @@ def _from_hdf5(file: Any) -> tuple[Any, Any, Any]:
     codes = np.asarray(patient)
     kind = patient.attrs.get("MATLAB_class", b"char" if codes.dtype == np.uint16 else b"")
     text = np.array("".join(map(chr, codes.reshape(-1).tolist()))) if kind in (b"char", "char") else codes
-    return np.asarray(image).T, np.asarray(label), text
+    mask = file["cjdata"].get(_MASK)
+    # The mask is as large as the image; a larger one is not read.
+    transposed = None if mask is None or mask.shape != image.shape else np.asarray(mask).T
+    return np.asarray(image).T, np.asarray(label), text, transposed
 
 
-def _from_struct(struct: Any) -> tuple[Any, Any, Any]:
-    image, label, patient = (struct["cjdata"][name][0, 0] for name in _FIELDS)
-    return np.asarray(image), np.asarray(label), np.asarray(patient)
+def _from_struct(struct: Any) -> tuple[Any, Any, Any, Any]:
+    content = struct["cjdata"]
+    image, label, patient = (content[name][0, 0] for name in _FIELDS)
+    mask = np.asarray(content[_MASK][0, 0]) if _MASK in (content.dtype.names or ()) else None
+    return np.asarray(image), np.asarray(label), np.asarray(patient), mask
 
 
 def _read_either(data: bytes, from_hdf5: Callable[[Any], Any], from_struct: Callable[[Any], Any]) -> Any:

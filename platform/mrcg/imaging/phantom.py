@@ -16,23 +16,30 @@ import numpy as np
 import numpy.typing as npt
 
 from mrcg.hashing import seed_of
+from mrcg.imaging.lesion import LesionMask
 from mrcg.imaging.slices import Grey
 
 CLASSES = ("glioma_tumor", "meningioma_tumor", "no_tumor", "pituitary_tumor")
 SIDE = 128
 SLICES_PER_PATIENT = 4
+#: All phantoms are slices of this plane.
+SLICE_PLANE = "axial"
 
 Plane = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Phantom:
-    """One slice with its class, its patient number within the class and its number within the patient."""
+    """One slice with its class, its patient number within the class and its number within the patient.
+
+    ``lesion`` is True where the lesion was drawn.
+    """
 
     label: str
     patient: int
     slice_number: int
     pixels: Grey
+    lesion: LesionMask
 
 
 def phantoms(images: int, seed: int, classes: Sequence[str] = CLASSES) -> Iterator[Phantom]:
@@ -41,11 +48,11 @@ def phantoms(images: int, seed: int, classes: Sequence[str] = CLASSES) -> Iterat
     for label, count in zip(classes, per_class, strict=True):
         for number in range(count):
             patient, slice_number = divmod(number, SLICES_PER_PATIENT)
-            yield Phantom(label, patient, slice_number, draw_slice(label, seed, patient, slice_number))
+            yield Phantom(label, patient, slice_number, *draw_slice(label, seed, patient, slice_number))
 
 
-def draw_slice(label: str, seed: int, patient: int, slice_number: int) -> Grey:
-    """Draw one slice: (128, 128) grey levels."""
+def draw_slice(label: str, seed: int, patient: int, slice_number: int) -> tuple[Grey, LesionMask]:
+    """Draw one slice: (128, 128) grey levels, and where its lesion is."""
     patient_rng = np.random.default_rng(seed_of(seed, label, patient))
     slice_rng = np.random.default_rng(seed_of(seed, label, patient, slice_number))
     y, x = _rotated_grid(
@@ -70,13 +77,13 @@ def draw_slice(label: str, seed: int, patient: int, slice_number: int) -> Grey:
             _ellipse(y + 0.05, x - side * 0.13, ventricle * 2.0, ventricle * 0.8) < 1, tissue * 0.35, image
         )
     image = _add_distractors(image, y, x, tissue, patient_rng)
-    image = _add_lesion(image, label, (y, x), (height, width), tissue, patient_rng, slice_rng)
+    image, lesion = _add_lesion(image, label, (y, x), (height, width), tissue, patient_rng, slice_rng)
 
     bias = 1 + 0.25 * (patient_rng.uniform(-1, 1) * y + patient_rng.uniform(-1, 1) * x)
     image = image * bias * patient_rng.uniform(0.8, 1.2) + slice_rng.normal(
         0, patient_rng.uniform(0.02, 0.05), image.shape
     )
-    return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
+    return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8), lesion
 
 
 def _rotated_grid(angle: float, shift: npt.NDArray[np.float64]) -> tuple[Plane, Plane]:
@@ -118,7 +125,8 @@ def _add_lesion(
     tissue: float,
     patient_rng: np.random.Generator,
     slice_rng: np.random.Generator,
-) -> Plane:
+) -> tuple[Plane, LesionMask]:
+    """Return the image with the lesion of its class, and where the lesion is."""
     (y, x), (height, width) = grid, head
     angle = patient_rng.uniform(0, 2 * np.pi)
     growth = slice_rng.uniform(0.85, 1.15)
@@ -129,14 +137,16 @@ def _add_lesion(
         rough = 1 + 0.3 * _smooth_noise(patient_rng, 6)
         blob = _ellipse(y - cy, x - cx, size, size * patient_rng.uniform(0.8, 1.2)) / rough
         image = np.where(blob < 1, bright, image)
-        return np.where(blob < 0.65, tissue * patient_rng.uniform(0.4, 0.75), image)
+        return np.where(blob < 0.65, tissue * patient_rng.uniform(0.4, 0.75), image), blob < 1
     if label == "meningioma_tumor":
         size = patient_rng.uniform(0.12, 0.19) * growth
         cy, cx = 0.8 * np.sin(angle) * height, 0.8 * np.cos(angle) * width
-        return np.where(_ellipse(y - cy, x - cx, size, size) < 1, bright, image)
+        lesion = _ellipse(y - cy, x - cx, size, size) < 1
+        return np.where(lesion, bright, image), lesion
     if label == "pituitary_tumor":
         size = patient_rng.uniform(0.08, 0.13) * growth
         cy, cx = height * patient_rng.uniform(0.45, 0.55), patient_rng.uniform(-0.03, 0.03)
-        return np.where(_ellipse(y - cy, x - cx, size, size * 1.2) < 1, bright, image)
+        lesion = _ellipse(y - cy, x - cx, size, size * 1.2) < 1
+        return np.where(lesion, bright, image), lesion
     assert label == "no_tumor", label
-    return image
+    return image, np.zeros(image.shape, dtype=bool)

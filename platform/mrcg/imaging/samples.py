@@ -1,13 +1,18 @@
-"""Sample sources: phantoms written as files of every supported format, free of patient data."""
+"""Sample sources: phantoms written as files of every supported format, free of patient data.
+
+What is true of each phantom's lesion is written beside them: as a manifest, or as masks within ``.mat`` files.
+"""
 
 from __future__ import annotations
 
+import csv
 import datetime
 import enum
 import gzip
 import io
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +21,9 @@ from PIL import Image
 
 from mrcg.errors import UsageError, require
 from mrcg.hashing import seed_of
+from mrcg.imaging.lesion import Lesion, measure_lesion
 from mrcg.imaging.matlab import LABELS
-from mrcg.imaging.phantom import CLASSES, Phantom, phantoms
+from mrcg.imaging.phantom import CLASSES, SLICE_PLANE, Phantom, phantoms
 
 if TYPE_CHECKING:
     from pydicom.dataset import FileDataset
@@ -57,17 +63,45 @@ def write_samples(folder: Path, images: int, seed: int, kind: SampleFormat = Sam
     """
     files = written = 0
     for name, data in _WRITERS[kind](images, seed):
-        path = folder / name
         files += 1
-        try:
-            if path.is_file() and path.read_bytes() == data:
-                continue
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-        except OSError as error:
-            raise UsageError(f"{folder} cannot be written: {error.strerror}; choose another folder") from error
-        written += 1
+        written += _write(folder, name, data)
     return files, written
+
+
+def write_manifest(folder: Path, name: str, images: int, seed: int, kind: SampleFormat) -> Path | None:
+    """Write a manifest of what ``write_samples`` writes: path, label, plane, and what is true of the lesion.
+
+    Returns:
+        Its path, ``folder / name``; None for formats that have none: ``.mat`` files have masks, a volume is one file.
+
+    Raises:
+        UsageError: the folder cannot be written.
+    """
+    name_of = _NAMES.get(kind)
+    if name_of is None:
+        return None
+    rows = io.StringIO()
+    writer = csv.writer(rows, lineterminator="\n")
+    writer.writerow(["path", "label", "plane", *(f"lesion_{field.name}" for field in fields(Lesion))])
+    for phantom in phantoms(images, seed):
+        lesion = measure_lesion(phantom.pixels, phantom.lesion) or Lesion()
+        facts = ["" if fact is None else f"{fact:.4f}" for fact in astuple(lesion)]
+        writer.writerow([name_of(phantom), phantom.label, SLICE_PLANE, *facts])
+    _write(folder, name, rows.getvalue().encode())
+    return folder / name
+
+
+def _write(folder: Path, name: str, data: bytes) -> bool:
+    """Write a file unless it is there with the same bytes; return whether it was written."""
+    path = folder / name
+    try:
+        if path.is_file() and path.read_bytes() == data:
+            return False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be written: {error.strerror}; choose another folder") from error
+    return True
 
 
 def _patients(images: int, seed: int, classes: Sequence[str] = CLASSES) -> Iterator[Patient]:
@@ -79,7 +113,11 @@ def _png(images: int, seed: int) -> Iterator[tuple[str, bytes]]:
     for phantom in phantoms(images, seed):
         buffer = io.BytesIO()
         Image.fromarray(phantom.pixels).save(buffer, "PNG")
-        yield f"{phantom.label}/patient-{phantom.patient:04d}-slice-{phantom.slice_number}.png", buffer.getvalue()
+        yield _png_name(phantom), buffer.getvalue()
+
+
+def _png_name(phantom: Phantom) -> str:
+    return f"{phantom.label}/patient-{phantom.patient:04d}-slice-{phantom.slice_number}.png"
 
 
 def _dicom(images: int, seed: int) -> Iterator[tuple[str, bytes]]:
@@ -91,7 +129,11 @@ def _dicom(images: int, seed: int) -> Iterator[tuple[str, bytes]]:
                 dataset.compress(rle, generate_instance_uid=False)
             buffer = io.BytesIO()
             dataset.save_as(buffer, enforce_file_format=True)
-            yield f"{phantom.label}/P{phantom.patient:04d}/S1/IM{phantom.slice_number:04d}", buffer.getvalue()
+            yield _dicom_name(phantom), buffer.getvalue()
+
+
+def _dicom_name(phantom: Phantom) -> str:
+    return f"{phantom.label}/P{phantom.patient:04d}/S1/IM{phantom.slice_number:04d}"
 
 
 def _mr_image(phantom: Phantom, seed: int) -> FileDataset:
@@ -156,6 +198,7 @@ def _cjdata(phantom: Phantom, label: int, patient: str) -> bytes:
         {
             # MATLAB stores arrays in column-major order.
             "cjdata/image": phantom.pixels.T.astype(np.int16) * 16,
+            "cjdata/tumorMask": phantom.lesion.T.astype(np.uint8),
             "cjdata/label": np.array([[label]], dtype=np.float64),
             "cjdata/PID": np.array([[ord(letter)] for letter in patient], dtype=np.uint16),
         }
@@ -177,4 +220,9 @@ _WRITERS: dict[SampleFormat, Callable[[int, int], Iterator[tuple[str, bytes]]]] 
     SampleFormat.dicom: _dicom,
     SampleFormat.nifti: _nifti,
     SampleFormat.mat: _mat,
+}
+#: Name of a phantom's file, for formats with one file for each.
+_NAMES: dict[SampleFormat, Callable[[Phantom], str]] = {
+    SampleFormat.png: _png_name,
+    SampleFormat.dicom: _dicom_name,
 }

@@ -17,6 +17,7 @@ from PIL import Image
 
 from mrcg.config.settings import ReadSettings
 from mrcg.errors import ImageError
+from mrcg.imaging.lesion import Lesion
 
 Grey = npt.NDArray[np.uint8]
 Levels = npt.NDArray[np.float32]
@@ -40,6 +41,7 @@ class ScanFacts:
         acquired: day of acquisition.
         position: mm along the normal of the slice, for sorting.
         spacing: mm between pixel rows.
+        lesion: where the lesion lies and how it looks, if the format has a mask of it.
     """
 
     label: str | None = None
@@ -53,6 +55,7 @@ class ScanFacts:
     acquired: datetime.date | None = field(default=None, repr=False)
     position: float | None = None
     spacing: float | None = None
+    lesion: Lesion | None = None
 
 
 @dataclass(frozen=True)

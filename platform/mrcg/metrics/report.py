@@ -13,6 +13,7 @@ from mrcg.hashing import seed_of
 from mrcg.metrics.bootstrap import Gain, Interval, intervals, paired
 from mrcg.metrics.calibration import Calibration
 from mrcg.metrics.known_items import KnownItems, NeighbouringSlices
+from mrcg.metrics.likeness import GradedLikeness
 from mrcg.metrics.order import OrderChoice
 from mrcg.metrics.ranking import DEPTH, Relevance, average_precision, precision_at, recall_at
 
@@ -125,7 +126,8 @@ class Report(_Frozen):
     release serves, None in reports of earlier versions of MRCG, which served the order by score. ``typical_distance``
     is the median distance of a validation query's hits. ``leaking_queries`` is the number of queries with an image of
     their own group in the gallery. ``masked_hits`` is the number of hits of the query's own group or patient that were
-    removed from the lists (protocol ``dedup``). ``neighbouring_slices`` is None where no query has one in the gallery.
+    removed from the lists (protocol ``dedup``). ``neighbouring_slices`` is None where no query has one in the gallery,
+    ``graded_likeness`` where no query's lesion is known.
     """
 
     protocol: str
@@ -152,6 +154,7 @@ class Report(_Frozen):
     served_gain: Gains | None = None
     known_items: KnownItems | None = None
     neighbouring_slices: NeighbouringSlices | None = None
+    graded_likeness: GradedLikeness | None = None
     typical_distance: float | None = None
 
     @property

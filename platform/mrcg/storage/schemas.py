@@ -1,4 +1,8 @@
-"""Arrow schemas of all tables on disk. Whoever changes one must raise the kind's number in ``manifest.KINDS``."""
+"""Arrow schemas of all tables on disk.
+
+Whoever changes one must raise the kind's number in ``manifest.KINDS``, so that nothing made earlier is used again; or,
+for new columns that may be null, list them here as columns that earlier versions lack (``LESION``).
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,10 @@ IMAGES = pa.schema(
         pa.field("pixels", pa.binary(), nullable=False),
     ]
 )
+
+#: Columns of ``SCANS`` on the lesion: centre, share of the pixels, contrast (``mrcg.imaging.lesion``). Null where they
+#: are not known. Corpora of earlier versions of MRCG lack them; ``reader.read_scans`` adds them.
+LESION = ("lesion_y", "lesion_x", "lesion_area", "lesion_contrast")
 
 #: corpus/scans/*.parquet: one row per image, in the order of images/*.parquet.
 SCANS = pa.schema(
@@ -50,6 +58,7 @@ SCANS = pa.schema(
         pa.field("slice_number", pa.int32()),  # within its series or volume, by position
         pa.field("pixel_hash", pa.string(), nullable=False),
         pa.field("difference_hash", pa.binary(32), nullable=False),
+        *(pa.field(name, pa.float32()) for name in LESION),
     ]
 )
 
@@ -74,6 +83,7 @@ LISTING = pa.schema(
         pa.field("acquired", pa.string()),
         pa.field("fold", pa.int32()),
         pa.field("labelled", pa.bool_(), nullable=False),
+        *(pa.field(name, pa.float32()) for name in LESION),
     ]
 )
 
@@ -162,7 +172,13 @@ def to_parquet(table: pa.Table, row_group_size: int = 65_536) -> bytes:
 
 def from_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     """Return the table in Parquet bytes, or only some of its columns."""
-    return pq.read_table(pa.BufferReader(data), columns=None if columns is None else list(columns))
+    # Arrow reads a copy in its own memory. A thread of its pool may let go of its input a little later than `read`
+    # returns; if the input is a Python object and the process ends just then, it ends with
+    # "terminate called without an active exception".
+    copy = pa.BufferOutputStream()
+    copy.write(data)
+    file = pq.ParquetFile(pa.BufferReader(copy.getvalue()))
+    return file.read() if columns is None else file.read(list(columns)).select(list(columns))
 
 
 def to_ipc(table: pa.Table) -> bytes:

@@ -51,10 +51,14 @@ def test_every_command_has_help(capsys, command):
 def test_sample_writes_and_says_so(capsys, tmp_path):
     assert run(capsys, "sample", tmp_path / "x", "--images", 8)[:2] == (
         0,
-        f"8 phantoms in 8 files in {tmp_path / 'x'} (8 written, 0 already there)\n",
+        f"8 phantoms in 8 files in {tmp_path / 'x'} (8 written, 0 already there); "
+        f"{tmp_path / 'x' / 'manifest.csv'} lists them with their lesions and can be a source, too\n",
     )
     code, out, _ = run(capsys, "sample", tmp_path / "x", "--images", 8, "--json")
     assert (code, json.loads(out)["written"]) == (0, 0)
+    assert json.loads(out)["manifest"] == str(tmp_path / "x" / "manifest.csv")
+    _, out, _ = run(capsys, "sample", tmp_path / "y", "--images", 8, "--format", "nifti", "--json")
+    assert json.loads(out)["manifest"] is None
 
 
 @pytest.mark.parametrize(

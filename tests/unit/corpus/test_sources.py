@@ -1,3 +1,4 @@
+import hashlib
 import os
 
 import numpy as np
@@ -8,6 +9,8 @@ import scipy.io
 
 from mrcg.corpus.sources import files_in_listing, listing_table, open_source, survey
 from mrcg.errors import SourceError
+from mrcg.imaging.lesion import Lesion
+from mrcg.storage import schemas
 
 
 def folder(tmp_path, *keys):
@@ -122,6 +125,41 @@ def test_a_manifest_gives_the_metadata_of_files(tmp_path):
     assert files_in_listing(listing_table([one, two])) == [one, two]
 
 
+def test_a_manifest_gives_lesions(tmp_path):
+    folder(tmp_path, "1.png", "2.png")
+    columns = "path,lesion_y,lesion_x,lesion_area,lesion_contrast\n"
+    one, two = walked(manifest(tmp_path, columns + "1.png,0.25,0.5,0.125,-0.5\n2.png,,,,\n"))
+    assert (one.lesion, two.lesion) == (Lesion(0.25, 0.5, 0.125, -0.5), None)
+    assert files_in_listing(listing_table([one, two])) == [one, two]
+    # A listing of an earlier version has no such columns.
+    assert files_in_listing(listing_table([two]).drop(list(schemas.LESION))) == [two]
+    (some,) = walked(manifest(tmp_path, "path,lesion_area\n1.png,0.125\n"))
+    assert some.lesion == Lesion(area=0.125)
+
+
+def test_the_digest_covers_lesions_and_is_as_before_without_them(tmp_path):
+    folder(tmp_path, "1.png")
+    digests = [
+        survey(open_source(manifest(tmp_path, text))).listing_digest
+        for text in (
+            "path,lesion_y\n1.png,0.25\n",
+            "path,lesion_y\n1.png,0.5\n",
+            "path,lesion_y\n1.png,\n",
+            "path\n1.png\n",
+        )
+    ]
+    assert len(set(digests[:3])) == 3
+    assert digests[2] == digests[3]
+    (file,) = walked(manifest(tmp_path, "path\n1.png\n"))
+    assert digests[3] == hashlib.blake2b(repr(file).encode(), digest_size=16).hexdigest()
+    assert "lesion" not in repr(file)
+
+
+def test_a_manifest_in_a_folder_is_no_scan_of_it(tmp_path):
+    where = folder(tmp_path, "a/1.png", "a/manifest.csv", "manifest.csv")
+    assert [file.key for file in walked(where)] == ["a/1.png", "a/manifest.csv"]
+
+
 def test_a_manifest_may_be_parquet(tmp_path):
     folder(tmp_path, "1.png")
     pq.write_table(pa.table({"path": ["1.png"], "fold": [2], "label": ["a"]}), tmp_path / "m.parquet")
@@ -138,6 +176,9 @@ def test_a_manifest_may_be_parquet(tmp_path):
         ("path,acquired\n1.png,3.2.2021\n", "row 1: acquired is not a date like"),
         ("path,plane\n1.png,front\n", "row 1: plane is not one of axial, coronal, sagittal"),
         ("path,label\n1.png,a\n ,b\n", "row 2 has no path"),
+        ("path,lesion_y\n1.png,0.5\n1.png,12\n", "row 2: lesion_y is not a number between 0 and 1"),
+        ("path,lesion_area\n1.png,large\n", "row 1: lesion_area is not a number between 0 and 1"),
+        ("path,lesion_contrast\n1.png,nan\n", "row 1: lesion_contrast is not a number between -1 and 1"),
     ],
 )
 def test_errors_of_a_manifest_name_row_and_column(tmp_path, text, message):

@@ -7,6 +7,7 @@ import scipy.io
 
 from mrcg.config.settings import ReadSettings
 from mrcg.errors import ImageError
+from mrcg.imaging.lesion import measure_lesion
 from mrcg.imaging.matlab import LABELS, is_matlab, read_folds, read_matlab
 from mrcg.imaging.phantom import phantoms
 from mrcg.imaging.samples import FOLDS, SampleFormat, write_samples
@@ -61,9 +62,11 @@ def test_both_versions_of_a_file_give_the_same_slice(tmp_path):
         assert (f"{one.facts.label}_tumor", one.frame) == (phantom.label, 0)
         patients.setdefault((phantom.label, phantom.patient), set()).add(one.facts.patient)
         content = {"image": phantom.pixels.astype(np.int16) * 16, "label": NUMBERS[phantom.label]}
+        content["tumorMask"] = phantom.lesion
         (same,) = read_matlab(older(cjdata=content | {"PID": one.facts.patient}), SETTINGS).slices
         assert (same.pixels == one.pixels).all()
         assert same.facts == one.facts
+        assert same.facts.lesion == measure_lesion(one.pixels, phantom.lesion)
     assert all(len(names) == 1 for names in patients.values())
     assert len(set().union(*patients.values())) == len(patients)
 
@@ -74,6 +77,23 @@ def test_levels_are_stretched_and_the_image_is_not_transposed(write):
     low, high = np.percentile(LEVELS, (0.5, 99.5))
     assert np.abs(one.pixels - np.clip((LEVELS - low) / (high - low), 0, 1) * 255).max() <= 0.51
     assert (one.facts.label, one.facts.patient) == ("glioma", "100360")
+
+
+@BOTH
+def test_the_mask_gives_the_lesion_and_is_not_transposed(write):
+    mask = np.zeros_like(LEVELS, dtype=np.uint8)
+    mask[2:4, 20:26] = 1
+    (one,) = read_matlab(write(cjdata=cjdata(tumorMask=mask)), SETTINGS).slices
+    assert (one.facts.lesion.y, one.facts.lesion.x, one.facts.lesion.area) == (3 / 20, 23 / 30, 12 / 600)
+
+
+@BOTH
+@pytest.mark.parametrize("mask", [np.zeros_like(LEVELS), np.ones((30, 20)), np.ones(600), LEVELS * 1j, "mask"])
+def test_a_mask_that_fits_no_lesion_says_nothing(write, mask):
+    (one,) = read_matlab(write(cjdata=cjdata(tumorMask=mask)), SETTINGS).slices
+    assert one.facts.lesion is None
+    (without,) = read_matlab(write(cjdata=cjdata()), SETTINGS).slices
+    assert (one.pixels == without.pixels).all()
 
 
 @BOTH

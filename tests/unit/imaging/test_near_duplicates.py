@@ -72,7 +72,7 @@ def test_groups_equal_repeated_joining(case):
 
 
 def test_a_slightly_changed_scan_is_near_and_another_is_far():
-    scan, other = draw_slice("glioma_tumor", 1, 0, 0), draw_slice("no_tumor", 1, 5, 0)
+    scan, other = draw_slice("glioma_tumor", 1, 0, 0)[0], draw_slice("no_tumor", 1, 5, 0)[0]
     brighter = np.clip(scan.astype(int) + 9, 0, 255).astype(np.uint8)
     assert bits_apart(difference_hash(scan), difference_hash(brighter)) <= 40
     assert bits_apart(difference_hash(scan), difference_hash(scan)) == 0

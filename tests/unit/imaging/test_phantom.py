@@ -19,8 +19,7 @@ def test_classes_patients_and_slices():
 
 
 def test_slices_of_a_patient_are_alike_but_not_equal():
-    a, b = draw_slice("no_tumor", 1, 0, 0).astype(int), draw_slice("no_tumor", 1, 0, 1).astype(int)
-    stranger = draw_slice("no_tumor", 1, 1, 0).astype(int)
+    a, b, stranger = (draw_slice("no_tumor", 1, *which)[0].astype(int) for which in ((0, 0), (0, 1), (1, 0)))
     assert 0 < np.abs(a - b).mean() < np.abs(a - stranger).mean()
 
 

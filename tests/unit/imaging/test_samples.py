@@ -1,3 +1,4 @@
+import csv
 import io
 import itertools
 
@@ -7,10 +8,11 @@ import pytest
 
 from mrcg.config.settings import ReadSettings
 from mrcg.errors import UsageError
+from mrcg.imaging.lesion import measure_lesion
 from mrcg.imaging.matlab import LABELS, read_folds
 from mrcg.imaging.phantom import phantoms
 from mrcg.imaging.readers import format_of, read
-from mrcg.imaging.samples import SPACING_MM, SampleFormat, write_samples
+from mrcg.imaging.samples import SPACING_MM, SampleFormat, write_manifest, write_samples
 from mrcg.imaging.slices import stretch
 
 IMAGES, SEED = 38, 3
@@ -129,6 +131,27 @@ def test_mat_holds_the_phantom_and_folds_never_split_a_patient(folder):
     assert number == len(folds) == IMAGES
     assert len(set(names)) == len(names)
     assert set(together) == {1, 2, 3, 4, 5}
+
+
+@pytest.mark.parametrize("kind", [SampleFormat.png, SampleFormat.dicom])
+def test_the_manifest_names_each_file_with_its_lesion(folder, tmp_path, kind):
+    path = write_manifest(tmp_path, "scans.csv", IMAGES, SEED, kind)
+    assert path == tmp_path / "scans.csv"
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    assert {row["path"] for row in rows} == set(content(folder / kind))
+    for row, one in zip(rows, phantoms(IMAGES, SEED), strict=True):
+        (found,) = read((folder / kind / row["path"]).read_bytes(), SETTINGS).slices
+        assert (row["label"], row["plane"]) == (one.label, "axial")
+        stated = [float(row[f"lesion_{name}"] or "nan") for name in ("y", "x", "area", "contrast")]
+        lesion = measure_lesion(found.pixels, one.lesion)
+        measured = [np.nan] * 4 if lesion is None else [lesion.y, lesion.x, lesion.area, lesion.contrast]
+        assert stated == pytest.approx(measured, abs=0.01, nan_ok=True)
+
+
+@pytest.mark.parametrize("kind", [SampleFormat.nifti, SampleFormat.mat])
+def test_other_formats_have_no_manifest(tmp_path, kind):
+    assert write_manifest(tmp_path, "scans.csv", IMAGES, SEED, kind) is None
+    assert not content(tmp_path)
 
 
 @pytest.mark.parametrize("kind", FORMATS)

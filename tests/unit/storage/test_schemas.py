@@ -1,3 +1,6 @@
+import sys
+
+import numpy as np
 import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,5 +16,15 @@ def test_tables_survive_a_round_trip(rows, group):
     table = table.cast(pa.schema([("name", pa.string()), ("number", pa.int64())]))
     data = schemas.to_parquet(table, group)
     assert schemas.from_parquet(data).equals(table)
-    assert schemas.from_parquet(data, ["number"]).equals(table.select(["number"]))
+    for columns in (["number"], ["number", "name"], []):
+        assert schemas.from_parquet(data, columns).equals(table.select(columns))
     assert schemas.from_ipc(schemas.to_ipc(table)).equals(table)
+
+
+def test_no_thread_of_arrow_holds_the_bytes_that_were_read():
+    draws = np.random.default_rng(1)
+    data = schemas.to_parquet(pa.table({f"column {c}": draws.random(20_000) for c in range(30)}))
+    before = sys.getrefcount(data)
+    for _ in range(50):
+        schemas.from_parquet(data)
+        assert sys.getrefcount(data) == before
