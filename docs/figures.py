@@ -5,7 +5,8 @@ python docs/figures.py --check  fails if a block differs from the measurements
 
 A block lies between ``<!-- figures: NAME -->`` and ``<!-- /figures -->``. Its table comes from:
 
-- reports, summary: docs/reports and docs/bench/gains.json, which docs/gather.py copies from a store;
+- reports, summary (real scans), phantoms, phantoms_summary, likeness: docs/reports and docs/bench/gains.json, which
+  docs/gather.py copies from a store;
 - tried: docs/reports/tried, reports of runs with another reranker, named by the settings that differ;
 - reproduction: docs/bench/reproduction.json, the output of ``mrcg reproduce --json``;
 - learning, ingest, appearance: docs/bench, the output of ``python -m tests.bench.learning``, ``… .ingest`` and
@@ -32,18 +33,20 @@ from mrcg.metrics.report import Report
 
 DOCS = Path(__file__).parent
 PAGES = (DOCS.parent / "README.md", DOCS / "corpus.md", DOCS / "results.md")
+#: Sets of scans, as ``docs/gather.py`` names them.
+REAL, PHANTOMS = "brain-tumor-mri", "phantoms"
 BLOCK = re.compile(r"<!-- figures: (\w+) -->\n.*?<!-- /figures -->", re.DOTALL)
 
 
-def read_reports() -> list[tuple[int, Report]]:
-    """Return seed and report of each run, ordered by protocol (``paper`` first), then by seed."""
+def read_reports(scans: str) -> list[tuple[int, Report]]:
+    """Return seed and report of each run on a set of scans, ordered by protocol (``paper`` first), then by seed."""
     runs = []
-    for path in (DOCS / "reports").glob("*.json"):
+    for path in (DOCS / "reports").glob(f"{scans}-*.json"):
         runs.append((int(path.stem.rsplit("-", 1)[1]), Report.model_validate_json(path.read_bytes())))
     return sorted(runs, key=lambda run: (run[1].protocol != "paper", run[1].protocol, run[0]))
 
 
-def reports_table() -> str:
+def reports_table(scans: str) -> str:
     """Return a table with one row per run and 95 % intervals in brackets."""
     lines = [
         "| protocol | seed | queries | leaking | MAP, by distance | MAP, by score | MAP, served "
@@ -51,7 +54,7 @@ def reports_table() -> str:
         "| by score | served | λ |",
         f"| --- |{' ---: |' * 14}",
     ]
-    for seed, report in read_reports():
+    for seed, report in read_reports(scans):
         served, gain, known = report.served_figures, report.served_gain or report.gain, report.known_items
         cells = [
             f"`{report.protocol}`", str(seed), str(report.queries), str(report.leaking_queries),
@@ -72,9 +75,9 @@ def reports_table() -> str:
     return "\n".join(lines)
 
 
-def summary_table() -> str:
+def summary_table(scans: str) -> str:
     """Return a table with one row per protocol: means over its runs."""
-    runs = read_reports()
+    runs = read_reports(scans)
     lines = [
         "| protocol | runs | queries | leaking | MAP, by distance | MAP, by score | MAP, served "
         "| gain of the order by score | gain of the served order | MAP (full), served | P@10, served |",
@@ -93,8 +96,25 @@ def summary_table() -> str:
         counts = (statistics.fmean(r.queries for r in reports), statistics.fmean(r.leaking_queries for r in reports))
         cells = [f"`{protocol}`", str(len(reports)), *(f"{count:.0f}" for count in counts)]
         cells += [f"{100 * statistics.fmean(figure(r) for r in reports):.2f}" for figure in percentages]
-        cells[7:7] = [_gain(Gain.model_validate(gains[protocol][order])) for order in ("reranked", "served")]
+        cells[7:7] = [
+            _gain(Gain.model_validate(gains[f"{scans}-{protocol}"][order])) for order in ("reranked", "served")
+        ]
         lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def likeness_table() -> str:
+    """Return a table with the nDCG@10 of each order, one row per run on phantoms."""
+    lines = [
+        "| seed | queries with a lesion | by distance | by score | served | served, change |",
+        f"| ---: |{' ---: |' * 5}",
+    ]
+    for seed, report in read_reports(PHANTOMS):
+        likeness = report.graded_likeness
+        assert likeness is not None, "phantoms of a manifest have lesions"
+        orders = (likeness.ann, likeness.score, likeness.served)
+        cells = [str(seed), str(likeness.queries), *(_with_interval(order.mean, order.interval) for order in orders)]
+        lines.append(f"| {' | '.join([*cells, _gain(likeness.served_gain)])} |")
     return "\n".join(lines)
 
 
@@ -170,8 +190,11 @@ def ingest_table() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "reports": reports_table,
-    "summary": summary_table,
+    "reports": lambda: reports_table(REAL),
+    "summary": lambda: summary_table(REAL),
+    "phantoms": lambda: reports_table(PHANTOMS),
+    "phantoms_summary": lambda: summary_table(PHANTOMS),
+    "likeness": likeness_table,
     "tried": tried_table,
     "reproduction": reproduction_table,
     "learning": learning_table,

@@ -5,8 +5,8 @@
 Each REPORT is a version of kind ``reports`` (``mrcg run`` prints it) and becomes
 docs/reports/<set>-<protocol>-seed-<n>.json.
 docs/bench/gains.json gets the gains of the order by score and of the served order over the ANN order, over all runs
-of each protocol; those of other protocols stay. A group of scans is resampled with all its queries in all runs, because
-the runs have different splits but the same scans.
+of each protocol of the set; those of other protocols and sets stay. A group of scans is resampled with all its queries
+in all runs, because the runs have different splits but the same scans.
 """
 
 from __future__ import annotations
@@ -48,10 +48,11 @@ def main(url: str, name: str, *versions: str) -> None:
             )
             return values
 
-        gains[protocol] = {"runs": len(runs), "queries": len(groups)}
+        gained = {"runs": len(runs), "queries": len(groups)}
         for order in ("reranked", "served"):
             gain = paired(of("ann"), of(order), groups, reports[protocol].bootstrap, SEED)
-            gains[protocol][order] = gain.model_dump()
+            gained[order] = gain.model_dump()
+        gains[f"{name}-{protocol}"] = gained
     path.write_text(json.dumps(gains, indent=1) + "\n")
 
 
