@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help install demo test test-fast lint types contracts format constraints proto clean
+.PHONY: help install demo test test-platform test-fast lint types contracts format constraints proto clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
@@ -19,7 +19,10 @@ demo: $(INSTALLED) ## phantoms -> pipeline -> release -> service -> ranked hits 
 	$(BIN)/python deploy/demo.py $(ARGS)
 
 test: lint types contracts ## lint, types, import contracts and all tests
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -m "not platform"
+
+test-platform: $(INSTALLED) ## tests that take many minutes; `make test` has a short form of each
+	$(BIN)/python -m pytest tests -m platform
 
 test-fast: $(INSTALLED) ## unit and congruence tests without Ray
 	$(BIN)/python -m pytest tests/unit tests/congruence -m "not slow"

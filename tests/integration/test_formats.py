@@ -10,6 +10,7 @@ from mrcg.corpus.reader import Corpus
 from mrcg.corpus.splits import Split
 from mrcg.imaging.phantom import CLASSES
 from mrcg.imaging.samples import SampleFormat, write_samples
+from mrcg.metrics.report import REPORT, Report
 from mrcg.privacy.pseudonyms import ENVIRONMENT, new_key
 from mrcg.releases.release import read_release
 from mrcg.retrieval.local import LocalPipeline
@@ -53,6 +54,14 @@ def test_a_folder_of_each_format_reaches_a_release_that_answers(kind, cluster, t
         split = Split(store.artefact("splits", splits))
         folds = corpus.scans["fold"].to_pylist()
         assert [fold == 1 for fold in folds] == split.test.tolist()
+    (version,) = store.versions("reports")
+    report = Report.model_validate_json(store.artefact("reports", version).read_bytes(REPORT))
+    if kind is SampleFormat.mat:
+        # All three classes of these files have a mask.
+        assert report.graded_likeness.queries == report.queries
+        assert 0 < report.graded_likeness.served.mean <= 1
+    else:
+        assert report.graded_likeness is None, "folders and volumes do not state lesions"
     if kind is not SampleFormat.mat:
         assert set(corpus.scans["plane"].to_pylist()) == {"axial"}
         assert set(corpus.scans["slice_number"].to_pylist()) == {0, 1, 2, 3}

@@ -71,7 +71,7 @@ Draw = Callable[["Figure", Theme], None]
 
 def confusion_figure(confusion: Confusion) -> Drawing:
     """Draw the confusion matrices of both orders; the colour is the share of the row, the number counts queries."""
-    tables = {"ANN order": confusion.ann, "reranked": confusion.reranked}
+    tables = {"by distance": confusion.ann, "as served": confusion.reranked}
     hit_classes = [_short(name or "no hit or label") for name in confusion.found]
     classes = [_short(name) for name in confusion.classes]
     labelled = max(len(hit_classes), len(classes)) <= MAX_LABELLED_CLASSES

@@ -14,6 +14,8 @@ from mrcg.metrics.report import SEED
 
 #: Weights that are tried: from the order by score (0) to the ANN order (infinity).
 GRID: tuple[float, ...] = (0.0, *(0.01 * 2.0**i for i in range(13)), float("inf"))
+#: Share of the ANN order's known items that no gain in MAP outweighs.
+MOST = 0.95
 #: Share of the ANN order's known items that are kept where it is not known whether the score gains anything.
 NEARLY_ALL = 0.98
 #: MAP and P@1 that may be lost there on the validation scans, of which one is often more than that.
@@ -53,9 +55,9 @@ class GridFigures:
 def best_weight(map_l: Values, precision_at_1_l: Values, first_l: Values, may_gain: bool = False) -> int:
     """Return the position in the grid of the weight that keeps most of both orders.
 
-    It maximises k + g / 2: k is the share of known items first, relative to the ANN order; g the part of the gain in
-    MAP of the order by score over the ANN order that is kept; both are at most 1. Among equals it is the largest
-    weight, then the next larger one while P@1 is below that of the ANN order.
+    Of the weights with k >= ``MOST`` it maximises k + g / 2: k is the share of known items first, relative to the ANN
+    order; g the part of the gain in MAP of the order by score over the ANN order that is kept; both are at most 1.
+    Among equals it is the largest weight, then the next larger one while P@1 is below that of the ANN order.
 
     Where the order by score gains nothing it is infinity, unless that may be chance: then it is the smallest weight
     that keeps nearly all known items, MAP and P@1.
@@ -70,6 +72,7 @@ def best_weight(map_l: Values, precision_at_1_l: Values, first_l: Values, may_ga
     kept_known = np.minimum(1.0, first_l / first_l[-1]) if first_l[-1] > 0 else np.ones_like(first_l)
     if gain > _EQUAL:
         value_l = kept_known + np.minimum(1.0, (map_l - map_l[-1]) / gain) / 2
+        value_l[kept_known < MOST] = -np.inf
         place = int(np.flatnonzero(value_l >= value_l.max() - _EQUAL)[-1])
     elif may_gain:
         kept = (map_l >= map_l[-1] - MAP_LOSS) & (precision_at_1_l >= precision_at_1_l[-1] - PRECISION_LOSS)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrcg.evaluation.order_choice import GRID, NEARLY_ALL, GridFigures, best_weight, choose_order, order_of
+from mrcg.evaluation.order_choice import GRID, MOST, NEARLY_ALL, GridFigures, best_weight, choose_order, order_of
 from mrcg.metrics.order import BY_DISTANCE
 from mrcg.metrics.report import SEED
 
@@ -25,7 +25,7 @@ def naive_best(maps, precisions, firsts, may_gain=False):
             for n in range(last + 1)
             if known[n] >= NEARLY_ALL and maps[n] >= maps[-1] - 0.001 and precisions[n] >= precisions[-1] - 0.005
         )
-    values = [k + min(1.0, (m - maps[-1]) / gain) / 2 for m, k in zip(maps, known, strict=True)]
+    values = [k + min(1.0, (m - maps[-1]) / gain) / 2 if k >= MOST else -1e9 for m, k in zip(maps, known, strict=True)]
     place = max(number for number, value in enumerate(values) if value > max(values) - 1e-9)
     while place < last and precisions[place] < precisions[-1] - 1e-9:
         place += 1
@@ -45,11 +45,18 @@ def test_the_best_weight_keeps_precision_at_1_of_the_ann_order(maps, precisions,
 
 
 def test_known_items_and_the_gain_are_weighed_two_to_one():
+    flat, maps = np.ones(4), np.array([0.8, 0.8, 0.78, 0.4])
+    # The second weight loses 4 of 100 known items, the third a twentieth of the gain.
+    assert best_weight(maps, flat, np.array([0.1, 0.96, 1.0, 1.0])) == 2
+    assert best_weight(maps, flat, np.array([0.1, 0.98, 1.0, 1.0])) == 1
+    assert best_weight(maps, flat, np.array([1.0, 0.98, 1.0, 1.0])) == 0
+
+
+def test_no_gain_outweighs_more_than_a_few_known_items():
     flat, maps = np.ones(4), np.array([0.8, 0.8, 0.5, 0.4])
-    # With the second weight 3 of 5 known items are lost; with the third, half of the gain is more than lost.
-    assert best_weight(maps, flat, np.array([0.1, 0.4, 1.0, 1.0])) == 2
-    assert best_weight(maps, flat, np.array([0.1, 0.9, 1.0, 1.0])) == 1
-    assert best_weight(maps, flat, np.array([1.0, 0.9, 1.0, 1.0])) == 0
+    assert best_weight(maps, flat, np.array([0.1, MOST, 1.0, 1.0])) == 1
+    assert best_weight(maps, flat, np.array([0.1, MOST - 0.01, 1.0, 1.0])) == 2
+    assert best_weight(maps, flat, np.array([0.1, 0.5, 0.9, 1.0])) == 3
 
 
 def test_among_equal_weights_the_largest_is_taken():
