@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from mrcg.metrics.report import SEED
 GRID: tuple[float, ...] = (0.0, *(0.01 * 2.0**i for i in range(13)), float("inf"))
 #: Share of the ANN order's known items that no gain in MAP outweighs.
 MOST = 0.95
-#: Share of the ANN order's known items that are kept where it is not known whether the score gains anything.
+#: Share of the ANN order's known items that are kept where it is unclear whether the score gains anything.
 NEARLY_ALL = 0.98
 #: MAP and P@1 that may be lost there on the validation scans, of which one is often more than that.
 MAP_LOSS, PRECISION_LOSS = 0.001, 0.005
@@ -52,33 +53,41 @@ class GridFigures:
     item_groups: Sequence[str]
 
 
-def best_weight(map_l: Values, precision_at_1_l: Values, first_l: Values, may_gain: bool = False) -> int:
+class GainVerdict(enum.Enum):
+    """What the 95 % interval of the gain in MAP of the order by score over the ANN order says."""
+
+    CLEAR = "above 0"
+    UNCLEAR = "includes 0"
+    NONE = "0 or below"
+
+
+def best_weight(map_l: Values, precision_at_1_l: Values, first_l: Values, gain: GainVerdict) -> int:
     """Return the position in the grid of the weight that keeps most of both orders.
 
-    Of the weights with k >= ``MOST`` it maximises k + g / 2: k is the share of known items first, relative to the ANN
-    order; g the part of the gain in MAP of the order by score over the ANN order that is kept; both are at most 1.
-    Among equals it is the largest weight, then the next larger one while P@1 is below that of the ANN order.
+    k is the share of known items first, relative to the ANN order; g the part of the gain in MAP of the order by score
+    over the ANN order that is kept; both are at most 1.
 
-    Where the order by score gains nothing it is infinity, unless that may be chance: then it is the smallest weight
-    that keeps nearly all known items, MAP and P@1.
+    Where the gain is clear, it is the weight with k >= ``MOST`` that maximises k + g / 2; among equals the largest,
+    then the next larger one while P@1 is below that of the ANN order. Where the gain is unclear, g would be noise: then
+    it is the smallest weight that keeps nearly all known items, MAP and P@1; infinity if known items were not measured.
+    Without a gain it is infinity.
 
     Args:
         map_l: MAP with each weight.
         precision_at_1_l: P@1 with each weight.
-        first_l: share of known items first with each weight.
-        may_gain: whether the order by score may have a higher MAP on other scans, even if it has none on these.
+        first_l: share of known items first with each weight; zeros if not measured.
+        gain: verdict on all validation scans.
     """
-    last, gain = len(map_l) - 1, map_l[0] - map_l[-1]
+    last, gained = len(map_l) - 1, map_l[0] - map_l[-1]
     kept_known = np.minimum(1.0, first_l / first_l[-1]) if first_l[-1] > 0 else np.ones_like(first_l)
-    if gain > _EQUAL:
-        value_l = kept_known + np.minimum(1.0, (map_l - map_l[-1]) / gain) / 2
-        value_l[kept_known < MOST] = -np.inf
-        place = int(np.flatnonzero(value_l >= value_l.max() - _EQUAL)[-1])
-    elif may_gain:
+    if gain is GainVerdict.UNCLEAR and first_l[-1] > 0:
         kept = (map_l >= map_l[-1] - MAP_LOSS) & (precision_at_1_l >= precision_at_1_l[-1] - PRECISION_LOSS)
         return int(np.flatnonzero((kept_known >= NEARLY_ALL) & kept)[0])
-    else:
+    if gain is not GainVerdict.CLEAR or gained <= _EQUAL:
         return last
+    value_l = kept_known + np.minimum(1.0, (map_l - map_l[-1]) / gained) / 2
+    value_l[kept_known < MOST] = -np.inf
+    place = int(np.flatnonzero(value_l >= value_l.max() - _EQUAL)[-1])
     while place < last and precision_at_1_l[place] < precision_at_1_l[-1] - _EQUAL:
         place += 1
     return place
@@ -103,28 +112,38 @@ def choose_order(figures: GridFigures, resamples: int) -> OrderChoice:
     drawn = [sums.means(rng.multinomial(len(groups), chances, block).astype(np.float64)) for block in blocks]
     drawn_means = [np.concatenate(columns) for columns in zip(*drawn, strict=True)]
     gains_r = drawn_means[0][:, 0] - drawn_means[0][:, -1]
-    may_gain = bool(np.quantile(gains_r, (1 + LEVEL) / 2) > _EQUAL)
-    place = best_weight(map_l, precision_l, first_l, may_gain)
-    places = [best_weight(m, p, f, may_gain) for m, p, f in zip(*drawn_means, strict=True)]
+    gain = _verdict(gains_r)
+    place = best_weight(map_l, precision_l, first_l, gain)
+    places = [best_weight(m, p, f, gain) for m, p, f in zip(*drawn_means, strict=True)]
     low, high = np.quantile(places, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="nearest").astype(int).tolist()
     rows = tuple(
         GridRow(weight=_finite(weight), map=m, precision_at_1=p, known_first=f if len(figures.first_kl) else None)
         for weight, m, p, f in zip(GRID, map_l.tolist(), precision_l.tolist(), first_l.tolist(), strict=True)
     )
-    if map_l[0] - map_l[-1] > _EQUAL:
-        known = "the known items of the ANN order and of " if len(figures.first_kl) else ""
-        reason = f"λ keeps most of {known}the gain in MAP of the order by score"
-    elif may_gain:
-        reason = "the validation scans cannot tell whether the order by score has a higher MAP; λ costs next to nothing"
-    else:
-        reason = "the order by score has no higher MAP than the ANN order on the validation scans"
     return OrderChoice(
         order=order_of(GRID[place]),
-        reason=reason,
+        reason=_reason(gain, len(figures.first_kl) > 0),
         grid=rows,
         weight_low=_finite(GRID[low]),
         weight_high=_finite(GRID[high]),
     )
+
+
+def _verdict(gains_r: Values) -> GainVerdict:
+    low, high = np.quantile(gains_r, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    if high <= _EQUAL:
+        return GainVerdict.NONE
+    return GainVerdict.CLEAR if low > _EQUAL else GainVerdict.UNCLEAR
+
+
+def _reason(gain: GainVerdict, known_items: bool) -> str:
+    if gain is GainVerdict.CLEAR:
+        known = "the known items of the ANN order and of " if known_items else ""
+        return f"λ keeps most of {known}the gain in MAP of the order by score"
+    if gain is GainVerdict.NONE:
+        return "the order by score has no higher MAP than the ANN order on the validation scans"
+    unclear = "the validation scans cannot tell whether the order by score has a higher MAP"
+    return f"{unclear}; λ costs next to nothing" if known_items else f"{unclear}, and known items were not measured"
 
 
 def _finite(weight: float) -> float | None:

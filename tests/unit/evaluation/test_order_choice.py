@@ -3,94 +3,112 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mrcg.evaluation.order_choice import GRID, MOST, NEARLY_ALL, GridFigures, best_weight, choose_order, order_of
+from mrcg.evaluation.order_choice import (
+    GRID,
+    MOST,
+    NEARLY_ALL,
+    GainVerdict,
+    GridFigures,
+    best_weight,
+    choose_order,
+    order_of,
+)
 from mrcg.metrics.order import BY_DISTANCE
 from mrcg.metrics.report import SEED
 
 COUNT = len(GRID)
+CLEAR, UNCLEAR, NONE = GainVerdict.CLEAR, GainVerdict.UNCLEAR, GainVerdict.NONE
 #: Shares on a grid, so that no two values differ by about the tolerance.
 curves = st.lists(st.integers(0, 20).map(lambda k: k / 20), min_size=6, max_size=6).map(np.array)
 seeds = st.integers(0, 10_000)
 
 
-def naive_best(maps, precisions, firsts, may_gain=False):
+def naive_best(maps, precisions, firsts, gain):
     """Position of the largest weight with the highest value, then of the next one that keeps P@1."""
-    gain, last = maps[0] - maps[-1], len(maps) - 1
-    known = [1.0 if firsts[-1] == 0 else min(1.0, first / firsts[-1]) for first in firsts]
-    if gain <= 1e-9:
-        if not may_gain:
-            return last
+    gained, last, measured = maps[0] - maps[-1], len(maps) - 1, firsts[-1] > 0
+    known = [min(1.0, first / firsts[-1]) if measured else 1.0 for first in firsts]
+    if gain is UNCLEAR and measured:
         return next(
             n
             for n in range(last + 1)
             if known[n] >= NEARLY_ALL and maps[n] >= maps[-1] - 0.001 and precisions[n] >= precisions[-1] - 0.005
         )
-    values = [k + min(1.0, (m - maps[-1]) / gain) / 2 if k >= MOST else -1e9 for m, k in zip(maps, known, strict=True)]
+    if gain is not CLEAR or gained <= 1e-9:
+        return last
+    values = [
+        k + min(1.0, (m - maps[-1]) / gained) / 2 if k >= MOST else -1e9 for m, k in zip(maps, known, strict=True)
+    ]
     place = max(number for number, value in enumerate(values) if value > max(values) - 1e-9)
     while place < last and precisions[place] < precisions[-1] - 1e-9:
         place += 1
     return place
 
 
-@given(curves, curves, curves, st.booleans())
-def test_best_weight_equals_the_naive_one(maps, precisions, firsts, may_gain):
-    expected = naive_best(maps.tolist(), precisions.tolist(), firsts.tolist(), may_gain)
-    assert best_weight(maps, precisions, firsts, may_gain) == expected
+@given(curves, curves, curves, st.sampled_from(GainVerdict))
+def test_best_weight_equals_the_naive_one(maps, precisions, firsts, gain):
+    expected = naive_best(maps.tolist(), precisions.tolist(), firsts.tolist(), gain)
+    assert best_weight(maps, precisions, firsts, gain) == expected
 
 
 @given(curves, curves, curves)
-def test_the_best_weight_keeps_precision_at_1_of_the_ann_order(maps, precisions, firsts):
-    place = best_weight(maps, precisions, firsts)
+def test_the_best_weight_keeps_precision_at_1_and_known_items_of_the_ann_order(maps, precisions, firsts):
+    place = best_weight(maps, precisions, firsts, CLEAR)
     assert precisions[place] >= precisions[-1]
+    assert firsts[place] >= MOST * firsts[-1] - 1e-9
+    place = best_weight(maps, precisions, firsts, UNCLEAR)
+    assert precisions[place] >= precisions[-1] - 0.005
+    assert firsts[place] >= NEARLY_ALL * firsts[-1] - 1e-9
 
 
 def test_known_items_and_the_gain_are_weighed_two_to_one():
     flat, maps = np.ones(4), np.array([0.8, 0.8, 0.78, 0.4])
     # The second weight loses 4 of 100 known items, the third a twentieth of the gain.
-    assert best_weight(maps, flat, np.array([0.1, 0.96, 1.0, 1.0])) == 2
-    assert best_weight(maps, flat, np.array([0.1, 0.98, 1.0, 1.0])) == 1
-    assert best_weight(maps, flat, np.array([1.0, 0.98, 1.0, 1.0])) == 0
+    assert best_weight(maps, flat, np.array([0.1, 0.96, 1.0, 1.0]), CLEAR) == 2
+    assert best_weight(maps, flat, np.array([0.1, 0.98, 1.0, 1.0]), CLEAR) == 1
+    assert best_weight(maps, flat, np.array([1.0, 0.98, 1.0, 1.0]), CLEAR) == 0
 
 
 def test_no_gain_outweighs_more_than_a_few_known_items():
     flat, maps = np.ones(4), np.array([0.8, 0.8, 0.5, 0.4])
-    assert best_weight(maps, flat, np.array([0.1, MOST, 1.0, 1.0])) == 1
-    assert best_weight(maps, flat, np.array([0.1, MOST - 0.01, 1.0, 1.0])) == 2
-    assert best_weight(maps, flat, np.array([0.1, 0.5, 0.9, 1.0])) == 3
+    assert best_weight(maps, flat, np.array([0.1, MOST, 1.0, 1.0]), CLEAR) == 1
+    assert best_weight(maps, flat, np.array([0.1, MOST - 0.01, 1.0, 1.0]), CLEAR) == 2
+    assert best_weight(maps, flat, np.array([0.1, 0.5, 0.9, 1.0]), CLEAR) == 3
 
 
 def test_among_equal_weights_the_largest_is_taken():
     flat = np.ones(5)
-    assert best_weight(np.array([0.8, 0.8, 0.8, 0.8, 0.5]), flat, flat) == 3
-    assert best_weight(np.array([0.8, 0.8, 0.8 - 1e-12, 0.7, 0.5]), flat, flat) == 2
+    assert best_weight(np.array([0.8, 0.8, 0.8, 0.8, 0.5]), flat, flat, CLEAR) == 3
+    assert best_weight(np.array([0.8, 0.8, 0.8 - 1e-12, 0.7, 0.5]), flat, flat, CLEAR) == 2
 
 
 def test_a_loss_of_precision_at_1_moves_to_the_next_larger_weight():
     maps, firsts = np.array([0.9, 0.9, 0.8, 0.7, 0.5]), np.ones(5)
-    assert best_weight(maps, np.array([0.6, 0.9, 0.6, 0.6, 0.9]), firsts) == 1
-    assert best_weight(maps, np.array([0.6, 0.8, 0.85, 0.9, 0.9]), firsts) == 3
-    assert best_weight(maps, np.array([0.6, 0.8, 0.85, 0.88, 0.9]), firsts) == 4
-    assert best_weight(maps, np.array([0.6, 0.9 - 1e-12, 0.6, 0.6, 0.9]), firsts) == 1
+    assert best_weight(maps, np.array([0.6, 0.9, 0.6, 0.6, 0.9]), firsts, CLEAR) == 1
+    assert best_weight(maps, np.array([0.6, 0.8, 0.85, 0.9, 0.9]), firsts, CLEAR) == 3
+    assert best_weight(maps, np.array([0.6, 0.8, 0.85, 0.88, 0.9]), firsts, CLEAR) == 4
+    assert best_weight(maps, np.array([0.6, 0.9 - 1e-12, 0.6, 0.6, 0.9]), firsts, CLEAR) == 1
 
 
 def test_without_known_items_in_the_ann_order_the_gain_alone_decides():
     maps = np.array([0.9, 0.9, 0.8, 0.5])
-    assert best_weight(maps, np.ones(4), np.zeros(4)) == 1
+    assert best_weight(maps, np.ones(4), np.zeros(4), CLEAR) == 1
 
 
 @pytest.mark.parametrize("by_score", [0.5, 0.4])
 def test_where_the_score_gains_nothing_the_weight_is_infinity(by_score):
     maps = np.linspace(by_score, 0.5, 4)
     maps[1] = 0.9
-    assert best_weight(maps, np.ones(4), np.ones(4)) == 3
+    for gain in (CLEAR, NONE):
+        assert best_weight(maps, np.ones(4), np.ones(4), gain) == 3
 
 
-def test_where_the_gain_may_be_chance_the_smallest_weight_that_costs_nothing_is_taken():
+def test_where_the_gain_is_unclear_the_smallest_weight_that_costs_nothing_is_taken():
     maps, flat = np.array([0.95, 0.94, 0.9595, 0.97, 0.96]), np.ones(5)
-    assert best_weight(maps, flat, np.array([0.1, 0.99, 0.99, 1.0, 1.0]), may_gain=True) == 2
-    assert best_weight(maps, flat, np.array([0.1, 0.5, 0.97, 1.0, 1.0]), may_gain=True) == 3
-    assert best_weight(maps, np.array([1.0, 1.0, 0.99, 0.996, 1.0]), flat, may_gain=True) == 3
-    assert best_weight(maps, np.array([1.0, 1.0, 0.8, 0.8, 1.0]), flat, may_gain=True) == 4
+    assert best_weight(maps, flat, np.array([0.1, 0.99, 0.99, 1.0, 1.0]), UNCLEAR) == 2
+    assert best_weight(maps, flat, np.array([0.1, 0.5, 0.97, 1.0, 1.0]), UNCLEAR) == 3
+    assert best_weight(maps, np.array([1.0, 1.0, 0.99, 0.996, 1.0]), flat, UNCLEAR) == 3
+    assert best_weight(maps, np.array([1.0, 1.0, 0.8, 0.8, 1.0]), flat, UNCLEAR) == 4
+    assert best_weight(maps, flat, np.zeros(5), UNCLEAR) == 4, "known items were not measured"
 
 
 def unclear(seed):
@@ -182,14 +200,15 @@ def test_choice_grid_and_interval_equal_the_naive_ones(seed):
     means = naive_means(data, dict.fromkeys(groups, 1))
     draws = np.random.default_rng(SEED).multinomial(len(groups), [1 / len(groups)] * len(groups), resamples)
     drawn_means = [naive_means(data, dict(zip(groups, drawn, strict=True))) for drawn in draws]
-    may_gain = np.quantile([maps[0] - maps[-1] for maps, _, _ in drawn_means], 0.975) > 1e-9
-    assert choice.order == order_of(GRID[naive_best(*means, may_gain)])
+    low, high = np.quantile([maps[0] - maps[-1] for maps, _, _ in drawn_means], [0.025, 0.975])
+    gain = NONE if high <= 1e-9 else CLEAR if low > 1e-9 else UNCLEAR
+    assert choice.order == order_of(GRID[naive_best(*means, gain)])
     assert [number_of(row.weight) for row in choice.grid] == list(range(COUNT))
     assert [row.map for row in choice.grid] == pytest.approx(means[0])
     assert [row.precision_at_1 for row in choice.grid] == pytest.approx(means[1])
     known = [row.known_first for row in choice.grid]
     assert known == (pytest.approx(means[2]) if len(data.first_kl) else [None] * COUNT)
-    places = sorted(naive_best(*each, may_gain) for each in drawn_means)
+    places = sorted(naive_best(*each, gain) for each in drawn_means)
     low, high = (places[round(share * (resamples - 1))] for share in (0.025, 0.975))
     assert (number_of(choice.weight_low), number_of(choice.weight_high)) == (low, high)
 
