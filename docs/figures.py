@@ -7,6 +7,8 @@ A block lies between ``<!-- figures: NAME -->`` and ``<!-- /figures -->``. Its t
 
 - reports, summary (real scans), phantoms, phantoms_summary, likeness: docs/reports and docs/bench/gains.json, which
   docs/gather.py copies from a store;
+- weights: docs/reports/weights, reports of runs with another weight of the appearance part than their recipe has, named
+  ``<scans>-<weight>-seed-<n>``, beside those of docs/reports;
 - tried: docs/reports/tried, reports of runs with another reranker, named by the settings that differ;
 - reproduction: docs/bench/reproduction.json, the output of ``mrcg reproduce --json``;
 - learning, ingest, appearance: docs/bench, the output of ``python -m tests.bench.learning``, ``… .ingest`` and
@@ -27,6 +29,7 @@ from pathlib import Path
 import index_figures
 import serve_figures
 
+from mrcg.config.loading import load_config
 from mrcg.evaluation.paper_systems import Reproduction, reproduction_markdown
 from mrcg.metrics.bootstrap import Gain, Interval
 from mrcg.metrics.report import Report
@@ -118,6 +121,34 @@ def likeness_table() -> str:
     return "\n".join(lines)
 
 
+def weights_table() -> str:
+    """Return a table with two rows per run: with the weight of its recipe, and with another."""
+    lines = [
+        "| scans | seed | weight | MAP, by distance | MAP, by score | MAP, served | P@1, by distance | P@1, served "
+        "| known items, by distance | served |",
+        f"| --- |{' ---: |' * 9}",
+    ]
+    for scans, recipe in ((REAL, "mobilenet"), (PHANTOMS, "demo")):
+        usual = load_config(recipe).embed.appearance.weight
+        runs = {(seed, usual): report for seed, report in read_reports(scans) if report.protocol == "paper"}
+        other = {}
+        for path in (DOCS / "reports" / "weights").glob(f"{scans}-*.json"):
+            weight, seed = path.stem.removeprefix(f"{scans}-").split("-seed-")
+            other[int(seed), float(weight)] = Report.model_validate_json(path.read_bytes())
+        seeds = {seed for seed, _ in other}
+        rows = sorted((key, report) for key, report in (runs | other).items() if key[0] in seeds)
+        for (seed, weight), report in rows:
+            known, served = report.known_items, report.served_figures
+            assert known is not None, "runs of the weights measured known items"
+            figures = (
+                report.ann.map, report.reranked.map, served.map, report.ann.precision_at_1, served.precision_at_1,
+                known.changed.ann.first, known.changed.served.first,
+            )  # fmt: skip
+            cells = [scans, str(seed), f"{weight:g}", *(f"{100 * figure:.2f}" for figure in figures[:3])]
+            lines.append(f"| {' | '.join([*cells, *(f'{100 * figure:.1f}' for figure in figures[3:])])} |")
+    return "\n".join(lines)
+
+
 def tried_table() -> str:
     """Return a table with one row per reranker that was tried, with the validation MAP that decided the choice."""
     tried = {
@@ -195,6 +226,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "phantoms": lambda: reports_table(PHANTOMS),
     "phantoms_summary": lambda: summary_table(PHANTOMS),
     "likeness": likeness_table,
+    "weights": weights_table,
     "tried": tried_table,
     "reproduction": reproduction_table,
     "learning": learning_table,
