@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from mrcg.arrays import Codes, Distances, Fp16Vectors, Mask, RowNumbers
+from mrcg.arrays import Distances, Mask, RowNumbers
 from mrcg.config.settings import EvaluateSettings
-from mrcg.corpus.embeddings import embeddings_of
 from mrcg.corpus.reader import Corpus
-from mrcg.corpus.splits import Split
-from mrcg.encoder.appearance import facts_in
 from mrcg.evaluation.figures import (
     MapPoints,
     confusion_figure,
@@ -30,11 +26,12 @@ from mrcg.evaluation.graded_likeness import graded_likeness
 from mrcg.evaluation.html_report import Drawings, report_page
 from mrcg.evaluation.known_items import KnownSearches, known_ranks
 from mrcg.evaluation.markdown import tables_markdown
-from mrcg.evaluation.masking import OwnScans, ScanAttributes, count_shared, mask_own_hits, masks_own, reachable
+from mrcg.evaluation.masking import OwnScans, count_shared, masks_own
 from mrcg.evaluation.neighbouring_slices import neighbouring_slices
 from mrcg.evaluation.order_choice import GRID, GridFigures, choose_order, order_of
 from mrcg.evaluation.projection import project_to_plane
 from mrcg.evaluation.retrieval_picture import retrieval_panels
+from mrcg.evaluation.scored_lists import ScoredLists, ScoredPart, score_lists
 from mrcg.hashing import draw
 from mrcg.metrics.calibration import (
     UNSURE,
@@ -46,7 +43,7 @@ from mrcg.metrics.calibration import (
     why_withheld,
 )
 from mrcg.metrics.known_items import KnownRanks
-from mrcg.metrics.order import BY_DISTANCE, BY_SCORE, HitOrder, OrderChoice, exact_copies
+from mrcg.metrics.order import BY_DISTANCE, BY_SCORE, HitOrder, OrderChoice
 from mrcg.metrics.ranking import DEPTH, average_precision, precision_at
 from mrcg.metrics.report import (
     CAVEAT,
@@ -61,7 +58,6 @@ from mrcg.metrics.report import (
     Intervals,
     Leakage,
     OutOfDistribution,
-    Queries,
     Report,
     Training,
     confusion,
@@ -70,75 +66,9 @@ from mrcg.metrics.report import (
     query_figures,
 )
 from mrcg.reranker.graph_table import GraphTable, read_graphs
-from mrcg.reranker.neighbours import codes_of
-from mrcg.reranker.scorer import Scorer, score_graphs
 from mrcg.reranker.spec import HISTORY
 from mrcg.storage import schemas
 from mrcg.storage.store import Artefact
-
-BATCH = 64
-
-Scores = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Neighbour lists of one part of the split, their scores, and which hits are copies of their query."""
-
-    graphs: GraphTable
-    scores: Scores
-    copies: Mask
-
-    def ranks(self, order: HitOrder) -> RowNumbers:
-        """Return the (q, n) ANN ranks of the hits in an order."""
-        return order.ranks(self.scores, self.graphs.distances_qn, self.copies)
-
-    def relevant(self, order: HitOrder) -> Mask:
-        """Return the (q, n) relevance of the hits in an order."""
-        return np.take_along_axis(self.graphs.relevant_qn, self.ranks(order), 1)
-
-    def hits(self, order: HitOrder) -> RowNumbers:
-        """Return the (q, n) rows of the hits in an order, -1 for pads."""
-        return np.take_along_axis(self.graphs.neighbours_qn, self.ranks(order), 1)
-
-    def groups_n(self, groups: Sequence[str]) -> Codes:
-        """Return, for each hit that is no pad, the number of its query's group; ``groups`` is by row of the corpus."""
-        codes = codes_of([groups[row] for row in self.graphs.queries.tolist()])
-        return codes[np.nonzero(self.nodes_qn)[0]]
-
-    @property
-    def nodes_qn(self) -> npt.NDArray[np.bool_]:
-        return self.graphs.neighbours_qn >= 0
-
-    @property
-    def nearest(self) -> npt.NDArray[np.float32]:
-        """Squared L2 distance to the nearest hit, for the queries that have a hit."""
-        nearest = self.graphs.distances_qn[:, 0]
-        return nearest[np.isfinite(nearest) & self.nodes_qn[:, 0]]
-
-
-@dataclass(frozen=True)
-class _Scored:
-    """The input of metrics and figures: scans, split, scored neighbour lists, known items, and masked test hits."""
-
-    protocol: str
-    corpus: Corpus
-    split: Split
-    scans: ScanAttributes
-    vectors: Fp16Vectors
-    test: _Part
-    validation: _Part
-    masked: int
-    known: KnownSearches | None
-
-    def queries_of(self, part: _Part) -> Queries:
-        """The queries of a part."""
-        rows = part.graphs.queries
-        return Queries(
-            [self.corpus.labels[row] or "" for row in rows.tolist()],
-            [self.corpus.groups[row] for row in rows.tolist()],
-            reachable(rows, self.split.train, self.scans, masks_own(self.protocol)),
-        )
 
 
 def evaluate(
@@ -165,7 +95,7 @@ def evaluate(
     Raises:
         MissingExtraError: a package of the extra ``train`` is not installed.
     """
-    scored = _score(inputs, known)
+    scored = score_lists(inputs, known)
     trainings = _training(encoder), _training(inputs["rerankers"])
     chosen = _chosen_order(scored, settings)
     ranks = None if known is None else known_ranks(known, scored.corpus, chosen.order)
@@ -197,34 +127,7 @@ def evaluate(
     }
 
 
-def _score(inputs: Mapping[str, Artefact], known: KnownSearches | None) -> _Scored:
-    corpus, split = Corpus(inputs["corpus"]), Split(inputs["splits"])
-    protocol = str(inputs["splits"].manifest.counts["protocol"])
-    scans = ScanAttributes(corpus.labels, corpus.groups, corpus.scans["patient"].to_pylist())
-    embeddings = inputs["embeddings"]
-    vectors, facts = embeddings_of(embeddings), facts_in(embeddings.manifest.counts)
-    scorer = Scorer.open(inputs["rerankers"], encoder_fingerprint=facts.encoder)
-    masked = {"validation": 0, "test": 0}
-    parts: dict[str, _Part] = {}
-    for name in masked:
-        graphs = read_graphs(inputs["graphs"], name)
-        if masks_own(protocol):
-            graphs, masked[name] = mask_own_hits(graphs, scans)
-        scores = score_graphs(scorer.reranker, graphs, vectors, BATCH, scorer.device)
-        parts[name] = _Part(graphs, scores, _copies(graphs, vectors, facts.trained_dim))
-    return _Scored(protocol, corpus, split, scans, vectors, parts["test"], parts["validation"], masked["test"], known)
-
-
-def _copies(graphs: GraphTable, vectors_nd: Fp16Vectors, trained_dim: int) -> Mask:
-    copies = np.zeros(graphs.neighbours_qn.shape, dtype=bool)
-    for start in range(0, len(graphs), BATCH):
-        rows = graphs.neighbours_qn[start : start + BATCH]
-        queries = vectors_nd[graphs.queries[start : start + BATCH]]
-        copies[start : start + BATCH] = exact_copies(queries, vectors_nd[rows], trained_dim) & (rows >= 0)
-    return copies
-
-
-def _chosen_order(scored: _Scored, settings: EvaluateSettings) -> OrderChoice:
+def _chosen_order(scored: ScoredLists, settings: EvaluateSettings) -> OrderChoice:
     """Choose the order on the validation part, which the encoder was not fitted on."""
     if settings.order == "score":
         return OrderChoice()
@@ -249,7 +152,7 @@ def query_figures_of_orders(
 
 
 def _measure(
-    scored: _Scored,
+    scored: ScoredLists,
     settings: EvaluateSettings,
     facts: Mapping[str, float],
     trainings: tuple[Training, Training],
@@ -313,7 +216,7 @@ def _median(distances: Distances) -> float | None:
     return float(np.median(finite)) if len(finite) else None
 
 
-def _query_table(scored: _Scored, served: HitOrder) -> pa.Table:
+def _query_table(scored: ScoredLists, served: HitOrder) -> pa.Table:
     """Return the figures of each test query in each order, to find failing queries and to compare runs."""
     test, queries = scored.test, scored.queries_of(scored.test)
     columns: dict[str, Any] = {
@@ -327,13 +230,13 @@ def _query_table(scored: _Scored, served: HitOrder) -> pa.Table:
     return pa.table(columns, schema=schemas.QUERIES)
 
 
-def _hit_classes(corpus: Corpus, test: _Part, ranks_q: RowNumbers) -> list[str | None]:
+def _hit_classes(corpus: Corpus, test: ScoredPart, ranks_q: RowNumbers) -> list[str | None]:
     """Return the class of the hit at the given ANN rank of each query; None without a hit or a label."""
     rows = np.take_along_axis(test.graphs.neighbours_qn, ranks_q[:, None], 1)[:, 0]
     return [corpus.labels[row] if row >= 0 else None for row in rows.tolist()]
 
 
-def _calibration(validation: _Part, test: _Part, groups: Sequence[str], resamples: int) -> Calibration:
+def _calibration(validation: ScoredPart, test: ScoredPart, groups: Sequence[str], resamples: int) -> Calibration:
     """Fit the score map on the validation part and measure the reliability on the test part."""
     scores, relevant = test.scores[test.nodes_qn], test.graphs.relevant_qn[test.nodes_qn]
     test_groups = test.groups_n(groups)
@@ -355,7 +258,7 @@ def _calibration(validation: _Part, test: _Part, groups: Sequence[str], resample
     return calibration.model_copy(update={"withheld": why_withheld(calibration)})
 
 
-def _out_of_distribution(validation: _Part, test: _Part, quantile: float) -> OutOfDistribution:
+def _out_of_distribution(validation: ScoredPart, test: ScoredPart, quantile: float) -> OutOfDistribution:
     """Take the threshold from the nearest-hit distances of the validation queries and flag test queries above it."""
     threshold = float(np.quantile(validation.nearest, quantile)) if len(validation.nearest) else None
     return OutOfDistribution(
@@ -389,7 +292,7 @@ def _training_graphs(inputs: Mapping[str, Artefact]) -> list[GraphTable]:
     ]
 
 
-def _draw(report: Report, scored: _Scored, training_graphs: Sequence[GraphTable], map_images: int) -> Drawings:
+def _draw(report: Report, scored: ScoredLists, training_graphs: Sequence[GraphTable], map_images: int) -> Drawings:
     trainings = {
         name: training
         for name, training in (("encoder", report.encoder_training), ("reranker", report.reranker_training))
@@ -410,7 +313,7 @@ def _draw(report: Report, scored: _Scored, training_graphs: Sequence[GraphTable]
     )
 
 
-def _map_points(scored: _Scored, limit: int) -> MapPoints | None:
+def _map_points(scored: ScoredLists, limit: int) -> MapPoints | None:
     """Project up to ``limit`` gallery and test scans; the draw depends on ids, not on row order or class."""
     ids = scored.corpus.scans["image_id"].to_pylist()
     rows = np.flatnonzero(scored.split.train | scored.split.test).tolist()

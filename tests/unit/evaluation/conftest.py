@@ -93,8 +93,8 @@ def scored_by_distance(monkeypatch):
         assert encoder_fingerprint == "ab", "the fingerprint comes from the embeddings"
         return stub
 
-    monkeypatch.setattr("mrcg.evaluation.evaluate.Scorer.open", open_stub)
-    monkeypatch.setattr("mrcg.evaluation.evaluate.score_graphs", score_by_distance)
+    monkeypatch.setattr("mrcg.evaluation.scored_lists.Scorer.open", open_stub)
+    monkeypatch.setattr("mrcg.evaluation.scored_lists.score_graphs", score_by_distance)
 
 
 @pytest.fixture(scope="session")
