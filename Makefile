@@ -18,7 +18,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED) ## phantoms -> pipeline -> release -> service -> ranked hits (ARGS=--no-serve stops after the search)
 	$(BIN)/python deploy/demo.py $(ARGS)
 
-test: lint types contracts ## lint, types, import contracts and all tests
+test: lint types contracts ## lint, types, import contracts and all tests but the longest
 	$(BIN)/python -m pytest tests -m "not platform"
 
 test-platform: $(INSTALLED) ## tests that take many minutes; `make test` has a short form of each

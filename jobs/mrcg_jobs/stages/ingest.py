@@ -24,7 +24,7 @@ from mrcg.corpus.assembly import AssembledCorpus, assemble_corpus
 from mrcg.corpus.ingest_worker import SegmentReader, SegmentWork
 from mrcg.corpus.ingestion import ImagesWriter, Rules, ingest_files
 from mrcg.corpus.listing import MEASURE_ABOVE_FILES, Plan, cut_segments, known_files, write_listing
-from mrcg.corpus.reader import IMAGES
+from mrcg.corpus.reader import IMAGES, scans_in
 from mrcg.corpus.sources import Source, SourceFile, open_source
 from mrcg.errors import MrcgError, SourceError, to_row
 from mrcg.imaging.isolated_reader import IsolatedReader
@@ -205,9 +205,9 @@ def _assemble(task: _Ingestion, segments: int) -> AssembledCorpus:
     store = Store(task.store)
 
     def read(number: int) -> tuple[pa.Table, pa.Table, list[FileEntry]]:
-        scans, quarantine = (
-            schemas.from_parquet(store.read_bytes(task.table(kind, number))) for kind in ("scans", "quarantine")
-        )
+        # An earlier version of MRCG may have begun this attempt.
+        scans = scans_in(store.read_bytes(task.table("scans", number)))
+        quarantine = schemas.from_parquet(store.read_bytes(task.table("quarantine", number)))
         entries = [FileEntry.model_validate(entry) for entry in store.read_json(task.note(number))["entries"]]
         return scans, quarantine, entries
 

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from mrcg.corpus.ingestion import Rules, label_of
-from mrcg.corpus.sources import COLUMNS, ManifestSource, SourceFile, SourceReader, lesion_columns
+from mrcg.corpus.sources import COLUMNS, MANIFEST, ManifestSource, SourceFile, SourceReader, lesion_columns
 from mrcg.errors import UsageError
 from mrcg.imaging.slices import ScanFacts
 
@@ -47,10 +47,11 @@ def check_target(source: SourceReader, target: Path) -> None:
         return
     folder = Path(source.location)
     hidden = path.is_relative_to(folder) and any(part.startswith(".") for part in path.relative_to(folder).parts)
-    if path.is_relative_to(folder) and not hidden:
+    if path.is_relative_to(folder) and not hidden and path != folder / MANIFEST:
         raise UsageError(
             f"--manifest {target} is inside --source {source.location} and would be ingested: "
-            f"choose a name that begins with a dot (.{target.name}), or another folder"
+            f"name it {MANIFEST} in the source's own folder, choose a name that begins with a dot (.{target.name}), "
+            "or another folder"
         )
 
 

@@ -20,6 +20,7 @@ from mrcg.config.settings import IngestSettings
 from mrcg.corpus.reader import pixels_writer
 from mrcg.corpus.sources import SourceFile, lesion_columns
 from mrcg.errors import ImageError
+from mrcg.imaging.lesion import Lesion, first_known
 from mrcg.imaging.near_duplicates import difference_hash
 from mrcg.imaging.readers import IDENTIFYING, format_of
 from mrcg.imaging.sequences import sequence_of_text
@@ -99,8 +100,10 @@ def ingest_files(
             quarantined.append(_quarantine_row(file, rules, None, error.reason, str(error)))
             continue
         kept = 0
+        # A manifest states the lesion of a file: of which of several slices is not known.
+        stated = file.lesion if len(reading.slices) + len(reading.refused) == 1 else None
         for image in reading.slices:
-            row = _scan_row(file, image, rules)
+            row = _scan_row(file, image, stated, rules)
             if is_suppressed(row, rules):
                 continue
             row["file"], row["file_row"] = images.add(row["image_id"], image)
@@ -212,7 +215,7 @@ def _read(
     return decode(data)
 
 
-def _scan_row(file: SourceFile, image: Slice, rules: Rules) -> dict[str, Any]:
+def _scan_row(file: SourceFile, image: Slice, stated: Lesion | None, rules: Rules) -> dict[str, Any]:
     """Return a row of ``schemas.SCANS`` without ``file`` and ``file_row``."""
     pixels = pixel_hash(image.pixels)
     key = rules.stored_key(file.key)
@@ -237,7 +240,7 @@ def _scan_row(file: SourceFile, image: Slice, rules: Rules) -> dict[str, Any]:
         "position_mm": facts.position,
         "pixel_hash": pixels,
         "difference_hash": difference_hash(image.pixels),
-        **lesion_columns(file.lesion or facts.lesion),
+        **lesion_columns(first_known(stated or Lesion(), facts.lesion or Lesion())),
         **_pseudonymous(file, facts, rules.pseudonyms),
     }
 

@@ -148,7 +148,7 @@ def read_pages(store: Store, path: str, pages: range, rules: Rules) -> Iterator[
 def pages_in(parquet: pq.ParquetFile, pages: Iterable[int], rules: Rules) -> Iterator[SourceFile]:
     """Yield the files of some pages of an open listing."""
     for page in pages:
-        (row,) = parquet.read_row_group(page).to_pylist()
+        (row,) = parquet.read_row_group(page, use_threads=False).to_pylist()  # see schemas.from_parquet
         data = row["page"]
         yield from files_in_listing(
             schemas.from_parquet(data if rules.pseudonyms is None else rules.pseudonyms.seal(data, row["nonce"]))

@@ -21,11 +21,12 @@ SCANS, QUARANTINE, IMAGES = "scans/", "quarantine/", "images/"
 
 def read_scans(artefact: Artefact, columns: Sequence[str] | None = None) -> pa.Table:
     """Read the scans table of a corpus (``schemas.SCANS``), or some of its columns; those that it lacks are null."""
+    return pa.concat_tables(scans_in(data, columns) for _, data in artefact.iter_files(SCANS))
+
+
+def scans_in(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return a scans table in Parquet bytes, or some columns; those that an earlier version did not write are null."""
     names = schemas.SCANS.names if columns is None else list(columns)
-    return pa.concat_tables(_scans_in(data, names) for _, data in artefact.iter_files(SCANS))
-
-
-def _scans_in(data: bytes, names: Sequence[str]) -> pa.Table:
     present = pq.read_schema(pa.BufferReader(data)).names
     table = schemas.from_parquet(data, [name for name in names if name in present])
     for name in names:
@@ -124,7 +125,7 @@ class Corpus:
                 while file_row >= (rows := parquet.metadata.row_group(group).num_rows):
                     file_row -= rows
                     group += 1
-                grey = grey_of(parquet.read_row_group(group), file_row)
+                grey = grey_of(_group_in(parquet, group), file_row)
         except FileNotFoundError as error:
             # A release opened before an erasure keeps serving, but the erasure has rewritten its pixel files.
             raise NotFoundError(

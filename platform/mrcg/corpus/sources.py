@@ -259,6 +259,8 @@ class ManifestSource:
             fact = _number(values[name])
             if values[name] is not None and (fact is None or not low <= fact <= 1):
                 raise error(name, f"a number between {low} and 1")
+            if name == "lesion_area" and fact == 0:
+                raise error(name, "above 0; leave the columns of the lesion empty where there is none")
 
     def _names(self) -> list[str]:
         if self._root.lower().endswith(".parquet"):
@@ -279,7 +281,8 @@ class ManifestSource:
                 return
             with self._fs.open(self._root, "rb") as file:
                 columns = [name for name in self._names() if name in ("path", *COLUMNS)]
-                for batch in pq.ParquetFile(file).iter_batches(columns=columns):
+                # Without threads: see `schemas.from_parquet`.
+                for batch in pq.ParquetFile(file).iter_batches(columns=columns, use_threads=False):
                     for row in batch.to_pylist():
                         yield {name: None if value is None else str(value) for name, value in row.items()}
         except (UnicodeDecodeError, csv.Error, pa.ArrowException) as error:

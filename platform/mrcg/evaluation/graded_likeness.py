@@ -12,7 +12,7 @@ from mrcg.arrays import Codes, Mask, RowNumbers
 from mrcg.evaluation.masking import OwnScans
 from mrcg.hashing import draw
 from mrcg.metrics.bootstrap import interval, paired
-from mrcg.metrics.likeness import DEPTH, GradedLikeness, Grades, Ndcg, ndcg
+from mrcg.metrics.likeness import HITS, GradedLikeness, Grades, Ndcg, ndcg
 from mrcg.metrics.report import SEED
 from mrcg.reranker.neighbours import codes_of
 from mrcg.storage import schemas
@@ -77,7 +77,10 @@ def graded_likeness(
     groups: Sequence[str],
     resamples: int,
 ) -> GradedLikeness | None:
-    """Return the nDCG@10 of each order, over the queries whose lesion is known; at most ``MAX_QUERIES``, drawn by id.
+    """Return the nDCG@10 of each order and of the same hits in random order.
+
+    Queries count whose lesion is known; of more than ``MAX_QUERIES``, as many are drawn by id. One that has no scan of
+    its class in the gallery counts as 0.
 
     Args:
         scans: table of ``schemas.SCANS``.
@@ -96,14 +99,14 @@ def graded_likeness(
     graded = sorted(sorted(known, key=lambda q: draw(0, "graded", ids[int(queries[q])].as_py()))[:MAX_QUERIES])
     if not graded:
         return None
-    rows = np.flatnonzero(gallery)
+    rows, lists = np.flatnonzero(gallery), {**hits, "chance": _shuffled(hits["ann"])}
     ideal, found = [], dict[str, list[Grades]]()
     for q in graded:
         query = int(queries[q])
         allowed = rows if own is None else rows[~own.of(query, rows)]
         ideal.append(_padded(np.sort(likeness.grades(query, allowed))[::-1]))
-        for order, rows_qn in hits.items():
-            first = rows_qn[q, :DEPTH]
+        for order, rows_qn in lists.items():
+            first = rows_qn[q, :HITS]
             found.setdefault(order, []).append(_padded(np.where(first >= 0, likeness.grades(query, first), 0)))
     each = {order: ndcg(np.stack(grades), np.stack(ideal)) for order, grades in found.items()}
     graded_groups = [groups[q] for q in graded]
@@ -112,9 +115,16 @@ def graded_likeness(
         for order, values in each.items()
     }
     gain = paired(each["ann"], each["served"], graded_groups, resamples, SEED)
-    return GradedLikeness(queries=len(graded), served_gain=gain, **figures)
+    return GradedLikeness(known=len(known), queries=len(graded), served_gain=gain, **figures)
+
+
+def _shuffled(hits_qn: RowNumbers) -> RowNumbers:
+    """Return the hits of each query in random order; pads stay at the end."""
+    keys = np.random.default_rng(SEED).random(hits_qn.shape)
+    keys[hits_qn < 0] = np.inf
+    return np.take_along_axis(hits_qn, np.argsort(keys, axis=1, kind="stable"), 1)
 
 
 def _padded(grades: Grades) -> Grades:
-    """Return the first ``DEPTH`` grades, with zeros where there are fewer."""
-    return np.pad(grades[:DEPTH], (0, max(0, DEPTH - len(grades))))
+    """Return the first ``HITS`` grades, with zeros where there are fewer."""
+    return np.pad(grades[:HITS], (0, max(0, HITS - len(grades))))

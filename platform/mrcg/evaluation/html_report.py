@@ -202,7 +202,8 @@ def _graded_likeness(report: Report) -> str:
     if likeness is None:
         return ""
     text = (
-        f"The lesion of {likeness.queries:,} queries is known. A hit of the query's class has grade 1, and 1 more for "
+        f"{likeness.queries:,} of the {likeness.known:,} queries whose lesion is known were graded. A hit of the "
+        "query's class has grade 1, and 1 more for "
         "each of these that it shares with the query: the plane, and the place, the size and the contrast of the "
         "lesion. The table compares the first ten hits with the ten best scans of the gallery in the best order "
         "(nDCG@10): 100 % is the best that the gallery allows."
@@ -210,7 +211,8 @@ def _graded_likeness(report: Report) -> str:
     rows = "".join(
         f"<tr><td>{name}</td><td>{100 * figure.mean:.1f} %</td><td>{bounds(figure.interval)}</td></tr>"
         for name, figure in (
-            ("by distance", likeness.ann), ("by score", likeness.score), ("served", likeness.served)
+            ("by distance", likeness.ann), ("by score", likeness.score), ("served", likeness.served),
+            ("random order of the same hits", likeness.chance),
         )
     )  # fmt: skip
     return (

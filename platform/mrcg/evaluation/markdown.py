@@ -62,9 +62,13 @@ def _graded_likeness(report: Report) -> list[str]:
     likeness = report.graded_likeness
     if likeness is None:
         return []
-    orders = (("by distance", likeness.ann), ("by score", likeness.score), ("served", likeness.served))
+    orders = (
+        ("by distance", likeness.ann), ("by score", likeness.score), ("served", likeness.served),
+        ("in random order", likeness.chance),
+    )  # fmt: skip
     cells = ", ".join(f"{name} {_with_interval(figure.mean, figure.interval)}" for name, figure in orders)
-    return [f"Graded likeness of {likeness.queries} queries with a known lesion, nDCG@10, %: {cells}.", ""]
+    graded = f"{likeness.queries} of {likeness.known} queries with a known lesion"
+    return [f"Graded likeness of {graded}, nDCG@10, %: {cells}.", ""]
 
 
 def _gains(gains: Gains) -> str:

@@ -68,9 +68,9 @@ def best_weight(map_l: Values, precision_at_1_l: Values, first_l: Values, gain: 
     over the ANN order that is kept; both are at most 1.
 
     Where the gain is clear, it is the weight with k >= ``MOST`` that maximises k + g / 2; among equals the largest,
-    then the next larger one while P@1 is below that of the ANN order. Where the gain is unclear, g would be noise: then
-    it is the smallest weight that keeps nearly all known items, MAP and P@1; infinity if known items were not measured.
-    Without a gain it is infinity.
+    then the next larger one with k >= ``MOST`` while P@1 is below that of the ANN order. Where the gain is unclear, g
+    would be noise: then it is the smallest weight that keeps nearly all known items, MAP and P@1; infinity if known
+    items were not measured. Without a gain it is infinity.
 
     Args:
         map_l: MAP with each weight.
@@ -88,8 +88,9 @@ def best_weight(map_l: Values, precision_at_1_l: Values, first_l: Values, gain: 
     value_l = kept_known + np.minimum(1.0, (map_l - map_l[-1]) / gained) / 2
     value_l[kept_known < MOST] = -np.inf
     place = int(np.flatnonzero(value_l >= value_l.max() - _EQUAL)[-1])
-    while place < last and precision_at_1_l[place] < precision_at_1_l[-1] - _EQUAL:
-        place += 1
+    kept_l = (kept_known >= MOST) & (precision_at_1_l >= precision_at_1_l[-1] - _EQUAL)
+    while not kept_l[place]:
+        place += 1  # the last one keeps all
     return place
 
 
@@ -122,7 +123,7 @@ def choose_order(figures: GridFigures, resamples: int) -> OrderChoice:
     )
     return OrderChoice(
         order=order_of(GRID[place]),
-        reason=_reason(gain, len(figures.first_kl) > 0),
+        reason=_reason(gain, bool(first_l[-1] > 0)),
         grid=rows,
         weight_low=_finite(GRID[low]),
         weight_high=_finite(GRID[high]),
@@ -143,7 +144,7 @@ def _reason(gain: GainVerdict, known_items: bool) -> str:
     if gain is GainVerdict.NONE:
         return "the order by score has no higher MAP than the ANN order on the validation scans"
     unclear = "the validation scans cannot tell whether the order by score has a higher MAP"
-    return f"{unclear}; λ costs next to nothing" if known_items else f"{unclear}, and known items were not measured"
+    return f"{unclear}; λ costs next to nothing" if known_items else f"{unclear}, and no known items show what λ costs"
 
 
 def _finite(weight: float) -> float | None:

@@ -5,7 +5,7 @@ They are fractions of the slice, so they hold at every size of it (docs/method.m
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,12 @@ class Lesion:
     x: float | None = None
     area: float | None = None
     contrast: float | None = None
+
+
+def first_known(stated: Lesion, measured: Lesion) -> Lesion:
+    """Return each fact as it was stated, or where it was not, as it was measured."""
+    facts = (one if one is not None else other for one, other in zip(astuple(stated), astuple(measured), strict=True))
+    return Lesion(*facts)
 
 
 def measure_lesion(grey: npt.NDArray[np.uint8], mask: LesionMask) -> Lesion | None:

@@ -69,7 +69,7 @@ def read_folds(data: bytes) -> list[int]:
 def _lesion(grey: Grey, mask: npt.NDArray[Any] | None) -> Lesion | None:
     if mask is None or mask.shape != grey.shape or mask.dtype.kind not in "biuf":
         return None
-    return measure_lesion(grey, np.not_equal(mask, 0))
+    return measure_lesion(grey, np.nan_to_num(mask) != 0)
 
 
 def _fields(data: bytes) -> tuple[npt.NDArray[Any], int, str | None, npt.NDArray[Any] | None]:
@@ -92,8 +92,8 @@ def _from_hdf5(file: Any) -> tuple[Any, Any, Any, Any]:
     kind = patient.attrs.get("MATLAB_class", b"char" if codes.dtype == np.uint16 else b"")
     text = np.array("".join(map(chr, codes.reshape(-1).tolist()))) if kind in (b"char", "char") else codes
     mask = file["cjdata"].get(_MASK)
-    # The mask is as large as the image; a larger one is not read.
-    transposed = None if mask is None or mask.shape != image.shape else np.asarray(mask).T
+    # A sparse matrix is a group, which has no shape. A mask of another size than the image is not read.
+    transposed = np.asarray(mask).T if getattr(mask, "shape", None) == image.shape else None
     return np.asarray(image).T, np.asarray(label), text, transposed
 
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from mrcg.metrics.bootstrap import Gain, Interval
 
 #: Hits that count.
-DEPTH = 10
+HITS = 10
 
 Grades = npt.NDArray[np.int64]
 
@@ -31,9 +31,17 @@ class Ndcg(_Frozen):
 
 
 class GradedLikeness(_Frozen):
-    """nDCG@10 of each order over the queries whose lesion is known, and what the served order gains over ANN order."""
+    """nDCG@10 of each order, and what the served order gains over the ANN order.
 
+    Attributes:
+        known: test queries whose lesion is known.
+        queries: those of them that were graded.
+        chance: of the same hits in random order.
+    """
+
+    known: int
     queries: int
+    chance: Ndcg
     ann: Ndcg
     score: Ndcg
     served: Ndcg

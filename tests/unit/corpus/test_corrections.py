@@ -119,9 +119,11 @@ def test_a_manifest_is_a_new_file_that_is_not_ingested(tmp_path):
     check_target(folder, source / ".labels.csv")
     check_target(folder, tmp_path / "labels.csv")
     check_target(folder, source / "glioma" / ".." / ".labels.csv")
+    check_target(folder, source / "manifest.csv")
     (tmp_path / "old.csv").write_text("corrections")
     for target, message in (
-        (source / "labels.csv", r"would be ingested: choose a name that begins with a dot \(.labels.csv\)"),
+        (source / "labels.csv", r"would be ingested: name it manifest.csv .* begins with a dot \(.labels.csv\)"),
+        (source / "glioma" / "manifest.csv", "would be ingested"),
         (tmp_path / "elsewhere" / ".." / "scans" / "labels.csv", "would be ingested"),
         (tmp_path / "old.csv", "already exists and may hold corrections: choose another file"),
         (tmp_path / "labels.txt", "the name of a manifest must end in .csv"),

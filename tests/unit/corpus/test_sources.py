@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import os
 
@@ -7,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import scipy.io
 
-from mrcg.corpus.sources import files_in_listing, listing_table, open_source, survey
+from mrcg.corpus.sources import files_in_listing, lesion_columns, listing_table, open_source, survey
 from mrcg.errors import SourceError
 from mrcg.imaging.lesion import Lesion
 from mrcg.storage import schemas
@@ -137,6 +138,12 @@ def test_a_manifest_gives_lesions(tmp_path):
     assert some.lesion == Lesion(area=0.125)
 
 
+def test_columns_of_lesions_are_named_by_their_facts():
+    names = [f"lesion_{field.name}" for field in dataclasses.fields(Lesion)]
+    assert list(schemas.LESION) == names
+    assert list(lesion_columns(Lesion(*range(4))).items()) == list(zip(names, range(4), strict=True))
+
+
 def test_the_digest_covers_lesions_and_is_as_before_without_them(tmp_path):
     folder(tmp_path, "1.png")
     digests = [
@@ -177,6 +184,7 @@ def test_a_manifest_may_be_parquet(tmp_path):
         ("path,plane\n1.png,front\n", "row 1: plane is not one of axial, coronal, sagittal"),
         ("path,label\n1.png,a\n ,b\n", "row 2 has no path"),
         ("path,lesion_y\n1.png,0.5\n1.png,12\n", "row 2: lesion_y is not a number between 0 and 1"),
+        ("path,lesion_area\n1.png,0\n", "row 1: lesion_area is not above 0; leave the columns of the lesion empty"),
         ("path,lesion_area\n1.png,large\n", "row 1: lesion_area is not a number between 0 and 1"),
         ("path,lesion_contrast\n1.png,nan\n", "row 1: lesion_contrast is not a number between -1 and 1"),
     ],

@@ -85,6 +85,30 @@ def test_the_ideal_has_only_scans_that_may_be_found():
     assert measured(table, hits, gallery=[False, False, True, False]).ann.mean == 1.0
 
 
+def test_queries_are_drawn_by_id_where_there_are_too_many(monkeypatch):
+    table = scans(*[QUERY] * 6)
+    hits = in_all_orders([[5], [5], [5], [-1]])
+    whole = measured(table, hits, queries=(0, 1, 2, 3))
+    assert (whole.known, whole.queries, whole.ann.mean) == (4, 4, 0.75 / (1 + 1 / np.log2(3)))
+    monkeypatch.setattr("mrcg.evaluation.graded_likeness.MAX_QUERIES", 2)
+    one, two = (
+        measured(table, in_all_orders([hits["ann"][q] for q in order]), queries=order)
+        for order in ((0, 1, 2, 3), (3, 2, 1, 0))
+    )
+    assert (one.known, one.queries) == (4, 2)
+    assert one.ann.mean == two.ann.mean, "which are drawn does not depend on their order"
+
+
+def test_chance_is_the_same_hits_in_random_order():
+    table = scans(QUERY, *[QUERY] * 5, *[("b", *QUERY[1:])] * 45)
+    ranked = [list(range(1, 51))] * 20
+    found = measured(table, in_all_orders(ranked), queries=(0,) * 20)
+    assert found.ann.mean == 1.0
+    assert 0 < found.chance.mean < 0.5
+    pads = measured(table, in_all_orders([[1, -1, -1]]))
+    assert pads.chance.mean == pads.ann.mean
+
+
 def test_without_known_lesions_nothing_is_graded():
     table = scans(("a", "axial", None, None, None, None), QUERY)
     assert measured(table, in_all_orders([[1]])) is None

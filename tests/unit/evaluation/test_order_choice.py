@@ -39,7 +39,7 @@ def naive_best(maps, precisions, firsts, gain):
         k + min(1.0, (m - maps[-1]) / gained) / 2 if k >= MOST else -1e9 for m, k in zip(maps, known, strict=True)
     ]
     place = max(number for number, value in enumerate(values) if value > max(values) - 1e-9)
-    while place < last and precisions[place] < precisions[-1] - 1e-9:
+    while precisions[place] < precisions[-1] - 1e-9 or known[place] < MOST:
         place += 1
     return place
 
@@ -87,6 +87,8 @@ def test_a_loss_of_precision_at_1_moves_to_the_next_larger_weight():
     assert best_weight(maps, np.array([0.6, 0.8, 0.85, 0.9, 0.9]), firsts, CLEAR) == 3
     assert best_weight(maps, np.array([0.6, 0.8, 0.85, 0.88, 0.9]), firsts, CLEAR) == 4
     assert best_weight(maps, np.array([0.6, 0.9 - 1e-12, 0.6, 0.6, 0.9]), firsts, CLEAR) == 1
+    # The next larger weight keeps P@1, but half of the known items only.
+    assert best_weight(np.array([1.0, 0.5, 0.5]), np.array([0.5, 1.0, 1.0]), np.array([1.0, 0.5, 1.0]), CLEAR) == 2
 
 
 def test_without_known_items_in_the_ann_order_the_gain_alone_decides():

@@ -87,6 +87,22 @@ def test_the_mask_gives_the_lesion_and_is_not_transposed(write):
     assert (one.facts.lesion.y, one.facts.lesion.x, one.facts.lesion.area) == (3 / 20, 23 / 30, 12 / 600)
 
 
+def test_a_mask_that_is_no_array_says_nothing():
+    file = io.BytesIO(newer(cjdata=cjdata()))
+    with h5py.File(file, "a") as content:
+        content["cjdata"].create_group("tumorMask")["data"] = np.ones(3)
+    (one,) = read_matlab(file.getvalue(), SETTINGS).slices
+    assert one.facts.lesion is None
+
+
+@BOTH
+def test_what_is_no_number_in_a_mask_is_outside(write):
+    mask = np.full(LEVELS.shape, np.nan)
+    mask[2:4, 20:26] = 1
+    (one,) = read_matlab(write(cjdata=cjdata(tumorMask=mask)), SETTINGS).slices
+    assert (one.facts.lesion.y, one.facts.lesion.x, one.facts.lesion.area) == (3 / 20, 23 / 30, 12 / 600)
+
+
 @BOTH
 @pytest.mark.parametrize("mask", [np.zeros_like(LEVELS), np.ones((30, 20)), np.ones(600), LEVELS * 1j, "mask"])
 def test_a_mask_that_fits_no_lesion_says_nothing(write, mask):

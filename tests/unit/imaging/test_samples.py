@@ -145,7 +145,9 @@ def test_the_manifest_names_each_file_with_its_lesion(folder, tmp_path, kind):
         stated = [float(row[f"lesion_{name}"] or "nan") for name in ("y", "x", "area", "contrast")]
         lesion = measure_lesion(found.pixels, one.lesion)
         measured = [np.nan] * 4 if lesion is None else [lesion.y, lesion.x, lesion.area, lesion.contrast]
-        assert stated == pytest.approx(measured, abs=0.01, nan_ok=True)
+        assert stated[:3] == pytest.approx(measured[:3], abs=1e-4, nan_ok=True)
+        # Grey levels of DICOM files pass through a window.
+        assert stated[3] == pytest.approx(measured[3], abs=0.01, nan_ok=True)
 
 
 @pytest.mark.parametrize("kind", [SampleFormat.nifti, SampleFormat.mat])
