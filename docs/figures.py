@@ -7,8 +7,8 @@ A block lies between ``<!-- figures: NAME -->`` and ``<!-- /figures -->``. Its t
 
 - reports, summary (real scans), phantoms, phantoms_summary, likeness: docs/reports and docs/bench/gains.json, which
   docs/gather.py copies from a store;
-- weights: docs/reports/weights, reports of runs with another weight of the appearance part than their recipe has, named
-  ``<scans>-<weight>-seed-<n>``, beside those of docs/reports;
+- weights: docs/reports/weights, reports of runs on real scans with another weight of the appearance part than the
+  recipe has, named ``<weight>-seed-<n>``, beside those of docs/reports;
 - tried: docs/reports/tried, reports of runs with another reranker, named by the settings that differ;
 - reproduction: docs/bench/reproduction.json, the output of ``mrcg reproduce --json``;
 - learning, ingest, appearance: docs/bench, the output of ``python -m tests.bench.learning``, ``… .ingest`` and
@@ -109,43 +109,39 @@ def summary_table(scans: str) -> str:
 def likeness_table() -> str:
     """Return a table with the nDCG@10 of each order, one row per run on phantoms."""
     lines = [
-        "| seed | queries with a lesion | by distance | by score | served | served, change |",
-        f"| ---: |{' ---: |' * 5}",
+        "| seed | queries with a lesion | by distance | by score | served | in random order | served, change |",
+        f"| ---: |{' ---: |' * 6}",
     ]
     for seed, report in read_reports(PHANTOMS):
         likeness = report.graded_likeness
         assert likeness is not None, "phantoms of a manifest have lesions"
-        orders = (likeness.ann, likeness.score, likeness.served)
+        orders = (likeness.ann, likeness.score, likeness.served, likeness.chance)
         cells = [str(seed), str(likeness.queries), *(_with_interval(order.mean, order.interval) for order in orders)]
         lines.append(f"| {' | '.join([*cells, _gain(likeness.served_gain)])} |")
     return "\n".join(lines)
 
 
 def weights_table() -> str:
-    """Return a table with two rows per run: with the weight of its recipe, and with another."""
+    """Return a table of runs with the recipe's weight of the appearance part and with another, two rows per seed."""
     lines = [
-        "| scans | seed | weight | MAP, by distance | MAP, by score | MAP, served | P@1, by distance | P@1, served "
+        "| seed | weight | MAP, by distance | MAP, by score | MAP, served | P@1, by distance | P@1, served "
         "| known items, by distance | served |",
-        f"| --- |{' ---: |' * 9}",
+        f"| ---: |{' ---: |' * 8}",
     ]
-    for scans, recipe in ((REAL, "mobilenet"), (PHANTOMS, "demo")):
-        usual = load_config(recipe).embed.appearance.weight
-        runs = {(seed, usual): report for seed, report in read_reports(scans) if report.protocol == "paper"}
-        other = {}
-        for path in (DOCS / "reports" / "weights").glob(f"{scans}-*.json"):
-            weight, seed = path.stem.removeprefix(f"{scans}-").split("-seed-")
-            other[int(seed), float(weight)] = Report.model_validate_json(path.read_bytes())
-        seeds = {seed for seed, _ in other}
-        rows = sorted((key, report) for key, report in (runs | other).items() if key[0] in seeds)
-        for (seed, weight), report in rows:
-            known, served = report.known_items, report.served_figures
-            assert known is not None, "runs of the weights measured known items"
-            figures = (
-                report.ann.map, report.reranked.map, served.map, report.ann.precision_at_1, served.precision_at_1,
-                known.changed.ann.first, known.changed.served.first,
-            )  # fmt: skip
-            cells = [scans, str(seed), f"{weight:g}", *(f"{100 * figure:.2f}" for figure in figures[:3])]
-            lines.append(f"| {' | '.join([*cells, *(f'{100 * figure:.1f}' for figure in figures[3:])])} |")
+    usual = load_config("mobilenet").embed.appearance.weight
+    runs = {(seed, usual): report for seed, report in read_reports(REAL) if report.protocol == "paper"}
+    for path in (DOCS / "reports" / "weights").glob("*.json"):
+        weight, seed = path.stem.split("-seed-")
+        runs[int(seed), float(weight)] = Report.model_validate_json(path.read_bytes())
+    for (seed, weight), report in sorted(runs.items(), key=lambda run: run[0]):
+        known, served = report.known_items, report.served_figures
+        assert known is not None, "runs with an appearance part measured known items"
+        figures = (
+            report.ann.map, report.reranked.map, served.map, report.ann.precision_at_1, served.precision_at_1,
+            known.changed.ann.first, known.changed.served.first,
+        )  # fmt: skip
+        cells = [str(seed), f"{weight:g}", *(f"{100 * figure:.2f}" for figure in figures[:3])]
+        lines.append(f"| {' | '.join([*cells, *(f'{100 * figure:.1f}' for figure in figures[3:])])} |")
     return "\n".join(lines)
 
 

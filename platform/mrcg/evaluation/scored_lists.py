@@ -29,7 +29,7 @@ Scores = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class ScoredPart:
-    """Neighbour lists of one part of the split, their scores, and which hits are copies of their query."""
+    """Neighbour lists of one part of the split, the (q, n) scores of the hits, and which are copies."""
 
     graphs: GraphTable
     scores: Scores
@@ -66,7 +66,7 @@ class ScoredPart:
 
 @dataclass(frozen=True)
 class ScoredLists:
-    """The input of metrics and figures: scans, split, scored neighbour lists, known items, and masked test hits."""
+    """The input of metrics and figures; ``vectors`` is (rows, d), ``masked`` the number of masked test hits."""
 
     protocol: str
     corpus: Corpus
@@ -96,6 +96,9 @@ def score_lists(inputs: Mapping[str, Artefact], known: KnownSearches | None) -> 
     Args:
         inputs: artefacts of the kinds corpus, splits, embeddings, graphs and rerankers.
         known: searches for gallery scans; None without known items.
+
+    Raises:
+        WeightsError: the reranker was trained on another encoder's embeddings.
     """
     corpus, split = Corpus(inputs["corpus"]), Split(inputs["splits"])
     protocol = str(inputs["splits"].manifest.counts["protocol"])
