@@ -48,12 +48,13 @@ def undisturbed(source, cluster, tmp_path_factory):
     return store, ingest(source, store, cluster)
 
 
-def test_killed_at_ten_random_moments_the_corpus_is_the_same(source, undisturbed, cluster, tmp_path):
+@pytest.mark.parametrize("times", [3, pytest.param(10, marks=pytest.mark.platform)])
+def test_killed_at_random_moments_the_corpus_is_the_same(times, source, undisturbed, cluster, tmp_path):
     store, other = Store(str(tmp_path / "store")), undisturbed[0]
     rng, killed = random.Random(1), 0
     words = [MRCG, "ingest", "--source", str(source), "--store", store.url, "--ray", cluster, *SMALL]
     attempts = Path(store.root) / "corpus" / "_attempts"
-    while killed < 10:
+    while killed < times:
         run = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while not list(attempts.glob("*/lease-*")) and run.poll() is None:
             time.sleep(0.01)

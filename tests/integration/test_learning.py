@@ -165,13 +165,13 @@ def reproduced(systems, *words):
     return found
 
 
-def test_two_systems_are_reproduced_and_what_is_there_is_not_done_again(source, cluster, tmp_path):
-    store, systems = Store(str(tmp_path / "store")), ["siamese", "mrcg"]
+def test_a_system_is_reproduced_and_what_is_there_is_not_done_again(source, cluster, tmp_path):
+    store, systems = Store(str(tmp_path / "store")), ["mrcg"]
     words = ["--source", source, "--store", store.url, "--ray", cluster, "--protocol", "dedup", *TINY]
     first = mrcg("reproduce", *words, "--systems", ",".join(systems), timeout=900)
     assert first.returncode == 0, first.stderr
     assert "MRCG: train-reranker" in first.stderr
-    assert len(store.versions("encoders")) == len(MARGINS) + 2
+    assert len(store.versions("encoders")) == 1
     made = {kind: store.versions(kind) for kind in ("encoders", "embeddings", "rerankers")}
     found = reproduced(systems, *words)
     assert first.stdout.strip() == reproduction_markdown(found).strip()
@@ -193,9 +193,12 @@ def test_all_six_systems_are_reproduced(source, cluster, tmp_path):
     assert tuple(row for row in found.rows if row.system in ("siamese", "mrcg")) == two.rows
 
 
+HELD_OUT = setting("split.held_out_fraction=0.3")
+
+
 def test_graphs_of_scans_that_their_encoder_did_not_see(source, cluster, tmp_path):
     store = Store(str(tmp_path / "store"))
-    words = ["--source", source, "--store", store.url, "--ray", cluster, *TINY, *setting("split.held_out_fraction=0.3")]
+    words = ["--source", source, "--store", store.url, "--ray", cluster, *TINY, *HELD_OUT]
     done = mrcg("run", *words, *setting("reranker.graphs=cross_fit"), "--json", timeout=900)
     assert done.returncode == 0, done.stderr
     stages = {stage["stage"]: stage for stage in json.loads(done.stdout)["stages"]}
@@ -204,7 +207,15 @@ def test_graphs_of_scans_that_their_encoder_did_not_see(source, cluster, tmp_pat
     assert min(unseen) > 0 and sum(unseen) == whole["train"]
     assert whole["held_out"] > 0
     assert stages["train-reranker"]["counts"]["epochs"] == 2
-    # Two workers learn from the same graphs as one: without dropout they go down the same curve.
+
+
+@pytest.mark.platform
+def test_two_workers_learn_from_graphs_as_one(source, cluster, tmp_path):
+    store = Store(str(tmp_path / "store"))
+    words = ["--source", source, "--store", store.url, "--ray", cluster, *TINY, *HELD_OUT]
+    done = mrcg("run", *words, timeout=900)
+    assert done.returncode == 0, done.stderr
+    # Without dropout they go down the same curve.
     shutil.copytree(store.root, tmp_path / "copy")
     plain = setting("reranker.graphs=held_out", "reranker.dropout=0", "reranker.drop_edge=0")
     curves = []
