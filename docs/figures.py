@@ -9,6 +9,7 @@ A block lies between ``<!-- figures: NAME -->`` and ``<!-- /figures -->``. Its t
   docs/gather.py copies from a store;
 - weights: docs/reports/weights, reports of runs on real scans with another weight of the appearance part than the
   recipe has, named ``<weight>-seed-<n>``, beside those of docs/reports;
+- labels: docs/bench/labels.json, which docs/count_labels.py writes;
 - tried: docs/reports/tried, reports of runs with another reranker, named by the settings that differ;
 - reproduction: docs/bench/reproduction.json, the output of ``mrcg reproduce --json``;
 - learning, ingest, appearance: docs/bench, the output of ``python -m tests.bench.learning``, ``… .ingest`` and
@@ -35,7 +36,7 @@ from mrcg.metrics.bootstrap import Gain, Interval
 from mrcg.metrics.report import Report
 
 DOCS = Path(__file__).parent
-PAGES = (DOCS.parent / "README.md", DOCS / "corpus.md", DOCS / "results.md")
+PAGES = (DOCS.parent / "README.md", DOCS / "corpus.md", DOCS / "labels.md", DOCS / "results.md")
 #: Sets of scans, as ``docs/gather.py`` names them.
 REAL, PHANTOMS = "brain-tumor-mri", "phantoms"
 BLOCK = re.compile(r"<!-- figures: (\w+) -->\n.*?<!-- /figures -->", re.DOTALL)
@@ -145,6 +146,16 @@ def weights_table() -> str:
     return "\n".join(lines)
 
 
+def labels_table() -> str:
+    """Return the flagged scans of a label audit by folder of the source, and by label and suggested class."""
+    counts = json.loads((DOCS / "bench" / "labels.json").read_text())
+    lines = ["| folder | scans | flagged |", "| --- | ---: | ---: |"]
+    lines += [f"| {name} | {total} | {counts['flagged'].get(name, 0)} |" for name, total in counts["scans"].items()]
+    lines += ["", "| label → suggested | flagged |", "| --- | ---: |"]
+    pairs = sorted(counts["pairs"].items(), key=lambda pair: (-pair[1], pair[0]))
+    return "\n".join([*lines, *(f"| {pair} | {count} |" for pair, count in pairs)])
+
+
 def tried_table() -> str:
     """Return a table with one row per reranker that was tried, with the validation MAP that decided the choice."""
     tried = {
@@ -223,6 +234,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "phantoms_summary": lambda: summary_table(PHANTOMS),
     "likeness": likeness_table,
     "weights": weights_table,
+    "labels": labels_table,
     "tried": tried_table,
     "reproduction": reproduction_table,
     "learning": learning_table,

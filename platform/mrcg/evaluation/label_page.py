@@ -12,7 +12,7 @@ from mrcg.evaluation.html_parts import STYLE, bounds, escaped, image_uri
 from mrcg.evaluation.label_audit import AuditedScan, FlaggedFigures, LabelAudit, MapOf
 from mrcg.imaging.slices import Grey
 
-#: Longer side of a picture in pixels.
+#: Longer side of a picture in pixels: a scan and its five neighbours fit into one row of the page.
 SIDE = 144
 UPPER_BOUND = (
     "The figure without the flagged queries is an upper bound: a query may be flagged because it is hard although its "
@@ -21,7 +21,7 @@ UPPER_BOUND = (
 )
 _PAGE_STYLE = f"""
 .scans{{display:flex;flex-wrap:wrap;gap:.8rem;margin:.6rem 0 2rem}}
-.scans figure{{margin:0;width:{SIDE + 10}px}}
+.scans figure{{margin:0;width:{SIDE + 2}px}}
 .scans img{{border:4px solid var(--line);background:#000;max-width:100%}}
 .scans .same img{{border-color:#009e73}}.scans .other img{{border-color:#d55e00}}
 .scans .own{{margin-right:1.2rem}}
