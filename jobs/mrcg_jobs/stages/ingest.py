@@ -53,7 +53,16 @@ class _Ingestion:
 
     @property
     def listing(self) -> str:
-        return f"{self.attempt}/work/listing.parquet"
+        return f"{self.attempt}/work/listing{self._sealed}.parquet"
+
+    @property
+    def plan(self) -> str:
+        return f"{self.attempt}/work/plan{self._sealed}.json"
+
+    @property
+    def _sealed(self) -> str:
+        # A listing that an earlier version encrypted in another way is made again; segments that are done stay done.
+        return "" if self.rules.pseudonyms is None else "-aes256gcm"
 
     @property
     def kept(self) -> str:
@@ -99,9 +108,8 @@ def run(job: Job) -> Outcome:
 
 def _plan(job: Job, task: _Ingestion) -> Plan:
     """List the new files of the source and cut them into segments; a resumed ingestion reuses the stored plan."""
-    path = f"{task.attempt}/work/plan.json"
-    if job.store.exists(path):
-        return Plan.from_json(job.store.read_json(path))
+    if job.store.exists(task.plan):
+        return Plan.from_json(job.store.read_json(task.plan))
     job.progress(0, 0, "listing the source")
     files = open_source(task.source.location)
     base = job.inputs.get("corpus")
@@ -116,7 +124,7 @@ def _plan(job: Job, task: _Ingestion) -> Plan:
     # For few files, the number of segments does not depend on their size.
     size = _mean_pixel_bytes(task, listing.samples) if listing.files > MEASURE_ABOVE_FILES else 0.0
     plan = Plan(listing.files, cut_segments(listing.pages, listing.files, size, task.rules.settings.file_bytes))
-    job.store.write_bytes(path, plan.to_bytes())
+    job.store.write_bytes(task.plan, plan.to_bytes())
     return plan
 
 

@@ -11,7 +11,6 @@ import hashlib
 import itertools
 import json
 import math
-import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
@@ -106,14 +105,12 @@ def write_listing(source: SourceReader, total: int, rules: Rules, known: Digests
     stride = max(1, total // SAMPLE_FILES)
     pages, count, samples = 0, 0, list[SourceFile]()
     is_kept = np.zeros(len(known), dtype=bool)
-    nonce = secrets.token_hex(16)
     with pq.ParquetWriter(sink, schemas.PAGES, compression="zstd") as writer:
         surveyor = Surveyor(source)
         for page in _pages(_new_files(surveyor.walk(), rules, known, is_kept)):
-            name = f"{nonce}-{pages}"
             data = schemas.to_parquet(listing_table(page))
-            sealed = data if rules.pseudonyms is None else rules.pseudonyms.seal(data, name)
-            writer.write_table(pa.table({"nonce": [name], "page": [sealed]}, schema=schemas.PAGES))
+            sealed = data if rules.pseudonyms is None else rules.pseudonyms.seal(data, _page_name(pages))
+            writer.write_table(pa.table({"page": [sealed]}, schema=schemas.PAGES))
             samples += [file for number, file in enumerate(page, count) if number % stride == 0]
             pages += 1
             count += len(page)
@@ -151,7 +148,7 @@ def pages_in(parquet: pq.ParquetFile, pages: Iterable[int], rules: Rules) -> Ite
         (row,) = parquet.read_row_group(page, use_threads=False).to_pylist()  # see schemas.from_parquet
         data = row["page"]
         yield from files_in_listing(
-            schemas.from_parquet(data if rules.pseudonyms is None else rules.pseudonyms.seal(data, row["nonce"]))
+            schemas.from_parquet(data if rules.pseudonyms is None else rules.pseudonyms.unseal(data, _page_name(page)))
         )
 
 
@@ -190,6 +187,11 @@ def _new_files(
         inside[inside] = known[places[inside]] == digests[inside]
         is_kept[places[inside]] = True
         yield from (file for file, is_known in zip(page, inside.tolist(), strict=True) if not is_known)
+
+
+def _page_name(number: int) -> str:
+    """Return what a page is encrypted under, so that no page can stand in for another."""
+    return f"page {number} of the listing"
 
 
 def _pages(files: Iterable[SourceFile]) -> Iterator[list[SourceFile]]:

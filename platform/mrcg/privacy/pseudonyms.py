@@ -16,7 +16,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from mrcg.errors import UsageError
+from mrcg.errors import IntegrityError, UsageError, require
 
 ENVIRONMENT = "MRCG_PSEUDONYM_KEY"
 KEY_DIGITS = 64
@@ -28,6 +28,7 @@ KEPT_FIELDS = (
     "year", "spacing_mm", "position_mm",
 )  # fmt: skip
 _SHIFT_DAYS = 182
+_NONCE_BYTES = 12
 
 
 class Pseudonyms:
@@ -62,14 +63,39 @@ class Pseudonyms:
         except OverflowError:  # a damaged header with year 1 or 9999
             return day.replace(month=1 if day.month > 6 else 7, day=1)
 
-    def seal(self, data: bytes, nonce: str) -> bytes:
-        """Encrypt bytes with the key, or decrypt bytes that this method encrypted with the same nonce.
+    def seal(self, data: bytes, name: str) -> bytes:
+        """Encrypt bytes with AES-256-GCM and a key derived from this one; the name is authenticated, too.
 
-        The data is XORed with a SHAKE-256 stream of key and nonce. Never use a nonce for two messages: it would reveal
-        their XOR. The data is not authenticated. Meant only for temporary files of a running job.
+        Raises:
+            MissingExtraError: cryptography is not installed.
         """
-        stream = hashlib.shake_256(self._key + b"seal" + nonce.encode()).digest(len(data))
-        return (int.from_bytes(data, "big") ^ int.from_bytes(stream, "big")).to_bytes(len(data), "big")
+        nonce = os.urandom(_NONCE_BYTES)
+        return nonce + self._cipher().encrypt(nonce, data, name.encode())
+
+    def unseal(self, sealed: bytes, name: str) -> bytes:
+        """Decrypt what ``seal`` returned for the same name.
+
+        Raises:
+            IntegrityError: the bytes or the name were changed, or another key encrypted them.
+            MissingExtraError: cryptography is not installed.
+        """
+        invalid = require("cryptography.exceptions").InvalidTag
+        try:
+            data: bytes = self._cipher().decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], name.encode())
+        except (invalid, ValueError) as error:  # ValueError: shorter than a nonce
+            raise IntegrityError(
+                f"{name} was changed after it was encrypted, or with another key than {ENVIRONMENT} holds: "
+                "set the key that the job was started with, or remove the job's attempt and run it again"
+            ) from error
+        return data
+
+    def _cipher(self) -> Any:
+        hkdf, hashes = (
+            require("cryptography.hazmat.primitives.kdf.hkdf"),
+            require("cryptography.hazmat.primitives.hashes"),
+        )
+        key = hkdf.HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=b"mrcg seal").derive(self._key)
+        return require("cryptography.hazmat.primitives.ciphers.aead").AESGCM(key)
 
     def policy(self) -> dict[str, Any]:
         """Return the de-identification policy as the corpus manifest records it."""

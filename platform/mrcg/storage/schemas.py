@@ -88,7 +88,7 @@ LISTING = pa.schema(
 )
 
 #: A listing as stored in an attempt: pages of ``LISTING``, encrypted if there is a pseudonym key.
-PAGES = pa.schema([pa.field("nonce", pa.string(), nullable=False), pa.field("page", pa.binary(), nullable=False)])
+PAGES = pa.schema([pa.field("page", pa.binary(), nullable=False)])
 
 #: splits/splits.parquet: the split of each scan under one protocol, in the order of scans/*.parquet.
 SPLITS = pa.schema(

@@ -3,6 +3,7 @@ import io
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests import factories
@@ -19,9 +20,11 @@ from mrcg.corpus.listing import (
     write_listing,
 )
 from mrcg.corpus.sources import SourceFile, survey
+from mrcg.errors import IntegrityError
 from mrcg.imaging.samples import write_samples
 from mrcg.pipeline.stages import plan
 from mrcg.privacy.pseudonyms import Pseudonyms
+from mrcg.storage import schemas
 from mrcg.storage.filesystem import HashingFile
 
 
@@ -135,3 +138,28 @@ def test_with_a_key_pages_are_encrypted_and_readable_again():
     parquet = pq.ParquetFile(pa.BufferReader(buffer.getvalue()))
     assert all(b"JANE" not in data and b"PAR1" not in data for data in parquet.read()["page"].to_pylist())
     assert list(pages_in(parquet, [0], rules)) == source.files
+
+
+def test_a_page_that_was_changed_or_moved_is_refused():
+    rules = factories.rules_of(pseudonyms=Pseudonyms(bytes(32)))
+    buffer = io.BytesIO()
+    write_listing(Walk(files(200)), 200, rules, np.empty(0, np.uint64), HashingFile(buffer))
+    sealed = pq.ParquetFile(pa.BufferReader(buffer.getvalue())).read()["page"].to_pylist()
+
+    def read(pages):
+        changed = io.BytesIO()
+        with pq.ParquetWriter(changed, schemas.PAGES) as writer:
+            for page in pages:
+                writer.write_table(pa.table({"page": [page]}, schema=schemas.PAGES))
+        return list(pages_in(pq.ParquetFile(pa.BufferReader(changed.getvalue())), range(len(pages)), rules))
+
+    assert len(read(sealed)) == 200
+    flipped = bytearray(sealed[1])
+    flipped[40] ^= 1
+    for pages, number in (
+        ([sealed[0], bytes(flipped), *sealed[2:]], 1),
+        ([sealed[1], sealed[0], *sealed[2:]], 0),
+        ([b"short", *sealed[1:]], 0),
+    ):
+        with pytest.raises(IntegrityError, match=f"page {number} of the listing was changed"):
+            read(pages)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.factories import rules_of
 
-from mrcg.errors import UsageError
+from mrcg.errors import IntegrityError, UsageError
 from mrcg.privacy.pseudonyms import (
     ENVIRONMENT,
     KEPT_FIELDS,
@@ -165,3 +165,16 @@ def test_scans_that_identify_patients_need_a_key():
     assert isinstance(error, UsageError)
     assert str(error).startswith("DICOM files identify patients")
     assert ENVIRONMENT in str(error)
+
+
+@given(st.binary(max_size=200), st.text(max_size=20), st.integers(0, 10_000))
+def test_sealed_bytes_are_read_with_the_same_key_and_name_alone(data, name, place):
+    sealed = NAMES.seal(data, name)
+    assert NAMES.unseal(sealed, name) == data
+    assert len(data) < 8 or data not in sealed
+    assert NAMES.seal(data, name) != sealed, "no nonce is used twice"
+    flipped = bytearray(sealed)
+    flipped[place % len(sealed)] ^= 1 << place % 8
+    for changed, key, called in ((bytes(flipped), NAMES, name), (sealed, OTHER, name), (sealed, NAMES, name + "x")):
+        with pytest.raises(IntegrityError, match="was changed after it was encrypted, or with another key"):
+            key.unseal(changed, called)
