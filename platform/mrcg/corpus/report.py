@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import html
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -22,6 +21,7 @@ from mrcg.hashing import draw
 from mrcg.imaging.contact_sheet import Panel, PanelRow, retrieval_picture
 from mrcg.imaging.isolated_reader import IsolatedReader
 from mrcg.imaging.slices import Grey
+from mrcg.pages.rendering import render
 from mrcg.privacy.pseudonyms import Pseudonyms
 from mrcg.storage import schemas
 from mrcg.storage.manifest import Manifest
@@ -176,42 +176,17 @@ def refused_files(
     return examples
 
 
+@dataclass(frozen=True)
+class _View:
+    """What the template ``inventory.html.j2`` reads."""
+
+    inventory: Inventory
+    picture: bytes
+
+
 def inventory_page(inventory: Inventory, picture: bytes) -> bytes:
     """Return the report as one self-contained HTML page, UTF-8."""
-    facts = [
-        ("files", inventory.files),
-        ("scans", inventory.images),
-        ("known patients", inventory.patients),
-        ("groups", inventory.groups),
-        ("exact copies", inventory.exact_copies),
-        ("near-duplicates", inventory.near_duplicates),
-        ("copies whose labels differ", inventory.conflicting_copies),
-        ("bad files", f"{inventory.bad_files} ({100 * inventory.bad_fraction:.1f} %)"),
-        ("identifiers", "pseudonyms" if inventory.deidentified else "none read"),
-    ]
-    tables = [_table("Corpus", facts)]
-    tables += [_table(f"By {name}", list(counts.items())) for name, counts in inventory.by.items()]
-    tables += [_table(f"Splits {name}", list(counts.items())) for name, counts in inventory.splits.items()]
-    tables.append(_table("Quarantine", list(inventory.reasons.items()) or [("no files", 0)]))
-    image = base64.b64encode(picture).decode()
-    alt = "Scans of each class, copies, near-duplicates and quarantined files"
-    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Corpus {inventory.version}</title>
-<style>
-body{{font:15px/1.5 system-ui,sans-serif;color:#1b2733;margin:2rem auto;max-width:75rem;padding:0 1rem}}
-h1{{font-weight:600}} main{{display:flex;flex-wrap:wrap;gap:1.5rem 3rem;align-items:flex-start}}
-table{{border-collapse:collapse}} caption{{text-align:left;font-weight:600;padding-bottom:.3rem}}
-td{{padding:.15rem .8rem .15rem 0;border-top:1px solid #dde4ea}} td+td{{text-align:right}}
-img{{max-width:100%;margin-top:2rem}}
-</style><h1>Corpus {inventory.version}</h1><main>{"".join(tables)}</main>
-<img alt="{alt}" src="data:image/png;base64,{image}"></html>
-""".encode()
-
-
-def _table(title: str, rows: Sequence[tuple[str, Any]]) -> str:
-    cells = "".join(
-        f"<tr><td>{html.escape(str(name))}</td><td>{html.escape(str(value))}</td></tr>" for name, value in rows
-    )
-    return f"<table><caption>{html.escape(title)}</caption>{cells}</table>"
+    return render("inventory.html.j2", _View(inventory, picture))
 
 
 def _counted(values: Sequence[Any]) -> dict[str, int]:

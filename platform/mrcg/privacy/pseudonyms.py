@@ -70,7 +70,8 @@ class Pseudonyms:
             MissingExtraError: cryptography is not installed.
         """
         nonce = os.urandom(_NONCE_BYTES)
-        return nonce + self._cipher().encrypt(nonce, data, name.encode())
+        encrypted: bytes = self._cipher().encrypt(nonce, data, name.encode())
+        return nonce + encrypted
 
     def unseal(self, sealed: bytes, name: str) -> bytes:
         """Decrypt what ``seal`` returned for the same name.

@@ -82,7 +82,7 @@ def test_page_is_self_contained_and_escapes_names():
     result = report(protocol="<b>", label=EVIL)
     page = report_page(result, drawings(result), b"png", [("corpus", "0123")]).decode()
     assert "<script" not in page
-    assert "a&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;" in page
+    assert "a&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;" in page
     assert "http:" not in page
     assert "https:" not in page
     assert "url(" not in page
