@@ -1,4 +1,4 @@
-"""Near-duplicates by difference hash: a FAISS binary index finds the pairs, union-find joins them into groups.
+"""Near-duplicates by difference hash: a FAISS binary index finds the pairs, SciPy joins them into groups.
 
 See `docs/corpus.md#duplicates-and-groups`.
 """
@@ -74,16 +74,13 @@ def _permute_bits(hashes_nb: Hashes) -> Hashes:
 
 
 def join_groups(count: int, pairs: Pairs) -> npt.NDArray[np.int64]:
-    """Return the connected components: for each member the smallest member of its group, shape (count,)."""
-    parent = list(range(count))
+    """Return the connected components: for each member the smallest member of its group, shape (count,).
 
-    def root(member: int) -> int:
-        while parent[member] != member:
-            parent[member] = parent[parent[member]]
-            member = parent[member]
-        return member
-
-    for i, j in pairs.tolist():
-        a, b = root(i), root(j)
-        parent[max(a, b)] = min(a, b)
-    return np.array([root(member) for member in range(count)], dtype=np.int64)
+    Raises:
+        MissingExtraError: SciPy is not installed.
+    """
+    sparse, csgraph = require("scipy.sparse"), require("scipy.sparse.csgraph")
+    joined = sparse.coo_array((np.ones(len(pairs), dtype=np.int8), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
+    _, component = csgraph.connected_components(joined, directed=False)
+    _, smallest = np.unique(component, return_index=True)
+    return smallest[component].astype(np.int64)
