@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from typing import IO, Any
+
+#: Bytes that are read at a time.
+_BLOCK = 2**22
 
 
 def canonical_json(value: Any) -> bytes:
@@ -20,6 +23,15 @@ def digest(value: Any, hex_digits: int = 12) -> str:
 def sha256(data: bytes) -> str:
     """Return the SHA-256 of bytes in hex."""
     return hashlib.sha256(data).hexdigest()
+
+
+def sha256_of(file: IO[bytes]) -> tuple[int, str]:
+    """Return the size in bytes and the SHA-256 in hex of the rest of a file, which is read block by block."""
+    size, state = 0, hashlib.sha256()
+    while block := file.read(_BLOCK):
+        size += len(block)
+        state.update(block)
+    return size, state.hexdigest()
 
 
 def draw(seed: int, purpose: str, key: str) -> float:

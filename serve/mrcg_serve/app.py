@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import BackpressureConfig
@@ -13,6 +13,7 @@ from ray.serve.schema import LoggingConfig
 from mrcg.config.loading import load_config
 from mrcg.config.settings import Autoscale
 from mrcg.execution import ray_environment
+from mrcg.frozen import Frozen
 from mrcg.releases.release import read_release
 from mrcg.storage.store import Store
 from mrcg_serve.gateway import Gateway
@@ -25,10 +26,8 @@ APP_NAME = "mrcg"
 LOGGING = LoggingConfig(encoding="JSON", log_level="WARNING", enable_access_log=False)
 
 
-class ServeArgs(BaseModel):
+class ServeArgs(Frozen):
     """Arguments of the application: ``serve run mrcg_serve.app:build store=URL``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     store: str
     recipe: str | None = None

@@ -14,12 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 from ray import serve
 
 from mrcg.arrays import Fp16Vectors
 from mrcg.config.settings import Autoscale, ServeSettings
 from mrcg.errors import MrcgError, NotFoundError, ReleaseNotLoadedError, require
+from mrcg.frozen import Frozen
 from mrcg.imaging.slices import Grey
 from mrcg.releases.release import Release
 from mrcg.reranker.leave_one_out import LeaveOneOut
@@ -49,10 +49,8 @@ Graph = tuple[Embedding, Fp16Vectors]
 Outcome: TypeAlias = "Result | MrcgError"
 
 
-class Pin(BaseModel):
+class Pin(Frozen):
     """``user_config`` of a deployment: the release to answer from, or None to follow the current one."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     release: int | None = None
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from mrcg.frozen import Frozen
 
 GroupBy = Literal["none", "patient", "study"]
 
 
-class Filters(BaseModel):
+class Filters(Frozen):
     """Filters for hits: an image passes if each given field has one of the values. Unknown values never pass."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     label: tuple[str, ...] = ()
     site: tuple[str, ...] = ()
@@ -29,10 +29,8 @@ class ImageIdQuery:
     image_id: str
 
 
-class SearchParams(BaseModel):
+class SearchParams(Frozen):
     """Parameters of a search, the same over HTTP and in one process."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     k: int = Field(10, description="number of hits: 1 to the N of the release, 50 by default")
     rerank: bool = Field(
@@ -47,10 +45,8 @@ class SearchParams(BaseModel):
     explain: bool = Field(False, description="add the query graph and what influenced the rank of each hit")
 
 
-class EmbeddingQuery(BaseModel):
+class EmbeddingQuery(Frozen):
     """Query by an embedding that the caller computed, with the fingerprint of the release's embeddings."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     embedding: tuple[float, ...]
     encoder: str

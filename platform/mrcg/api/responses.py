@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from mrcg.frozen import Frozen
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Hit(_Frozen):
+class Hit(Frozen):
     """One hit: an image of the gallery."""
 
     image_id: str
@@ -36,7 +34,7 @@ class Hit(_Frozen):
     preview: str = Field(description="path of a small preview image on the service")
 
 
-class Node(_Frozen):
+class Node(Frozen):
     """One node of the query graph. Nodes are ordered by distance."""
 
     image_id: str
@@ -45,7 +43,7 @@ class Node(_Frozen):
     score: float
 
 
-class Influence(_Frozen):
+class Influence(Frozen):
     """A neighbour in the query graph, and how it moved the hit among the others."""
 
     image_id: str
@@ -55,7 +53,7 @@ class Influence(_Frozen):
     )
 
 
-class Explained(_Frozen):
+class Explained(Frozen):
     """Why a hit has its rank: what is different if the distance, the score or a neighbour is left out."""
 
     image_id: str
@@ -68,7 +66,7 @@ class Explained(_Frozen):
     )
 
 
-class Explanation(_Frozen):
+class Explanation(Frozen):
     """The query graph, and what influenced the rank of each hit."""
 
     nodes: list[Node]
@@ -79,7 +77,7 @@ class Explanation(_Frozen):
     )
 
 
-class Answer(_Frozen):
+class Answer(Frozen):
     """The answer to a search."""
 
     release: int
@@ -105,7 +103,7 @@ class Answer(_Frozen):
     explanation: Explanation | None = None
 
 
-class BatchLine(_Frozen):
+class BatchLine(Frozen):
     """The answer for one scan of a batch, or the problem with it."""
 
     index: int = Field(description="index of the scan in the request, from 0")
@@ -114,7 +112,7 @@ class BatchLine(_Frozen):
     detail: str | None = None
 
 
-class ImageFacts(_Frozen):
+class ImageFacts(Frozen):
     """Metadata of a gallery image; null where unknown."""
 
     image_id: str
@@ -127,7 +125,7 @@ class ImageFacts(_Frozen):
     preview: str
 
 
-class QuarantinedFile(_Frozen):
+class QuarantinedFile(Frozen):
     """A quarantined file: a file of the source that could not be used."""
 
     file: str = Field(description="key of the file in the source; a hash of it if the corpus is de-identified")

@@ -9,17 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from mrcg.frozen import Frozen
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
+#: Plane of a slice; slices of a volume are stacked along x, y and z respectively.
+Plane = Literal["sagittal", "coronal", "axial"]
 
 
-class Settings(BaseModel):
+class Settings(Frozen):
     """Base of every group of settings: frozen, and unknown keys are rejected."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class ReadSettings(Settings):
@@ -39,7 +41,7 @@ class ReadSettings(Settings):
         "header",
         description="DICOM grey levels: header uses its VOI window, if any, else percentiles; or always percentiles",
     )
-    volume_planes: tuple[Literal["axial", "coronal", "sagittal"], ...] = Field(("axial",), min_length=1)
+    volume_planes: tuple[Plane, ...] = Field(("axial",), min_length=1)
     volume_step: Count = Field(1, description="NIfTI: use every k-th slice of a plane")
     volume_slices: int = Field(
         16, ge=0, description="NIfTI: keep the n of them with the most contrast per plane; 0 keeps all"

@@ -24,6 +24,7 @@ from mrcg.corpus.splits import TEST_NAMES, TRAIN_NAMES, VALIDATION_NAMES
 from mrcg.errors import ImageError, SourceError
 from mrcg.imaging.lesion import Lesion
 from mrcg.imaging.matlab import read_folds
+from mrcg.imaging.sequences import PLANES
 from mrcg.storage import schemas
 from mrcg.storage.filesystem import open_url, retrying
 
@@ -31,7 +32,6 @@ SPLIT_NAMES = TRAIN_NAMES | TEST_NAMES | VALIDATION_NAMES
 FOLD = re.compile(r"fold[-_]?(\d+)", re.IGNORECASE)
 #: Optional columns of a manifest; ``path`` is required.
 COLUMNS = ("label", "patient", "study", "site", "plane", "sequence", "acquired", "fold", "split", *schemas.LESION)
-PLANES = ("axial", "coronal", "sagittal")
 _MANIFESTS = (".csv", ".parquet")
 #: File names of formats that may name patients, recognised before the files are read.
 _IDENTIFYING = re.compile(r"\.(dcm|dicom|mat)$|(^|/)dicomdir$", re.IGNORECASE)

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
 
 from mrcg.arrays import Fp32Vectors
 from mrcg.config.settings import AppearanceSettings
 from mrcg.encoder.spec import read_spec
 from mrcg.errors import require
+from mrcg.frozen import Frozen
 from mrcg.imaging.slices import Grey
 from mrcg.storage.store import Artefact
 
@@ -30,7 +30,7 @@ FACTS, TENSORS = "appearance.json", "appearance.safetensors"
 SIDE = 12
 
 
-class EmbeddingFacts(BaseModel):
+class EmbeddingFacts(Frozen):
     """What a query has to know of the vectors that it is compared with.
 
     Attributes:
@@ -39,8 +39,6 @@ class EmbeddingFacts(BaseModel):
         dim: dimensions of a vector.
         trained_dim: dimensions of its trained part, which comes first; the others are its appearance part.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     fingerprint: str
     encoder: str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ import httpx
 
 from mrcg.config.settings import EncoderSettings
 from mrcg.errors import WeightsError, require
+from mrcg.hashing import sha256, sha256_of
+from mrcg.storage.cache import cache_folder
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def resolve_weights(settings: EncoderSettings) -> InitialWeights:
             )
         _check_safetensors(source, path)
     with path.open("rb") as file:
-        return InitialWeights(path, hashlib.file_digest(file, "sha256").hexdigest())
+        return InitialWeights(path, sha256_of(file)[1])
 
 
 def _check_safetensors(source: str, path: Path) -> None:
@@ -83,11 +84,6 @@ def _check_safetensors(source: str, path: Path) -> None:
         )
 
 
-def cache_folder() -> Path:
-    """Return the folder of downloaded files: ``$MRCG_CACHE`` or ``~/.cache/mrcg``."""
-    return Path(os.environ.get("MRCG_CACHE", "~/.cache/mrcg")).expanduser()
-
-
 def _fetch_imagenet(backbone: str) -> Path:
     models = require("torchvision.models")
     try:
@@ -102,7 +98,7 @@ def _fetch_imagenet(backbone: str) -> Path:
 
 def _fetch(url: str) -> Path:
     name = Path(httpx.URL(url).path).name
-    target = cache_folder() / "weights" / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}"
+    target = cache_folder() / "weights" / f"{sha256(url.encode())[:12]}-{name}"
     if target.is_file():
         return target
     partial = target.with_name(f"{target.name}.{os.getpid()}.part")

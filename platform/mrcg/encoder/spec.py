@@ -5,18 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 
-from pydantic import BaseModel, ConfigDict
-
 from mrcg.config.settings import EncoderSettings
+from mrcg.frozen import Frozen
 from mrcg.storage.store import Artefact
 
 WEIGHTS, SPEC, HISTORY = "model.safetensors", "encoder.json", "history.json"
 
 
-class EncoderSpec(BaseModel):
+class EncoderSpec(Frozen):
     """Everything needed to rebuild an encoder except its weights."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     backbone: str
     head: str

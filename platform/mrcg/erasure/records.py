@@ -24,6 +24,7 @@ from mrcg.erasure.discovery import (
     with_unlisted_rows,
 )
 from mrcg.errors import IntegrityError, NotFoundError, UsageError
+from mrcg.frozen import Frozen
 from mrcg.hashing import digest
 from mrcg.privacy.pseudonyms import ENVIRONMENT, Pseudonyms
 from mrcg.privacy.signing import Signature, is_signed
@@ -40,16 +41,14 @@ IDENTIFYING_COLUMNS = ("image_id", "patient", "study", "series", "instance")
 IDENTIFYING_COLUMNS_OF_IMAGE = ("image_id", "instance")
 
 
-class ErasureTarget(BaseModel):
+class ErasureTarget(Frozen):
     """What to erase: a patient (by pseudonym) or an image (by id); ``kind`` is ``patient`` or ``image``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: str
     value: str
 
 
-class ErasureRecord(BaseModel):
+class ErasureRecord(Frozen):
     """What an erasure has to remove, found before it removes anything; a killed erasure resumes from its record.
 
     Attributes:
@@ -64,8 +63,6 @@ class ErasureRecord(BaseModel):
         times: 1 for the first erasure of the target, 2 if the target came back and was erased again, and so on.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     ident: str
     images: tuple[str, ...]
     names: tuple[str, ...]
@@ -77,7 +74,7 @@ class ErasureRecord(BaseModel):
     times: int = 1
 
 
-class Receipt(BaseModel):
+class Receipt(Frozen):
     """What an erasure did; it is signed as evidence.
 
     Attributes:
@@ -94,8 +91,6 @@ class Receipt(BaseModel):
         release: number of the current release after the erasure, None if there is none.
         trained_on_them: models that were or may have been trained on the scans; they are kept.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     ident: str
     finished: str
@@ -115,10 +110,8 @@ class Receipt(BaseModel):
         return self.model_dump_json().encode()
 
 
-class SignedReceipt(BaseModel):
+class SignedReceipt(Frozen):
     """A receipt and its signature."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     receipt: Receipt
     signed: Signature

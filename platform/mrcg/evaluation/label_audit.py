@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
 
 from mrcg.arrays import Codes, Mask, RowNumbers, Vectors
 from mrcg.corpus.embeddings import embeddings_of
@@ -22,6 +21,7 @@ from mrcg.corpus.reader import Corpus
 from mrcg.corpus.splits import Fold, Split
 from mrcg.encoder.appearance import facts_in
 from mrcg.errors import SourceError, require
+from mrcg.frozen import Frozen
 from mrcg.index.distances import Neighbours, distances_to, exact_search
 from mrcg.metrics.bootstrap import Interval, interval
 from mrcg.metrics.report import SEED
@@ -210,11 +210,7 @@ def matched(flagged: Mask, labels: Codes, margins: Probabilities) -> Mask:
     return chosen
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class MapOf(_Frozen):
+class MapOf(Frozen):
     """The MAP of some test queries, with its 95 % interval."""
 
     queries: int
@@ -222,7 +218,7 @@ class MapOf(_Frozen):
     interval: Interval
 
 
-class FlaggedFigures(_Frozen):
+class FlaggedFigures(Frozen):
     """The MAP of a report with and without flagged test queries.
 
     ``without_flagged`` is an upper bound: a query may be flagged because it is hard although its label is right, and
@@ -269,14 +265,14 @@ def flagged_figures(report: str, queries: pa.Table, scans: Sequence[AuditedScan]
 # The audit -----------------------------------------------------------------------------------------
 
 
-class NamedNeighbour(_Frozen):
+class NamedNeighbour(Frozen):
     """A labelled scan near an audited scan."""
 
     image_id: str
     label: str
 
 
-class AuditedScan(_Frozen):
+class AuditedScan(Frozen):
     """One row of the audit.
 
     Attributes:
@@ -304,7 +300,7 @@ class AuditedScan(_Frozen):
     neighbours: tuple[NamedNeighbour, ...]
 
 
-class LabelAudit(_Frozen):
+class LabelAudit(Frozen):
     """The result of a label audit.
 
     Attributes:

@@ -6,9 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict
-
 from mrcg.config.settings import Config
+from mrcg.frozen import Frozen
 
 #: Number of last epochs that each figure of the tables is averaged over (docs/method.md#the-paper).
 LAST_EPOCHS = 10
@@ -108,11 +107,7 @@ SYSTEMS: Mapping[str, System] = {
 }
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class TrialEpoch(_Frozen):
+class TrialEpoch(Frozen):
     """Figures of the test part with the weights of one epoch (definitions: ``mrcg.metrics.ranking``)."""
 
     epoch: int
@@ -123,7 +118,7 @@ class TrialEpoch(_Frozen):
     precision_at_10: float
 
 
-class Trial(_Frozen):
+class Trial(Frozen):
     """Content of ``trial.json``: the figures of one system over its last epochs."""
 
     protocol: str
@@ -132,7 +127,7 @@ class Trial(_Frozen):
     epochs: tuple[TrialEpoch, ...]
 
 
-class Row(_Frozen):
+class Row(Frozen):
     """One row of the tables."""
 
     system: str
@@ -142,7 +137,7 @@ class Row(_Frozen):
     trial: Trial
 
 
-class Reproduction(_Frozen):
+class Reproduction(Frozen):
     """Results of ``mrcg reproduce`` with a ``recipe`` and overrides (``settings``)."""
 
     recipe: str

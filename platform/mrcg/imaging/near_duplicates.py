@@ -83,4 +83,5 @@ def join_groups(count: int, pairs: Pairs) -> npt.NDArray[np.int64]:
     joined = sparse.coo_array((np.ones(len(pairs), dtype=np.int8), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
     _, component = csgraph.connected_components(joined, directed=False)
     _, smallest = np.unique(component, return_index=True)
-    return smallest[component].astype(np.int64)
+    members: npt.NDArray[np.int64] = smallest[component].astype(np.int64)
+    return members

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import get_args
 
 import numpy as np
 
-PLANES = ("sagittal", "coronal", "axial")  # slices are stacked along x, y and z respectively
+from mrcg.config.settings import Plane
+
+PLANES: tuple[Plane, ...] = get_args(Plane)
 SEQUENCES = ("T1", "T1c", "T2", "FLAIR")
 
 _BEFORE = r"(?:^|[^a-z0-9]|[23]d|(?<![a-z])s)"

@@ -23,7 +23,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
+
+from mrcg.frozen import Frozen
 
 FACTS, TRAINED, VECTORS = "index.json", "trained.faiss", ".vectors.f16"
 #: Leading hexadecimal digits of an image id, a hash, that decide its shard: they fit into a signed 64-bit number.
@@ -33,11 +35,7 @@ _BLOCK = 16_384
 KindName = Literal["flat", "hnsw", "ivf_flat", "ivf_sq", "opq_ivf_pq"]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Shape(_Frozen):
+class Shape(Frozen):
     """The kind of an index and its parameters: all that FAISS needs to create it.
 
     Attributes:
@@ -67,7 +65,7 @@ class Shape(_Frozen):
         return min(self.dim // self.pq_bytes, 4) * self.pq_bytes if self.kind == "opq_ivf_pq" else self.dim
 
 
-class PartFacts(_Frozen):
+class PartFacts(Frozen):
     """One part: its shard, its name, its rows on disk, and how many of them are not deleted."""
 
     shard: int
@@ -76,7 +74,7 @@ class PartFacts(_Frozen):
     live: int
 
 
-class IndexFacts(_Frozen):
+class IndexFacts(Frozen):
     """``index.json``.
 
     Attributes:

@@ -11,9 +11,8 @@ import importlib.resources
 import math
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict
-
 from mrcg.errors import SettingsError
+from mrcg.frozen import Frozen
 from mrcg.index.distances import BLOCK
 from mrcg.index.faiss_backend import OPQ_VECTORS, SUPER_KMEANS_DIM, TRAIN_PER_LIST
 from mrcg.index.layout import KindName, Shape
@@ -40,10 +39,8 @@ LINKS = 32
 KINDS: tuple[KindName, ...] = ("flat", "hnsw", "ivf_flat", "ivf_sq", "opq_ivf_pq")
 
 
-class Costs(BaseModel):
+class Costs(Frozen):
     """Unit costs of a machine: seconds of one core, and bytes of a process and of a row."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     machine: str
     faiss: str

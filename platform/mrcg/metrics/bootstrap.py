@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
+
+from mrcg.frozen import Frozen
 
 #: Confidence level: the share of resampled means inside an interval.
 LEVEL = 0.95
@@ -22,10 +23,8 @@ BLOCK = 2**22
 Values = npt.NDArray[np.float64]
 
 
-class Interval(BaseModel):
+class Interval(Frozen):
     """The 95 % interval of a mean, in the unit of the values."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     low: float
     high: float

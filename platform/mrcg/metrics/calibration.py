@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
 
+from mrcg.frozen import Frozen
 from mrcg.metrics.bootstrap import LEVEL, Interval, resampled_means
 
 BINS = 10
@@ -35,11 +35,7 @@ Floats = npt.NDArray[np.floating]
 Flags = npt.NDArray[np.bool_]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Bin(_Frozen):
+class Bin(Frozen):
     """Hits whose scores lie in [low, high); the last bin includes 1. ``relevant`` is the share of relevant hits."""
 
     low: float
@@ -49,14 +45,14 @@ class Bin(_Frozen):
     relevant: float
 
 
-class Reliability(_Frozen):
+class Reliability(Frozen):
     """The non-empty bins and the expected calibration error: the mean of |score - relevant| weighted by count."""
 
     bins: tuple[Bin, ...]
     expected_error: float
 
 
-class Platt(_Frozen):
+class Platt(Frozen):
     """Probability = sigmoid(logit(score) / temperature + bias)."""
 
     temperature: float
@@ -67,7 +63,7 @@ class Platt(_Frozen):
         return _sigmoid(_logit(scores) / self.temperature + self.bias)
 
 
-class Skill(_Frozen):
+class Skill(Frozen):
     """Brier skill score of some hits against their base rate: 1 is perfect, 0 no better than the base rate."""
 
     hits: int
@@ -75,7 +71,7 @@ class Skill(_Frozen):
     interval: Interval
 
 
-class Calibration(_Frozen):
+class Calibration(Frozen):
     """Reliability of the test scores: raw, and after the map fitted on the validation part (None without one).
 
     Attributes:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
 
 from mrcg.arrays import Mask
+from mrcg.frozen import Frozen
 from mrcg.metrics.bootstrap import Gain, Interval, intervals, paired
 
 #: Name of the form in which a scan is as it is.
@@ -26,11 +26,7 @@ ORDERS = ("ann", "score", "served")
 Ranks = npt.NDArray[np.float64]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Recovery(_Frozen):
+class Recovery(Frozen):
     """How well scans find themselves: shares first and among the first ten, and the mean reciprocal rank."""
 
     first: float
@@ -41,7 +37,7 @@ class Recovery(_Frozen):
     reciprocal_rank_interval: Interval
 
 
-class Recoveries(_Frozen):
+class Recoveries(Frozen):
     """The same for each order, over a number of scans."""
 
     items: int
@@ -50,7 +46,7 @@ class Recoveries(_Frozen):
     served: Recovery
 
 
-class FirstShares(_Frozen):
+class FirstShares(Frozen):
     """Shares of queries that find what is asked for, by order."""
 
     ann: float
@@ -58,7 +54,7 @@ class FirstShares(_Frozen):
     served: float
 
 
-class NeighbouringSlices(_Frozen):
+class NeighbouringSlices(Frozen):
     """Queries with a slice directly beside them in the gallery, and shares that find one first or in ten hits."""
 
     queries: int
@@ -66,7 +62,7 @@ class NeighbouringSlices(_Frozen):
     in_10: FirstShares
 
 
-class KnownItems(_Frozen):
+class KnownItems(Frozen):
     """Content of ``report.json`` on known items. ``changed`` figures are means over all changes.
 
     ``fitted`` are scans that the encoder was fitted on, ``unseen`` those that it was not; None where there are none.

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
 
+from mrcg.frozen import Frozen
 from mrcg.metrics.bootstrap import Gain, Interval
 
 #: Hits that count.
@@ -19,18 +19,14 @@ HITS = 10
 Grades = npt.NDArray[np.int64]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Ndcg(_Frozen):
+class Ndcg(Frozen):
     """Mean nDCG@10 of one order, with its 95 % interval."""
 
     mean: float
     interval: Interval
 
 
-class GradedLikeness(_Frozen):
+class GradedLikeness(Frozen):
     """nDCG@10 of each order, and what the served order gains over the ANN order.
 
     Attributes:

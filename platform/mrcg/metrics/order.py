@@ -10,9 +10,10 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from mrcg.arrays import Mask, RowNumbers, Vectors
+from mrcg.frozen import Frozen
 
 OrderName = Literal["ann", "fused", "score"]
 
@@ -25,7 +26,7 @@ _TINY = float(np.finfo(np.float32).tiny)
 Floats = npt.NDArray[np.floating]
 
 
-class HitOrder(BaseModel):
+class HitOrder(Frozen):
     """How the hits of a query are ordered.
 
     Attributes:
@@ -33,8 +34,6 @@ class HitOrder(BaseModel):
             first, then by s - λ d.
         distance_weight: λ of the fused order.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: OrderName = "score"
     distance_weight: float = Field(0.0, ge=0.0, allow_inf_nan=False)
@@ -60,13 +59,11 @@ BY_SCORE = HitOrder()
 BY_DISTANCE = HitOrder(name="ann")
 
 
-class GridRow(BaseModel):
+class GridRow(Frozen):
     """Figures of the validation scans with one λ; None is infinity, the ANN order.
 
     ``known_first`` is the share of changed forms with which a known item finds itself first; None if none was searched.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     weight: float | None
     map: float
@@ -74,7 +71,7 @@ class GridRow(BaseModel):
     known_first: float | None
 
 
-class OrderChoice(BaseModel):
+class OrderChoice(Frozen):
     """The order that a release serves, and how it was chosen.
 
     Attributes:
@@ -83,8 +80,6 @@ class OrderChoice(BaseModel):
         grid: figures of each λ that was tried; empty where there was no choice.
         weight_low, weight_high: 95 % bootstrap interval of λ; None is infinity.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     order: HitOrder = BY_SCORE
     reason: str = "the order by score alone, as in the paper"

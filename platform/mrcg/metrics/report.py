@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
+from mrcg.frozen import Frozen
 from mrcg.hashing import seed_of
 from mrcg.metrics.bootstrap import Gain, Interval, intervals, paired
 from mrcg.metrics.calibration import Calibration
@@ -25,11 +26,7 @@ CAVEAT_KNOWN = "The patient of every query is known."
 SEED = seed_of(0, "bootstrap")
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Intervals(_Frozen):
+class Intervals(Frozen):
     """The 95 % bootstrap intervals of three means."""
 
     map: Interval
@@ -37,7 +34,7 @@ class Intervals(_Frozen):
     precision_at_10: Interval
 
 
-class ClassFigures(_Frozen):
+class ClassFigures(Frozen):
     """Mean figures over a set of queries, as defined in ``mrcg.metrics.ranking``. P@1 equals hit@1."""
 
     queries: int
@@ -57,7 +54,7 @@ class OrderFigures(ClassFigures):
     per_class: dict[str, ClassFigures]
 
 
-class Gains(_Frozen):
+class Gains(Frozen):
     """Gains of another order over the ANN order, paired by query."""
 
     map: Gain
@@ -65,7 +62,7 @@ class Gains(_Frozen):
     precision_at_10: Gain
 
 
-class Confusion(_Frozen):
+class Confusion(Frozen):
     """Numbers of queries by the class of the query and the class of its first hit.
 
     ``ann[i][j]`` and ``reranked[i][j]`` count queries of ``classes[i]`` whose first hit has class ``found[j]``. None
@@ -78,7 +75,7 @@ class Confusion(_Frozen):
     reranked: tuple[tuple[int, ...], ...]
 
 
-class Leakage(_Frozen):
+class Leakage(Frozen):
     """Numbers of queries with a near-duplicate (of any patient) or their own patient in the gallery.
 
     ``patients_known`` is the number of queries whose patient is known.
@@ -89,7 +86,7 @@ class Leakage(_Frozen):
     patients_known: int
 
 
-class OutOfDistribution(_Frozen):
+class OutOfDistribution(Frozen):
     """Distances to the nearest hit (squared L2), and the number of test queries above the threshold.
 
     The threshold is a quantile of the validation queries' distances. It is None without validation queries; then no
@@ -112,14 +109,14 @@ class Epoch(BaseModel):
     validation_map: float | None = None
 
 
-class Training(_Frozen):
+class Training(Frozen):
     """History of a training; empty if nothing was trained or the history is not available."""
 
     best_epoch: int = -1
     epochs: tuple[Epoch, ...] = ()
 
 
-class Report(_Frozen):
+class Report(Frozen):
     """Content of ``report.json``.
 
     ``reranked`` and ``gain`` are of the order by score alone; ``served`` and ``served_gain`` of the order that a

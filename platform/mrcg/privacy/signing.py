@@ -6,18 +6,15 @@ import os
 import secrets
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from mrcg.errors import UsageError, require
+from mrcg.frozen import Frozen
 
 ENVIRONMENT = "MRCG_SIGNING_KEY"
 KEY_BYTES = 32
 
 
-class Signature(BaseModel):
+class Signature(Frozen):
     """A signature and the public key that verifies it, both in hex."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     public_key: str
     signature: str

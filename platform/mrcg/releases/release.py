@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mrcg.encoder.spec import read_spec as read_encoder
 from mrcg.errors import AlreadyExistsError, IntegrityError, LostRaceError, NotFoundError, ReleaseError
+from mrcg.frozen import Frozen
 from mrcg.metrics.calibration import Platt
 from mrcg.metrics.known_items import change_between
 from mrcg.metrics.order import BY_SCORE, HitOrder
@@ -31,10 +32,8 @@ HISTORY = "releases/history"
 RESAMPLES = 2000
 
 
-class Release(BaseModel):
+class Release(Frozen):
     """The versions that a release pins, the figures of its report, and the reason for the release."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     number: int
     corpus: str

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mrcg.errors import IntegrityError, NotFoundError
 from mrcg.execution.executor import Progress
+from mrcg.hashing import sha256_of
 from mrcg.releases.release import Release, missing_parts, read_release, release_numbers
 from mrcg.storage.catalog import Key, dependencies_of, name_of, with_dependencies
 from mrcg.storage.manifest import KINDS, Manifest
 from mrcg.storage.store import Store
-
-BLOCK = 2**22
 
 
 @dataclass(frozen=True)
@@ -71,22 +69,14 @@ def _remedy(manifest: Manifest) -> str:
 
 def _file_problem(store: Store, path: str, size: int, digest: str) -> str | None:
     """Hash a file; return how it differs from its manifest, None if it does not."""
-    state, actual_size = hashlib.sha256(), 0
     try:
-        for block in _blocks(store, path):
-            state.update(block)
-            actual_size += len(block)
+        with store.fs.open(store.path(path), "rb") as file:
+            actual_size, actual_digest = sha256_of(file)
     except FileNotFoundError:
         return "is missing"
     if actual_size != size:
         return f"has {actual_size:,} bytes, but its manifest says {size:,}"
-    return None if state.hexdigest() == digest else "does not match its manifest (SHA-256)"
-
-
-def _blocks(store: Store, path: str) -> Iterator[bytes]:
-    with store.fs.open(store.path(path), "rb") as file:
-        while block := file.read(BLOCK):
-            yield block
+    return None if actual_digest == digest else "does not match its manifest (SHA-256)"
 
 
 def _check_releases(store: Store, manifests: Mapping[Key, Manifest]) -> tuple[list[str], list[str]]:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import json
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from mrcg.config.settings import RerankerSettings
 from mrcg.errors import WeightsError
+from mrcg.frozen import Frozen
 from mrcg.storage.store import Artefact
 
 WEIGHTS, SPEC, HISTORY = "model.safetensors", "reranker.json", "history.json"
 
 
-class RerankerSpec(BaseModel):
+class RerankerSpec(Frozen):
     """Everything needed to rebuild a reranker except its weights.
 
     ``encoder`` is the fingerprint of the encoder whose embeddings it was trained on; it can only score those.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str
     features: tuple[str, ...] = Field(min_length=1)

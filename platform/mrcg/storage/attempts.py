@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -17,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from mrcg.errors import AlreadyExistsError, NotFoundError, StoreError
+from mrcg.hashing import sha256_of
 from mrcg.storage.manifest import KINDS, FileEntry, Manifest
 from mrcg.storage.store import Store
 
@@ -76,12 +76,9 @@ class Attempt:
 
     def entry(self, name: str) -> FileEntry:
         """Return size and hash of an output file that a worker wrote; the file is read as a stream."""
-        size, state = 0, hashlib.sha256()
         with self.store.fs.open(self.store.path(f"{self.output}/{name}"), "rb") as file:
-            while block := file.read(2**22):
-                size += len(block)
-                state.update(block)
-        return FileEntry(name=name, size=size, sha256=state.hexdigest())
+            size, digest = sha256_of(file)
+        return FileEntry(name=name, size=size, sha256=digest)
 
     def publish(self, manifest: Manifest) -> Manifest:
         """Make the version visible, unless another attempt has already published it.

@@ -7,7 +7,6 @@ invalidation. The folder holds scans, so only its owner may read it.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import re
@@ -17,7 +16,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from mrcg.errors import StoreError, UsageError
-from mrcg.hashing import sha256
+from mrcg.hashing import sha256, sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +26,13 @@ DEFAULT_BYTES = 20 * 2**30
 FETCHING_SECONDS = 3600.0
 #: Names of files that a cache writes: a SHA-256, or a temporary name until the file is complete.
 _WRITTEN = re.compile(r"[0-9a-f]{64}|\.[0-9a-f]{32}\.tmp")
+
+
+def cache_folder() -> Path:
+    """Return the folder of this node's caches: ``$MRCG_CACHE``, or ``mrcg`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    if folder := os.environ.get(FOLDER):
+        return Path(folder).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mrcg"
 
 
 class Cache:
@@ -40,20 +46,16 @@ class Cache:
     def of_this_node(cls) -> Cache | None:
         """Return this node's cache; None if ``MRCG_CACHE_BYTES`` is 0 or less.
 
-        ``MRCG_CACHE`` is its folder (default ``mrcg`` in ``$XDG_CACHE_HOME`` or ``~/.cache``), ``MRCG_CACHE_BYTES`` its
-        size (default 20 GiB).
+        It is in ``cache_folder()``; ``MRCG_CACHE_BYTES`` is its size (default 20 GiB).
 
         Raises:
             UsageError: the size is not an integer.
         """
-        folder = os.environ.get(FOLDER) or os.path.join(
-            os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "mrcg"
-        )
         try:
             size = int(os.environ.get(BYTES) or DEFAULT_BYTES)
         except ValueError as error:
             raise UsageError(f"{BYTES} is not a number of bytes: set an integer, 0 for no cache") from error
-        return cls(Path(folder), size) if size > 0 else None
+        return cls(cache_folder(), size) if size > 0 else None
 
     def get(self, digest: str) -> bytes | None:
         """Return the content of the file with this SHA-256, None if it is not in the cache."""
@@ -90,7 +92,7 @@ class Cache:
         path = self._path(digest)
         try:
             with path.open("rb") as file:
-                intact = hashlib.file_digest(file, "sha256").hexdigest() == digest
+                intact = sha256_of(file)[1] == digest
         except OSError:
             return None
         if not intact:

@@ -6,9 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from mrcg.errors import IntegrityError
+from mrcg.frozen import Frozen
 from mrcg.hashing import digest, sha256
 from mrcg.version import __version__
 
@@ -27,11 +28,7 @@ KINDS: Mapping[str, int] = {
 }
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class FileEntry(_Frozen):
+class FileEntry(Frozen):
     """One file of a version: its name below the content folder, size in bytes and SHA-256.
 
     ``folder`` is set where the file belongs to an earlier version: it is the content folder of that version. An
@@ -49,7 +46,7 @@ class FileEntry(_Frozen):
         return cls(name=name, size=len(data), sha256=sha256(data))
 
 
-class Manifest(_Frozen):
+class Manifest(Frozen):
     """What a version was made from and consists of. It has no times or hosts, so equal work gives equal bytes."""
 
     kind: str

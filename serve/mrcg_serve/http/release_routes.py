@@ -6,8 +6,9 @@ import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Path
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
+from mrcg.frozen import Frozen
 from mrcg.releases.release import Gate, Promotion, Release, promote, read_release, release_numbers, rollback
 from mrcg_serve.http.dependencies import Caller, ThisGateway, errors
 
@@ -22,10 +23,8 @@ class Releases(BaseModel):
     releases: list[Release]
 
 
-class Limits(BaseModel):
+class Limits(Frozen):
     """How much worse than the current release a new one may be."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     map_drop: float = Field(0.01, ge=0, le=1, description="largest drop in MAP")
     recall_drop: float = Field(0.02, ge=0, le=1, description="largest drop in the index's recall")
