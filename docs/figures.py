@@ -15,6 +15,7 @@ A block lies between ``<!-- figures: NAME -->`` and ``<!-- /figures -->``. Its t
 - learning, ingest, appearance: docs/bench, the output of ``python -m tests.bench.learning``, ``… .ingest`` and
   ``… .appearance`` with ``--out``;
 - serving, engines: docs/bench/serve.json, the output of ``python -m tests.bench.serve`` (docs/serve_figures.py);
+- gpu, gpu_run, gpu_orders, gpu_reproduction: measurements on a card (docs/gpu_figures.py);
 - index, steps, updates: the output of ``… .index`` and ``… .updates`` (docs/index_figures.py).
 """
 
@@ -27,6 +28,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import gpu_figures
 import index_figures
 import serve_figures
 
@@ -245,6 +247,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "updates": index_figures.updates_table,
     "serving": serve_figures.serving_table,
     "engines": serve_figures.engines_table,
+    "gpu": gpu_figures.rates_table,
+    "gpu_run": gpu_figures.run_table,
+    "gpu_orders": gpu_figures.orders_table,
+    "gpu_reproduction": gpu_figures.reproduction_table,
 }
 
 

@@ -1,4 +1,4 @@
-"""Run a trainer of the library on Ray Train: data parallel, a checkpoint per epoch, resumed after a failure."""
+"""Run a trainer of the library on Ray Train: data parallel, with checkpoints, resumed after a failure."""
 
 from __future__ import annotations
 
@@ -169,8 +169,9 @@ def _train(task: TrainTask, store: Store) -> None:
     trainer = task.build(task, worker, _wrapper(worker))
     _resume(store, task.attempt, trainer)
     report = reporter(task.board if worker.rank == 0 else None)
+    checkpoints = _Checkpoints(store, task) if worker.rank == 0 else None
     while not trainer.finished:
-        _one_epoch(task, trainer, report, worker, store)
+        _one_epoch(task, trainer, report, checkpoints)
     if worker.rank == 0:
         for name, data in task.save(trainer).items():
             store.write_bytes(f"{task.attempt}/output/{name}", data)
@@ -200,8 +201,35 @@ def _gather(rows: Tensor) -> tuple[Tensor, slice]:
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]), slice(start, start + len(rows))
 
 
+class _Checkpoints:
+    """Writes checkpoints of a training, at most one every ``compute.checkpoint_minutes``, and keeps the last one.
+
+    The first follows the first epoch. None follows the last epoch: its result is written instead. So a run that was
+    stopped repeats at most the epochs since the last checkpoint, with the same bytes.
+    """
+
+    def __init__(self, store: Store, task: TrainTask) -> None:
+        self._store, self._task = store, task
+        self._seconds = 60 * task.config.compute.checkpoint_minutes
+        self._written = float("-inf")
+
+    def after(self, epoch: int, trainer: Trainer) -> None:
+        """Write what is due after an epoch: its snapshot, and a checkpoint."""
+        state, attempt = trainer.state, self._task.attempt
+        if epoch >= self._task.epochs - self._task.snapshots:
+            # Before the checkpoint: a run that resumes from it does not repeat this epoch.
+            self._store.write_bytes(f"{attempt}/output/{snapshot_name(epoch)}", state.weights())
+        if trainer.finished or time.monotonic() - self._written < self._seconds:
+            return
+        earlier = _checkpoints_in(self._store, attempt)
+        self._store.write_bytes(f"{attempt}/checkpoints/{epoch:06d}.safetensors", state.to_bytes())
+        self._written = time.monotonic()
+        for name in earlier:
+            self._store.remove(name)
+
+
 def _one_epoch(
-    task: TrainTask, trainer: Trainer, report: Callable[[float, float, str], None], worker: Worker, store: Store
+    task: TrainTask, trainer: Trainer, report: Callable[[float, float, str], None], checkpoints: _Checkpoints | None
 ) -> None:
     epoch = len(trainer.state.history)
     last = [0.0]
@@ -212,12 +240,8 @@ def _one_epoch(
             report(epoch + done / total, task.epochs, _note(epoch, task.epochs, trainer))
 
     row = trainer.run_epoch(on_batch)
-    if worker.rank == 0:
-        # Before the checkpoint: a run that resumes from it does not repeat this epoch.
-        if epoch >= task.epochs - task.snapshots:
-            store.write_bytes(f"{task.attempt}/output/{snapshot_name(epoch)}", trainer.state.weights())
-        store.write_bytes(f"{task.attempt}/checkpoints/{epoch:06d}.safetensors", trainer.state.to_bytes())
-        store.remove(f"{task.attempt}/checkpoints/{epoch - 1:06d}.safetensors")
+    if checkpoints is not None:
+        checkpoints.after(epoch, trainer)
     # A barrier: no worker starts the next epoch before this one is saved.
     ray.train.report(dict(row))
 
@@ -241,9 +265,14 @@ def _wrapper(worker: Worker) -> Wrap:
 
 
 def _resume(store: Store, attempt: str, trainer: Trainer) -> None:
-    names = [
-        name for name in store.listdir(f"{attempt}/checkpoints") if name.endswith(".safetensors") and name[0] != "."
-    ]
+    names = _checkpoints_in(store, attempt)
     if names:
-        trainer.state.restore(store.read_bytes(f"{attempt}/checkpoints/{names[-1]}"))
+        trainer.state.restore(store.read_bytes(names[-1]))
         log.info("resuming after epoch %d", len(trainer.state.history))
+
+
+def _checkpoints_in(store: Store, attempt: str) -> list[str]:
+    """Return the checkpoints of an attempt, the last one last; a file whose name begins with a dot is not complete."""
+    folder = f"{attempt}/checkpoints"
+    names = [name for name in store.listdir(folder) if name.endswith(".safetensors") and name[0] != "."]
+    return [f"{folder}/{name}" for name in sorted(names)]

@@ -342,6 +342,9 @@ class ComputeSettings(Settings):
         0.0, ge=0.0, description="CPUs per training worker; 0 divides the cluster's CPUs equally"
     )
     max_failures: int = Field(2, ge=0, description="training worker failures to tolerate before the run fails")
+    checkpoint_minutes: float = Field(
+        5.0, ge=0.0, description="minimum minutes between two checkpoints of a training; 0 writes one after every epoch"
+    )
 
     @model_validator(mode="after")
     def _min_workers_within_workers(self) -> Self:
