@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from mrcg.config.settings import Config
-from mrcg.pipeline.stages import STAGES
+from mrcg.stages.registry import pipeline_stages
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -105,7 +105,7 @@ def loads() -> dict[str, list[str]]:
                 and inner.value.id == "release"
             }
             # ``release.index`` is a version of kind ``indexes``.
-            found[stage] = [step.kind for step in STAGES if any(step.kind.startswith(pin) for pin in pins)]
+            found[stage] = [step.kind for step in pipeline_stages() if any(step.kind.startswith(pin) for pin in pins)]
     assert set(found) == set(SERVING[1:]), "a stage has no loader of its name"
     return found
 
@@ -176,9 +176,9 @@ def rooms_picture(arrows: Arrows) -> str:
 
 def data_picture() -> str:
     """Artefacts in the order of their stages, above the stages of the service that load them and answer a query."""
-    kinds = ["source", *(stage.kind for stage in STAGES)]
-    inputs = {stage.kind: stage.inputs(Config()) or ("source",) for stage in STAGES}
-    makers = {stage.kind: stage.name for stage in STAGES}
+    kinds = ["source", *(stage.kind for stage in pipeline_stages())]
+    inputs = {stage.kind: stage.inputs(Config()) or ("source",) for stage in pipeline_stages()}
+    makers = {stage.kind: stage.name for stage in pipeline_stages()}
     answering = ["query scan", *SERVING, "ranked hits"]
     top, bottom = 170.0, 390.0
     boxes = {name: Box(_spread(n, len(kinds)), top, 22 + 8.4 * len(name)) for n, name in enumerate(kinds)}

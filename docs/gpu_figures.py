@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mrcg.evaluation.paper_systems import Reproduction, reproduction_markdown
 from mrcg.metrics.report import REPORT, Report
-from mrcg.pipeline.stages import STAGES
+from mrcg.stages.registry import pipeline_stages
 from mrcg.storage.store import Store
 
 BENCH = Path(__file__).parent / "bench"
@@ -27,7 +27,8 @@ def gather(url: str, report: str) -> None:
     for kind in ("reports", "graphs", "embeddings"):
         versions = {**store.manifest(kind, versions[kind]).inputs, **versions}
     seconds = {
-        stage.name: store.read_json(f"{stage.kind}/{versions[stage.kind]}/run.json")["seconds"] for stage in STAGES
+        stage.name: store.read_json(f"{stage.kind}/{versions[stage.kind]}/run.json")["seconds"]
+        for stage in pipeline_stages()
     }
     figures = Report.model_validate_json(store.artefact("reports", report).read_bytes(REPORT))
     assert figures.known_items is not None

@@ -36,18 +36,20 @@ from mrcg.execution.executor import LocalExecutor, silent
 from mrcg.imaging.phantom import CLASSES
 from mrcg.imaging.samples import SampleFormat, write_samples
 from mrcg.pipeline.ancestry import ancestry_of, source_name
-from mrcg.pipeline.stages import STAGES, Step, open_inputs, plan
+from mrcg.pipeline.plan import Step, open_inputs, plan
 from mrcg.privacy.pseudonyms import Pseudonyms
 from mrcg.privacy.signing import Signer
 from mrcg.releases.release import Release, promote
+from mrcg.stages.registry import pipeline_stages
 from mrcg.storage import schemas
 from mrcg.storage.attempts import begin
 from mrcg.storage.catalog import all_manifests, remove_versions
-from mrcg.storage.manifest import derive_version, make_manifest
+from mrcg.storage.manifest import derive_version
 from mrcg.storage.store import Store
 from mrcg_jobs.erasure import Eraser, sweep_node_cache
 from mrcg_jobs.runner import run_stages
 from tests import factories
+from tests.manifests import counts_of, make_manifest
 
 #: Settings of a source of DICOM phantoms: folders of classes are named where a key is set.
 PATIENTS = (f"ingest.classes=[{','.join(CLASSES)}]", "split.protocol=dedup", "index.kind=ivf_flat")
@@ -236,12 +238,12 @@ def grown(store: Store, made: Mapping[str, str], config: Config, left: set[str])
     scans, known = read_scans(base), known_files(base)
     gone = [row for row in scans.to_pylist() if row["source_key"] in left]
     stay = known[~np.isin(known, file_digests([row["source_key"] for row in gone], [row["stamp"] for row in gone]))]
-    generation = int(base.manifest.counts["generation"]) + 1
+    generation = base.manifest.counts.generation + 1
     joined, out = factories.join([], factories.rules_of(config.ingest, KEY, generation=generation), base, stay)
     found = dict(made)
 
     def step(kind: str, inputs: Mapping[str, str], settings: Mapping[str, Any]) -> Step:
-        (stage,) = [one for one in STAGES if one.kind == kind]
+        (stage,) = [one for one in pipeline_stages() if one.kind == kind]
         found[kind] = derive_version(kind, settings, inputs)
         return Step(stage, found[kind], settings, inputs)
 
@@ -249,7 +251,7 @@ def grown(store: Store, made: Mapping[str, str], config: Config, left: set[str])
     corpus = step("corpus", {"corpus": made["corpus"]}, settings)
     with begin(store, "corpus", corpus.version, corpus.inputs) as attempt:
         files = [one if one.folder else attempt.write(one.name, out.content[one.name]) for one in joined.files]
-        counts = {**base.manifest.counts, **joined.counts}
+        counts = {**base.manifest.counts.stated(), **joined.counts.stated()}
         attempt.publish(make_manifest("corpus", corpus.version, settings, corpus.inputs, counts, files))
     told = {kind: store.manifest(kind, made[kind]).settings for kind in ("embeddings", "indexes")}
     embed = {"corpus": corpus.version, "encoders": made["encoders"], "embeddings": made["embeddings"]}
@@ -271,7 +273,7 @@ def swept(store: Store, made: Mapping[str, str], later: Mapping[str, str]) -> No
 def counted(store: Store, kind: str, version: str, **more: Any) -> None:
     """Let a manifest count more, or otherwise: the pipeline counts what ``factories`` does not."""
     manifest = store.manifest(kind, version)
-    whole = manifest.model_copy(update={"counts": {**manifest.counts, **more}})
+    whole = manifest.model_copy(update={"counts": counts_of(kind, {**manifest.counts.stated(), **more})})
     store.write_bytes(f"{kind}/{version}/manifest.json", whole.to_bytes())
 
 

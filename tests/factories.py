@@ -41,15 +41,17 @@ from mrcg.index_build.build_plan import IndexWork
 from mrcg.index_build.sizing import initial_nprobe_or_ef, shape_of
 from mrcg.metrics.order import HitOrder, OrderChoice
 from mrcg.metrics.report import REPORT, Report
-from mrcg.pipeline.stages import Step, open_inputs, plan
+from mrcg.pipeline.plan import Step, open_inputs, plan
 from mrcg.releases.release import Release, promote
 from mrcg.reranker.graph_build import GraphWork, build_graphs
+from mrcg.stages.counts import Counts
 from mrcg.storage import schemas
 from mrcg.storage.attempts import begin
 from mrcg.storage.filesystem import HashingFile
-from mrcg.storage.manifest import FileEntry, Manifest, make_manifest
+from mrcg.storage.manifest import FileEntry, Manifest
 from mrcg.storage.store import Artefact, Store
 from mrcg_jobs.stages.embed import FitAppearance
+from tests.manifests import make_manifest
 
 #: Overrides that make every stage take seconds.
 OVERRIDES = (
@@ -116,7 +118,9 @@ def mrcg(*words: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     return subprocess.run([MRCG, *words], capture_output=True, text=True, timeout=timeout, check=False)
 
 
-def publish(store: Store, step: Step, files: dict[str, bytes], counts: dict[str, Any] | None = None) -> Manifest:
+def publish(
+    store: Store, step: Step, files: dict[str, bytes], counts: dict[str, Any] | Counts | None = None
+) -> Manifest:
     """Publish files as a version."""
     with begin(store, step.stage.kind, step.version) as attempt:
         entries = [attempt.write(name, data) for name, data in files.items()]
@@ -168,7 +172,7 @@ def publish_corpus(store: Store, step: Step, folder: Path, config: Config, pseud
     pixels = Files()
     segment = ingest(list(source.walk()), source.read, rules, pixels)
     joined, tables = join([segment], rules)
-    counts = joined.counts | {"files": survey(source).files}
+    counts = {**joined.counts.stated(), "files": survey(source).files}
     return publish(store, step, pixels.content | tables.content, counts)
 
 

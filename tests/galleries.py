@@ -19,8 +19,9 @@ from mrcg.index_build.build import BuiltIndex, build_index
 from mrcg.index_build.build_plan import IndexWork
 from mrcg.storage import schemas
 from mrcg.storage.attempts import begin
-from mrcg.storage.manifest import derive_version, make_manifest
+from mrcg.storage.manifest import derive_version
 from mrcg.storage.store import Store
+from tests.manifests import make_manifest
 
 #: Scans in one file of pixels, and so of embeddings.
 PER_FILE = 1000

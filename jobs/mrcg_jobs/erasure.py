@@ -30,13 +30,15 @@ from mrcg.erasure.records import (
 )
 from mrcg.errors import IntegrityError, LostRaceError, NotFoundError, StoreError
 from mrcg.execution.executor import Executor, Progress
-from mrcg.pipeline.stages import Step
+from mrcg.pipeline.plan import Step
 from mrcg.pipeline.update import ReleaseUpdate, purged_corpus
 from mrcg.privacy.pseudonyms import Pseudonyms
 from mrcg.privacy.signing import Signer
 from mrcg.privacy.suppression import list_digest, suppress, token
 from mrcg.privacy.tombstones import tombstone
 from mrcg.releases.release import promote, read_release, release_numbers
+from mrcg.stages.counts import CorpusCounts
+from mrcg.stages.registry import artefact_kinds
 from mrcg.storage.attempts import abandoned_attempts, begin, busy_versions, inputs_of_live_attempts
 from mrcg.storage.cache import Cache
 from mrcg.storage.catalog import (
@@ -49,7 +51,7 @@ from mrcg.storage.catalog import (
     remove_versions,
     with_dependencies,
 )
-from mrcg.storage.manifest import KINDS, Manifest, make_manifest
+from mrcg.storage.manifest import Manifest, make_manifest
 from mrcg.storage.store import Store
 from mrcg.version import __version__
 from mrcg_jobs.runner import run_stages
@@ -252,8 +254,8 @@ def _removal_order(key: Key, manifest: Manifest | None) -> tuple[int, int, Key]:
 
     While a corpus exists, a resumed purge can still find the versions that derive from it.
     """
-    generation = 0 if manifest is None else int(manifest.counts.get("generation", 0))
-    return -list(KINDS).index(key[0]), generation, key
+    generation = manifest.counts.generation if manifest and isinstance(manifest.counts, CorpusCounts) else 0
+    return -artefact_kinds().index(key[0]), generation, key
 
 
 def _receipt_path(record: ErasureRecord) -> str:

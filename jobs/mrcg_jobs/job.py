@@ -9,7 +9,8 @@ from typing import Any
 from mrcg.config.settings import Config
 from mrcg.corpus.sources import Source
 from mrcg.execution.executor import Executor, Progress
-from mrcg.pipeline.stages import Step
+from mrcg.pipeline.plan import Step
+from mrcg.stages.counts import Counts
 from mrcg.storage.attempts import Attempt
 from mrcg.storage.manifest import FileEntry
 from mrcg.storage.store import Artefact, Store
@@ -33,7 +34,7 @@ class Job:
 class Outcome:
     """The result of a stage: counts for the manifest, files in the attempt's output, times for ``run.json``."""
 
-    counts: Mapping[str, Any]
+    counts: Counts
     files: Sequence[FileEntry]
     times: Mapping[str, float] = field(default_factory=dict)
 

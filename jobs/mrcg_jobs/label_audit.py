@@ -27,7 +27,7 @@ from mrcg.evaluation.label_audit import (
 )
 from mrcg.execution.executor import Progress
 from mrcg.metrics.report import QUERIES
-from mrcg.pipeline.stages import Step
+from mrcg.pipeline.plan import Step
 from mrcg.privacy.pseudonyms import pseudonyms_from_environment
 from mrcg.storage import schemas
 from mrcg.storage.store import Artefact, Store

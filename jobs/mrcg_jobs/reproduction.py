@@ -14,7 +14,9 @@ from mrcg.corpus.sources import Source
 from mrcg.errors import SettingsError
 from mrcg.evaluation.paper_systems import MARGINS, TRIAL, Row, System, Trial, as_published, siamese
 from mrcg.execution.executor import Progress
-from mrcg.pipeline.stages import MEASURE_ENCODER, MEASURE_RERANKER, Step, measuring_step
+from mrcg.pipeline.plan import Step, measuring_step
+from mrcg.stages.counts import EncoderCounts
+from mrcg.stages.registry import MEASURE_ENCODER, MEASURE_RERANKER
 from mrcg.storage.store import Store
 from mrcg_jobs.runner import plan_steps, run_stages
 
@@ -78,7 +80,7 @@ class Reproducer:
             source, steps = self._plan(config, "train-encoder")
             self._run(config, source, steps, f"margin {margin:g}")
             manifest = self.store.manifest("encoders", steps[-1].version)
-            validation_map[margin] = float(manifest.counts["validation_map"] or 0.0)
+            validation_map[margin] = manifest.counts_as(EncoderCounts).validation_map or 0.0
         return max(MARGINS, key=lambda margin: validation_map[margin])
 
     def _plan(self, config: Config, last: str) -> tuple[Source, tuple[Step, ...]]:

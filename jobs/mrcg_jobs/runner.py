@@ -5,9 +5,8 @@ from __future__ import annotations
 import importlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from mrcg.config.settings import Config
 from mrcg.corpus.sources import Source, open_source, survey
@@ -16,8 +15,10 @@ from mrcg.errors import SettingsError
 from mrcg.execution import ray_environment
 from mrcg.execution.executor import Executor, LocalExecutor, Progress
 from mrcg.pipeline.ancestry import ancestry_of
-from mrcg.pipeline.stages import STAGES, Step, open_inputs, plan
+from mrcg.pipeline.plan import Step, open_inputs, plan
 from mrcg.privacy.pseudonyms import pseudonyms_from_environment
+from mrcg.stages.counts import Counts
+from mrcg.stages.registry import pipeline_stages, stage_of
 from mrcg.storage.attempts import begin
 from mrcg.storage.manifest import Manifest, make_manifest
 from mrcg.storage.store import Store
@@ -35,7 +36,7 @@ class StageResult:
     version: str
     ran: bool
     seconds: float
-    counts: Mapping[str, Any]
+    counts: Counts
 
 
 def plan_steps(store: Store, config: Config, location: str, last: str | None = None) -> tuple[Source, tuple[Step, ...]]:
@@ -58,10 +59,10 @@ def plan_steps(store: Store, config: Config, location: str, last: str | None = N
         raise SettingsError(
             f"--store {store.url} is inside --source {location} and would be ingested: move one of them"
         )
-    names = [stage.name for stage in STAGES]
+    names = [stage.name for stage in pipeline_stages()]
     count = len(names) if last is None else names.index(last) + 1
     # Resolving weights may download them, so stages before the encoder skip it.
-    weights = resolve_weights(config.encoder).digest if "train-encoder" in names[:count] else ""
+    weights = resolve_weights(config.encoder).digest if stage_of("encoders").name in names[:count] else ""
     source = survey(files)
     ancestry = ancestry_of(store, config, source, pseudonyms_from_environment())
     selected = set(names[:count])
@@ -118,7 +119,7 @@ class _StepRunner:
         store, inputs = self.store, open_inputs(self.store, step)
         executor = self.executor or (LocalExecutor() if step.stage.local else self._ray(progress))
         started = time.time()
-        module = importlib.import_module(f"mrcg_jobs.stages.{step.stage.name.replace('-', '_')}")
+        module = importlib.import_module(step.stage.module)
         with begin(store, step.stage.kind, step.version, step.inputs) as attempt:
             outcome = module.run(Job(store, self.config, self.source, step, inputs, attempt, executor, progress))
             manifest = make_manifest(

@@ -38,7 +38,7 @@ from mrcg.encoder.samplers import triplet_batches
 from mrcg.encoder.trainer import EncoderTrainer, LabelledImages, new_encoder
 from mrcg.execution import ray_environment
 from mrcg.execution.executor import LocalExecutor
-from mrcg.pipeline.stages import plan
+from mrcg.pipeline.plan import plan
 from mrcg.reranker.graph_features import query_graphs
 from mrcg.reranker.layers import SkipConvolution
 from mrcg.storage.attempts import begin

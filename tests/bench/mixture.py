@@ -21,8 +21,9 @@ from mrcg.corpus.embeddings import embeddings_of
 from mrcg.index.distances import BLOCK
 from mrcg.storage import schemas
 from mrcg.storage.attempts import Attempt, begin
-from mrcg.storage.manifest import FileEntry, derive_version, make_manifest
+from mrcg.storage.manifest import FileEntry, derive_version
 from mrcg.storage.store import Store
+from tests.manifests import make_manifest
 
 Vectors = npt.NDArray[np.float16]
 #: Scans in one file of pixels, and so of embeddings; near to what 192 MB of pixels are.

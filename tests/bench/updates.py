@@ -37,7 +37,7 @@ from mrcg.erasure.records import ErasureTarget
 from mrcg.execution.executor import LocalExecutor, silent
 from mrcg.index import faiss_backend
 from mrcg.index.sharded_index import ShardedIndex
-from mrcg.pipeline.stages import Ancestry, Step, plan
+from mrcg.pipeline.plan import Ancestry, Step, plan
 from mrcg.pipeline.update import ReleaseUpdate
 from mrcg.privacy.pseudonyms import Pseudonyms
 from mrcg.privacy.signing import Signer
@@ -45,9 +45,10 @@ from mrcg.privacy.suppression import PATIENT
 from mrcg.releases.release import promote, read_release
 from mrcg.reranker import spec as reranker_files
 from mrcg.reranker.trainer import new_reranker
+from mrcg.stages.counts import IndexCounts
 from mrcg.storage import schemas
 from mrcg.storage.attempts import begin
-from mrcg.storage.manifest import FileEntry, make_manifest
+from mrcg.storage.manifest import FileEntry
 from mrcg.storage.store import Store
 from mrcg.training.state import TrainingState, snapshot_name
 from mrcg_jobs.erasure import Eraser, sweep_node_cache
@@ -61,6 +62,7 @@ from tests.bench.mixture import (
     scans_table,
     write_embeddings,
 )
+from tests.manifests import make_manifest
 
 COUNTS = (10_000, 100_000, 1_000_000)
 LABELLED = 2000
@@ -225,8 +227,8 @@ def measure(bench: Bench) -> Row:
     assert signed.receipt.scans == PER_PATIENT
     return Row(
         count=count,
-        kind=str(manifest.counts["kind"]),
-        shards=int(manifest.counts["shards"]),
+        kind=manifest.counts_as(IndexCounts).kind,
+        shards=manifest.counts_as(IndexCounts).shards,
         build=sum(built.values()),
         build_index=built["indexes"],
         search_qps=rate,

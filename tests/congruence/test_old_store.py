@@ -160,8 +160,8 @@ def test_it_is_reindexed(old):
     after = read_release(old.store)
     assert (after.number, after.encoder, after.reranker) == (before.number + 1, before.encoder, before.reranker)
     assert (
-        old.store.manifest("corpus", after.corpus).counts["images"]
-        == 1 + old.store.manifest("corpus", before.corpus).counts["images"]
+        old.store.manifest("corpus", after.corpus).counts.images
+        == 1 + old.store.manifest("corpus", before.corpus).counts.images
     )
 
 

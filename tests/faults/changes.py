@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from tests.manifests import counts_of, make_manifest
+
 from mrcg.config.loading import load_config
 from mrcg.config.settings import Config
 from mrcg.corpus.assembly import assemble_corpus
@@ -17,14 +19,15 @@ from mrcg.encoder.spec import read_spec
 from mrcg.erasure.records import ErasureTarget, SignedReceipt
 from mrcg.execution.executor import LocalExecutor, silent
 from mrcg.imaging.readers import read
-from mrcg.pipeline.stages import STAGES, Ancestry, Step
+from mrcg.pipeline.plan import Ancestry, Step
 from mrcg.pipeline.update import ReleaseUpdate
 from mrcg.privacy.signing import KEY_BYTES, Signer
 from mrcg.privacy.suppression import IMAGE, list_digest
 from mrcg.releases.gc import Sweep, sweep
 from mrcg.releases.release import Promotion, Release, promote, read_release, rollback
+from mrcg.stages.registry import pipeline_stages
 from mrcg.storage.attempts import begin
-from mrcg.storage.manifest import derive_version, make_manifest
+from mrcg.storage.manifest import derive_version
 from mrcg.storage.store import Store
 from mrcg_jobs.erasure import Eraser
 from mrcg_jobs.job import Job, entries
@@ -34,7 +37,7 @@ from mrcg_jobs.stages.embed import _described, _EmbedFile, _EmbedWork, _reused
 SIGNER = Signer(bytes(range(KEY_BYTES)))
 #: Reports that take less time.
 QUICK = ("evaluate.bootstrap=100", "evaluate.map_images=1", "evaluate.picture_queries=1")
-_STAGE = {stage.kind: stage for stage in STAGES}
+_STAGE = {stage.kind: stage for stage in pipeline_stages()}
 _NOWHERE = Source("", "", 0, 0, False)
 
 
@@ -76,8 +79,8 @@ def reindex(url: str, source: str) -> Promotion:
 def as_trained(store: Store) -> None:
     """Let the manifest of the first release's encoder say what a training writes into it."""
     artefact = store.artefact("encoders", read_release(store, 1).encoder)
-    counts = {**artefact.manifest.counts, "fingerprint": read_spec(artefact)[1]}
-    changed = artefact.manifest.model_copy(update={"counts": counts})
+    counts = {**artefact.manifest.counts.stated(), "fingerprint": read_spec(artefact)[1]}
+    changed = artefact.manifest.model_copy(update={"counts": counts_of("encoders", counts)})
     store.write_bytes(f"encoders/{changed.version}/manifest.json", changed.to_bytes())
 
 

@@ -10,11 +10,11 @@ import pytest
 from tests.factories import MRCG, TINY
 
 from mrcg.corpus.reader import read_scans
-from mrcg.pipeline.stages import STAGES
 from mrcg.releases.gc import sweep
+from mrcg.stages.registry import pipeline_stages
 from mrcg.storage.store import Store
 
-KINDS = [stage.kind for stage in STAGES]
+KINDS = [stage.kind for stage in pipeline_stages()]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tests.factories import MRCG, mrcg
 from tests.faults.killing import assert_sound, copy_of
+from tests.manifests import counts_of
 
 from mrcg.corpus.sources import open_source, survey
 from mrcg.imaging.samples import write_samples
@@ -38,8 +39,8 @@ def grown(ray_run, tmp_path):
     write_samples(source / "glioma_tumor" / "new", 8, seed=9)
     # As if it had been read from there.
     manifest = store.manifest("corpus", ray_run.release.corpus)
-    counts = {**manifest.counts, "source": source_name(survey(open_source(str(source))), None)}
-    data = manifest.model_copy(update={"counts": counts}).to_bytes()
+    counts = {**manifest.counts.stated(), "source": source_name(survey(open_source(str(source))), None)}
+    data = manifest.model_copy(update={"counts": counts_of("corpus", counts)}).to_bytes()
     store.write_bytes(f"corpus/{manifest.version}/manifest.json", data)
     return store, source
 
@@ -75,4 +76,4 @@ def test_killed_in_every_stage_it_pins_what_it_should(grown, cluster, tmp_path):
     assert read_release(store).pins == wanted
     corpus = store.manifest("corpus", steps["corpus"])
     assert corpus.inputs == {"corpus": line.release.corpus}
-    assert corpus.counts["files_read"] == 8
+    assert corpus.counts.files_read == 8

@@ -12,7 +12,7 @@ from tests.factories import MRCG, publish, tiny_config
 from tests.faults.killing import copy_of
 
 from mrcg.corpus.sources import open_source, survey
-from mrcg.pipeline.stages import plan
+from mrcg.pipeline.plan import plan
 from mrcg.releases.release import read_release, release_numbers, rollback
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

@@ -6,11 +6,11 @@ import subprocess
 import pytest
 from tests.factories import MRCG, TINY
 
-from mrcg.pipeline.stages import STAGES
 from mrcg.releases.release import release_numbers
+from mrcg.stages.registry import pipeline_stages
 from mrcg.storage.store import Store
 
-KINDS = [stage.kind for stage in STAGES]
+KINDS = [stage.kind for stage in pipeline_stages()]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

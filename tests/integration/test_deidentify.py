@@ -198,9 +198,9 @@ def test_no_planted_identifier_is_anywhere_in_the_store_or_the_logs(planted, tmp
     done = factories.mrcg(*words_of_command)
     assert done.returncode == 0, done.stderr
     manifest = newest_corpus(store)
-    assert (manifest.counts["images"], manifest.counts["quarantined"]) == (8, 2)
+    assert (manifest.counts.images, manifest.counts.quarantined) == (8, 2)
     assert manifest.settings["policy"]["version"] >= 1
-    assert manifest.counts["patients"] == 1
+    assert manifest.counts.patients == 1
     assert found_in(Path(store.root), words) == set()
     logs = tmp_path / "logs"
     logs.mkdir()

@@ -121,4 +121,4 @@ def test_too_many_bad_files_fail_and_nothing_is_read_twice(cluster, tmp_path):
     assert store.versions("corpus") == []
     assert mrcg(*words, "--max-bad-fraction", "0.1").returncode == 0
     (version,) = store.versions("corpus")
-    assert store.manifest("corpus", version).counts["reasons"] == {"not_an_image": 2}
+    assert store.manifest("corpus", version).counts.reasons == {"not_an_image": 2}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests import erasure_factories, factories
+from tests.manifests import make_manifest
 from tests.unit.cli.test_main import run
 
 from mrcg.api.requests import SearchParams
@@ -27,7 +28,6 @@ from mrcg.pipeline.ancestry import source_name
 from mrcg.releases.release import read_release, release_numbers
 from mrcg.retrieval.local import LocalPipeline
 from mrcg.storage.attempts import begin
-from mrcg.storage.manifest import make_manifest
 from mrcg.storage.store import Artefact, Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

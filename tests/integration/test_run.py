@@ -11,11 +11,11 @@ from mrcg.corpus.reader import Corpus, read_quarantine, read_scans
 from mrcg.encoder.appearance import facts_in
 from mrcg.evaluation.known_items import FORMS
 from mrcg.metrics.report import KNOWN, Report
-from mrcg.pipeline.stages import STAGES
+from mrcg.stages.registry import pipeline_stages
 from mrcg.storage import schemas
 from mrcg.storage.store import Store
 
-KINDS = [stage.kind for stage in STAGES]
+KINDS = [stage.kind for stage in pipeline_stages()]
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +27,7 @@ def artefact(ray_run, kind):
 
 def test_every_stage_ran_and_left_one_version_and_a_release(ray_run):
     stages = ray_run.result["stages"]
-    assert [stage["ran"] for stage in stages] == [True] * len(STAGES)
+    assert [stage["ran"] for stage in stages] == [True] * len(pipeline_stages())
     assert [ray_run.store.versions(kind) for kind in KINDS] == [[stage["version"]] for stage in stages]
     assert ray_run.result["promotion"]["promoted"]
     assert ray_run.release.number == 1
@@ -46,7 +46,7 @@ def test_bad_files_are_in_quarantine_and_all_others_in_the_corpus(ray_run):
     # The rare class' image is a copy of a glioma: one group, two images.
     rare = scans["label"].to_pylist().index("rare_tumor")
     assert scans["group_id"].to_pylist().count(scans["group_id"][rare].as_py()) >= 2
-    assert corpus.manifest.counts["classes"]["rare_tumor"] == 1
+    assert corpus.manifest.counts.classes["rare_tumor"] == 1
 
 
 def test_pixels_lie_in_the_order_of_the_scans(ray_run):
@@ -67,7 +67,7 @@ def test_the_report_has_all_orders_and_both_maps(ray_run):
     for order in ("ann", "reranked", "served"):
         assert {"map", "map_full", "precision_at_5", "precision_at_10", "per_class"} <= set(data[order])
     report = Report.model_validate(data)
-    assert report.queries == artefact(ray_run, "graphs").manifest.counts["test"]
+    assert report.queries == artefact(ray_run, "graphs").manifest.counts.test
     assert artefact(ray_run, "reports").read_bytes("retrieval.png").startswith(b"\x89PNG")
     assert b"| served |" in artefact(ray_run, "reports").read_bytes("tables.md")
     assert [epoch.epoch for epoch in report.encoder_training.epochs] == [0, 1]
@@ -106,7 +106,7 @@ def test_a_release_has_the_calibration_of_its_report(ray_run):
 def test_embeddings_are_half_precision_with_ids(ray_run):
     embeddings = artefact(ray_run, "embeddings")
     tables = [schemas.from_ipc(data) for _, data in embeddings.iter_files("embeddings/")]
-    facts = facts_in(embeddings.manifest.counts)
+    facts = facts_in(embeddings.manifest)
     assert (facts.trained_dim, facts.dim > 16) == (16, True)
     assert all(table.schema == schemas.embeddings(facts.dim) for table in tables)
     assert np.isfinite(tables[0]["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)).all()
@@ -114,16 +114,16 @@ def test_embeddings_are_half_precision_with_ids(ray_run):
 
 def test_the_index_has_two_shards_and_states_its_recall(ray_run):
     counts = artefact(ray_run, "indexes").manifest.counts
-    assert counts["recall_at_50"] == 1.0
-    assert len(counts["shard_sizes"]) == 2
-    assert sum(counts["shard_sizes"]) == 97
+    assert counts.recall_at_50 == 1.0
+    assert len(counts.shard_sizes) == 2
+    assert sum(counts.shard_sizes) == 97
 
 
 def test_a_second_run_skips_every_stage(ray_run):
     again = mrcg("run", "--source", str(ray_run.source), "--store", ray_run.store.url, *TINY, "--json")
     assert again.returncode == 0, again.stderr
     result = json.loads(again.stdout)
-    assert [stage["ran"] for stage in result["stages"]] == [False] * len(STAGES)
+    assert [stage["ran"] for stage in result["stages"]] == [False] * len(pipeline_stages())
     assert not result["promotion"]["promoted"]
     assert ray_run.release.number == 1
 

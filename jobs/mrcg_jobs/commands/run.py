@@ -15,6 +15,7 @@ from mrcg.config.loading import load_config
 from mrcg.config.settings import Config
 from mrcg.errors import UsageError
 from mrcg.evaluation.paper_systems import SYSTEMS, Reproduction, System, reproduction_markdown
+from mrcg.stages.registry import Stage, stage_of
 
 # `mrcg --help` reads this module: what is heavy is imported by the functions that need it.
 if TYPE_CHECKING:
@@ -79,7 +80,11 @@ def gate_of(config: Config) -> Gate:
     return Gate(map_drop=limits.max_map_drop, recall_drop=limits.max_recall_drop, known_drop=limits.max_known_drop)
 
 
-def _stage_command(name: str, summary: str) -> Callable[..., None]:
+def stage_command(stage: Stage) -> Callable[..., None]:
+    """Return the command of a stage, made from its entry in the registry."""
+    if stage.kind == "corpus":
+        return ingest  # has an option more
+
     def command(
         source: SourceOption,
         store: StoreOption,
@@ -88,10 +93,10 @@ def _stage_command(name: str, summary: str) -> Callable[..., None]:
         ray: RayOption = None,
         as_json: JsonOption = False,
     ) -> None:
-        results, report = _run(source, store, recipe, settings, ray, name, as_json)
+        results, report = _run(source, store, recipe, settings, ray, stage.name, as_json)
         show_stages(results, report, None, as_json)
 
-    command.__doc__ = f"{summary} Runs this stage only; its inputs must exist."
+    command.__doc__ = f"{stage.help} Runs this stage only; its inputs must exist."
     return command
 
 
@@ -104,23 +109,17 @@ def ingest(
     max_bad_fraction: BadOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Read, check, de-identify and group scans; reads only new, changed or previously unreadable files."""
+    """Ingest; the registry of stages has the text of the help."""
     results, report = _run(source, store, recipe, _with_limit(settings, max_bad_fraction), ray, "ingest", as_json)
     show_stages(results, report, None, as_json)
+
+
+ingest.__doc__ = stage_of("corpus").help
 
 
 def _with_limit(settings: list[str] | None, max_bad_fraction: float | None) -> list[str]:
     limit = [] if max_bad_fraction is None else [f"checks.max_bad_fraction={max_bad_fraction}"]
     return [*(settings or ()), *limit]
-
-
-split = _stage_command("split", "Assign scans to gallery and test queries.")
-train_encoder = _stage_command("train-encoder", "Train the triplet CNN.")
-embed = _stage_command("embed", "Embed every scan of the corpus.")
-build_index = _stage_command("build-index", "Build the sharded FAISS index.")
-build_graphs = _stage_command("build-graphs", "Find the nearest neighbours of every query.")
-train_reranker = _stage_command("train-reranker", "Train the GNN reranker.")
-evaluate = _stage_command("evaluate", "Measure retrieval on the test queries and known items, in each order.")
 
 
 def _run(
@@ -213,7 +212,7 @@ def show_stages(results: list[StageResult], folder: Path | str, outcome: Promoti
                 "version": r.version,
                 "ran": r.ran,
                 "seconds": round(r.seconds, 3),
-                "counts": dict(r.counts),
+                "counts": r.counts.stated(),
             }
             for r in results
         ]

@@ -28,6 +28,6 @@ def run(job: Job) -> Outcome:
         threads=job.config.compute.index_threads,
     )
     counts, files = build_graphs(work, job.executor, job.progress)
-    if not sum(counts.values()):
+    if not sum(counts.stated().values()):
         raise TrainingError(f"{job.step.name} has no queries: add labelled scans or lower reranker.folds")
     return Outcome(counts, files)

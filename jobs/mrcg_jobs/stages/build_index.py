@@ -5,6 +5,7 @@ from __future__ import annotations
 from mrcg.encoder.appearance import FACTS, TENSORS
 from mrcg.index_build.build import build_index
 from mrcg.index_build.build_plan import IndexWork
+from mrcg.stages.counts import IndexCounts
 from mrcg_jobs.job import Job, Outcome
 
 
@@ -30,15 +31,15 @@ def run(job: Job) -> Outcome:
     built = build_index(work, job.executor, job.progress)
     facts = built.facts
     sizes = [sum(part.live for part in facts.parts if part.shard == shard) for shard in range(facts.shards)]
-    counts = {
-        "images": sum(sizes),
-        "kind": facts.shape.kind,
-        "shards": facts.shards,
-        "parts": len(facts.parts),
-        "shard_sizes": sizes,
-        "effort": facts.nprobe_or_ef,
-        "recall_at_50": facts.recall,
-    }
+    counts = IndexCounts(
+        images=sum(sizes),
+        kind=facts.shape.kind,
+        shards=facts.shards,
+        parts=len(facts.parts),
+        shard_sizes=sizes,
+        effort=facts.nprobe_or_ef,
+        recall_at_50=facts.recall,
+    )
     # A query is embedded like the vectors that it is compared with. Copied, so that an index serves without embeddings.
     embeddings = job.inputs["embeddings"]
     names = [name for name in (FACTS, TENSORS) if name in embeddings.names()]

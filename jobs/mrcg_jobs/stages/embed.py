@@ -17,6 +17,7 @@ from mrcg.corpus.splits import Split
 from mrcg.encoder.appearance import FACTS, TENSORS, facts_in, facts_of
 from mrcg.errors import MrcgError, to_row
 from mrcg.hashing import draw
+from mrcg.stages.counts import CorpusCounts, EmbeddingCounts
 from mrcg.storage import schemas
 from mrcg.storage.manifest import FileEntry
 from mrcg.storage.store import Store
@@ -107,9 +108,9 @@ def run(job: Job) -> Outcome:
         new_files, new_images = _embed(job, pending, images, described.get(TENSORS))
         files, images = files + new_files, images + new_images
     base = job.inputs.get("embeddings")
-    facts = facts_of(described, job.inputs["encoders"]) if base is None else facts_in(base.manifest.counts)
+    facts = facts_of(described, job.inputs["encoders"]) if base is None else facts_in(base.manifest)
     entries = [job.attempt.write(name, data) for name, data in described.items()]
-    return Outcome({"images": images, **facts.model_dump()}, [*files, *entries])
+    return Outcome(EmbeddingCounts(images=images, **facts.model_dump()), [*files, *entries])
 
 
 def _described(job: Job) -> Mapping[str, bytes]:
@@ -209,7 +210,7 @@ def _embed(job: Job, names: Sequence[str], before: int, appearance: bytes | None
         num_cpus=share,
         num_gpus=1 if compute.use_gpu else None,
     )
-    total, rows, done = int(job.inputs["corpus"].manifest.counts["images"]), [], before
+    total, rows, done = job.inputs["corpus"].manifest.counts_as(CorpusCounts).images, [], before
     with own_errors():
         for row in each_row(dataset):
             rows.append(row)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from mrcg.config.settings import EvaluateSettings
 from mrcg.metrics.report import REPORT, Report
+from mrcg.stages.counts import EncoderCounts, IndexCounts, ReportCounts
 from mrcg.storage.manifest import FileEntry
 from mrcg.storage.store import Store
 from mrcg_jobs.job import Job, Outcome
@@ -42,8 +43,8 @@ def run(job: Job) -> Outcome:
     embeddings, graphs = job.inputs["embeddings"].manifest, job.inputs["graphs"].manifest
     encoder = embeddings.inputs["encoders"]
     facts = {
-        "recall": float(job.store.manifest("indexes", graphs.inputs["indexes"]).counts["recall_at_50"]),
-        "epochs": float(job.store.manifest("encoders", encoder).counts["epochs"]),
+        "recall": job.store.manifest("indexes", graphs.inputs["indexes"]).counts_as(IndexCounts).recall_at_50,
+        "epochs": float(job.store.manifest("encoders", encoder).counts_as(EncoderCounts).epochs),
     }
     known = job.config.evaluate.known_items
     job.progress(0, 1, f"searching for {known:,} known items and scoring the test queries")
@@ -52,14 +53,14 @@ def run(job: Job) -> Outcome:
     files = next(job.executor.map(work, [job.config.evaluate], gpus_each=1 if gpu and known else 0))
     job.progress(1, 1)
     report = Report.model_validate_json(job.store.read_bytes(f"{job.attempt.output}/{REPORT}"))
-    counts = {
-        "protocol": report.protocol,
-        "queries": report.queries,
-        "ann_map": report.ann.map,
-        "reranked_map": report.reranked.map,
-        "gain_low": report.gain.map.low,
-        "gain_high": report.gain.map.high,
-        "served_map": report.served_figures.map,
-        "known_first": None if report.known_items is None else report.known_items.changed.served.first,
-    }
+    counts = ReportCounts(
+        protocol=report.protocol,
+        queries=report.queries,
+        ann_map=report.ann.map,
+        reranked_map=report.reranked.map,
+        gain_low=report.gain.map.low,
+        gain_high=report.gain.map.high,
+        served_map=report.served_figures.map,
+        known_first=None if report.known_items is None else report.known_items.changed.served.first,
+    )
     return Outcome(counts, files)

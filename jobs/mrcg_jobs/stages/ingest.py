@@ -31,6 +31,7 @@ from mrcg.imaging.isolated_reader import IsolatedReader
 from mrcg.pipeline.ancestry import source_name
 from mrcg.privacy.pseudonyms import pseudonyms_from_environment
 from mrcg.privacy.suppression import suppressed
+from mrcg.stages.counts import CorpusCounts
 from mrcg.storage import schemas
 from mrcg.storage.filesystem import HashingFile
 from mrcg.storage.manifest import FileEntry
@@ -87,7 +88,7 @@ def run(job: Job) -> Outcome:
         settings=job.config.ingest,
         pseudonyms=pseudonyms_from_environment(),
         suppressed=suppressed(job.store),
-        generation=0 if base is None else int(base.manifest.counts["generation"]) + 1,
+        generation=0 if base is None else base.manifest.counts_as(CorpusCounts).generation + 1,
     )
     version = None if base is None else base.manifest.version
     task = _Ingestion(job.store.url, job.source, version, job.attempt.folder, job.attempt.output, rules)
@@ -97,12 +98,13 @@ def run(job: Job) -> Outcome:
         job.progress(plan.files, plan.files, "grouping near-duplicates")
         corpus: AssembledCorpus = ray.get(_assemble.remote(task, len(plan.segments)))
     _check_bad_files(job, corpus)
-    counts = {
-        **corpus.counts,
-        "files": job.source.files,
-        "files_read": plan.files,
-        "source": source_name(job.source, rules.pseudonyms),
-    }
+    counts = corpus.counts.model_copy(
+        update={
+            "files": job.source.files,
+            "files_read": plan.files,
+            "source": source_name(job.source, rules.pseudonyms),
+        }
+    )
     return Outcome(counts, corpus.files, {"reading_seconds": seconds})
 
 
@@ -230,8 +232,8 @@ def _assemble(task: _Ingestion, segments: int) -> AssembledCorpus:
 
 def _check_bad_files(job: Job, corpus: AssembledCorpus) -> None:
     """Check that the corpus has images and that the fraction of bad files is within the limit."""
-    reasons = ", ".join(f"{count} {reason}" for reason, count in corpus.counts["reasons"].items())
-    if not corpus.counts["images"]:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in corpus.counts.reasons.items())
+    if not corpus.counts.images:
         first = "" if corpus.first_bad is None else f" (first: {corpus.first_bad[0]}, {corpus.first_bad[1]})"
         raise SourceError(
             f"--source {job.source.location}: none of its {job.source.files} files is a usable image{first}"

@@ -6,6 +6,7 @@ import ray
 
 from mrcg.evaluation.epoch_trials import TestProtocol, measure_encoder
 from mrcg.evaluation.paper_systems import TRIAL, TrialEpoch
+from mrcg.stages.counts import TrialCounts
 from mrcg.storage.store import Store
 from mrcg.training.state import snapshots_of
 from mrcg_jobs.job import Job, Outcome
@@ -43,4 +44,4 @@ def run(job: Job) -> Outcome:
             job.progress(len(measured), len(snapshots), "epochs measured")
     trial = TestProtocol(job.inputs).trial(measured)
     entry = job.attempt.write(TRIAL, trial.model_dump_json(indent=1).encode())
-    return Outcome({"protocol": trial.protocol, "epochs": len(trial.epochs)}, [entry])
+    return Outcome(TrialCounts(protocol=trial.protocol, epochs=len(trial.epochs)), [entry])

@@ -6,6 +6,7 @@ import ray
 
 from mrcg.evaluation.epoch_trials import measure_rerankers
 from mrcg.evaluation.paper_systems import TRIAL, Trial
+from mrcg.stages.counts import TrialCounts
 from mrcg.storage.store import Store
 from mrcg_jobs.job import Job, Outcome
 from mrcg_jobs.ray_runtime.cluster import own_errors
@@ -28,4 +29,4 @@ def run(job: Job) -> Outcome:
     assert len(trial.epochs) == job.config.reranker.snapshots > 0, "System.configure sets reranker.snapshots"
     job.progress(1, 1)
     entry = job.attempt.write(TRIAL, trial.model_dump_json(indent=1).encode())
-    return Outcome({"protocol": trial.protocol, "epochs": len(trial.epochs)}, [entry])
+    return Outcome(TrialCounts(protocol=trial.protocol, epochs=len(trial.epochs)), [entry])

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from mrcg.corpus.reader import read_scans
 from mrcg.corpus.splits import SPLITS, make_splits
+from mrcg.stages.counts import SplitCounts
 from mrcg.storage import schemas
 from mrcg_jobs.job import Job, Outcome
 
@@ -15,12 +16,14 @@ def run(job: Job) -> Outcome:
     scans = read_scans(job.inputs["corpus"])
     table = make_splits(scans, job.config.split, job.config.seed)
     names = table["split"].to_pylist()
-    counts = {
-        "protocol": job.config.split.protocol,
-        **{name: names.count(name) for name in ("train", "test", "none")},
-        "validation": sum(table["validation"].to_pylist()),
-        "classes": _by_class(scans["label"].to_pylist(), names),
-    }
+    counts = SplitCounts(
+        protocol=job.config.split.protocol,
+        train=names.count("train"),
+        test=names.count("test"),
+        none=names.count("none"),
+        validation=sum(table["validation"].to_pylist()),
+        classes=_by_class(scans["label"].to_pylist(), names),
+    )
     return Outcome(counts, [job.attempt.write(SPLITS, schemas.to_parquet(table))])
 
 

@@ -21,6 +21,7 @@ from mrcg.encoder.pretrained import resolve_weights
 from mrcg.encoder.spec import HISTORY, SPEC, WEIGHTS, fingerprint, spec_bytes
 from mrcg.errors import TrainingError
 from mrcg.hashing import seed_of
+from mrcg.stages.counts import EncoderCounts
 from mrcg.training.block_cache import MappedRows, blocks_of, make_block, map_blocks
 from mrcg.training.state import Worker
 from mrcg_jobs.job import Job, Outcome
@@ -64,12 +65,12 @@ def run(job: Job) -> Outcome:
     names = train(job, task, compute.encoder_workers, compute.encoder_workers_min)
     history = json.loads(job.store.read_bytes(f"{job.attempt.output}/{HISTORY}"))
     facts = json.loads(job.store.read_bytes(f"{job.attempt.output}/{SPEC}"))
-    counts = {
-        "epochs": len(history["epochs"]),
-        "best_epoch": history["best_epoch"],
-        "validation_map": history["epochs"][history["best_epoch"]]["validation_map"] if history["epochs"] else None,
-        "fingerprint": facts["fingerprint"],
-    }
+    counts = EncoderCounts(
+        epochs=len(history["epochs"]),
+        best_epoch=history["best_epoch"],
+        validation_map=history["epochs"][history["best_epoch"]]["validation_map"] if history["epochs"] else None,
+        fingerprint=facts["fingerprint"],
+    )
     return Outcome(counts, [job.attempt.entry(name) for name in names])
 
 

@@ -14,6 +14,7 @@ from mrcg.corpus.embeddings import embeddings_of
 from mrcg.encoder.appearance import EmbeddingFacts, facts_in
 from mrcg.reranker.graph_table import read_graphs
 from mrcg.reranker.spec import HISTORY, SPEC, WEIGHTS
+from mrcg.stages.counts import RerankerCounts
 from mrcg.storage.store import Artefact
 from mrcg.training.state import Worker
 from mrcg_jobs.job import Job, Outcome
@@ -38,7 +39,7 @@ def run(job: Job) -> Outcome:
     names = train(job, task, job.config.compute.reranker_workers)
     history = json.loads(job.store.read_bytes(f"{job.attempt.output}/{HISTORY}"))
     best = history["epochs"][history["best_epoch"]]["validation_map"] if history["epochs"] else None
-    counts = {"epochs": len(history["epochs"]), "best_epoch": history["best_epoch"], "validation_map": best}
+    counts = RerankerCounts(epochs=len(history["epochs"]), best_epoch=history["best_epoch"], validation_map=best)
     return Outcome(counts, [job.attempt.entry(name) for name in names])
 
 
@@ -53,7 +54,7 @@ def _build(task: TrainTask, worker: Worker, wrap: Wrap) -> RerankerTrainer:
 
 def _trained_parts(embeddings: Artefact) -> tuple[Fp16Vectors, EmbeddingFacts]:
     """Return the (rows, d) trained parts of the stored embeddings, and the facts of the embeddings."""
-    facts = facts_in(embeddings.manifest.counts)
+    facts = facts_in(embeddings.manifest)
     return embeddings_of(embeddings)[:, : facts.trained_dim], facts
 
 

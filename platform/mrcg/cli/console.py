@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any
@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 from mrcg.errors import UsageError
+from mrcg.stages.counts import Counts
 
 StoreOption = Annotated[
     str, typer.Option("--store", envvar="MRCG_STORE", help="Store: a folder or s3://bucket/prefix.")
@@ -60,13 +61,13 @@ def write_file(path: Path, data: bytes) -> None:
 
 #: Orders of the hits in words, by ``Answer.order``.
 ORDERS = {"ann": "by distance", "fused": "by score and distance", "score": "by score"}
-#: Counts that ``short_counts`` leaves out.
-_HIDDEN_COUNTS = ("fingerprint", "encoder", "dim", "trained_dim", "source", "generation")
 
 
-def short_counts(counts: Mapping[str, Any]) -> str:
+def short_counts(counts: Counts) -> str:
     """Format counts as one line: mappings by their number of entries, without empty and hidden counts."""
-    numbers = {key: value for key, value in counts.items() if value not in (None, {}) and key not in _HIDDEN_COUNTS}
+    numbers = {
+        key: value for key, value in counts.stated().items() if value not in (None, {}) and key not in counts.hidden
+    }
     return ", ".join(f"{key} {_short(value)}" for key, value in numbers.items())
 
 

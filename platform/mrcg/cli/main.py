@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from importlib.metadata import EntryPoint, entry_points
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +20,8 @@ from mrcg.cli.corpus import corpus_app, keys_app
 from mrcg.cli.releases import releases_app
 from mrcg.cli.store import gc, plan, store_app, verify
 from mrcg.errors import MrcgError, UsageError, missing_extra
+from mrcg.stages import registry
+from mrcg.stages.registry import Stage
 from mrcg.version import __version__
 
 if TYPE_CHECKING:
@@ -25,18 +29,25 @@ if TYPE_CHECKING:
 
 #: Order of the commands in the help text.
 ORDER = (
-    "sample", "keys", "run", "ingest", "corpus", "split", "train-encoder", "embed", "build-index", "build-graphs",
-    "train-reranker", "evaluate", "audit", "reproduce", "plan", "reindex", "serve", "query", "releases", "erase",
-    "store", "verify", "gc",
+    "sample", "keys", "run", *(stage.name for stage in registry.STAGES if stage.help), "corpus", "audit", "reproduce",
+    "plan", "reindex", "serve", "query", "releases", "erase", "store", "verify", "gc",
 )  # fmt: skip
 
 
-def _plugin_commands() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group="mrcg.commands")}
+def _plugin_commands() -> dict[str, Callable[[], Any]]:
+    """Return what loads each command, by its name: one per entry point, and one per stage of the registry."""
+    points = {point.name: point.load for point in entry_points(group="mrcg.commands")}
+    for point in entry_points(group="mrcg.stage_commands"):
+        points |= {stage.name: partial(_load_stage, point.load, stage) for stage in registry.STAGES if stage.help}
+    return points
+
+
+def _load_stage(load: Callable[[], Callable[[Stage], Any]], stage: Stage) -> Any:
+    return load()(stage)
 
 
 class _LazyGroup(TyperGroup):
-    """Adds the commands of other packages, from the entry-point group ``mrcg.commands``."""
+    """Adds the commands of other packages, from the entry-point group ``mrcg.commands``, and those of the stages."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         names = {*super().list_commands(ctx), *_plugin_commands()}
@@ -44,10 +55,10 @@ class _LazyGroup(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         own = super().get_command(ctx, cmd_name)
-        point = _plugin_commands().get(cmd_name)
-        if own is not None or point is None:
+        load = _plugin_commands().get(cmd_name)
+        if own is not None or load is None:
             return own
-        loaded = point.load()
+        loaded = load()
         if isinstance(loaded, typer.Typer):  # a group of commands
             return typer.main.get_command(loaded)
         wrapper = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

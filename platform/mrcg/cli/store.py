@@ -18,13 +18,13 @@ store_app = typer.Typer(no_args_is_help=True, help="List the versions in a store
 @store_app.command("ls")
 def store_ls(store: StoreOption, as_json: JsonOption = False) -> None:
     """List all complete versions in a store."""
-    from mrcg.storage.manifest import KINDS
+    from mrcg.stages.registry import artefact_kinds
     from mrcg.storage.store import Store
 
     opened = Store(store)
-    manifests = [opened.manifest(kind, version) for kind in KINDS for version in opened.versions(kind)]
+    manifests = [opened.manifest(kind, version) for kind in artefact_kinds() for version in opened.versions(kind)]
     if as_json:
-        console.emit_json([{"kind": m.kind, "version": m.version, "counts": m.counts} for m in manifests])
+        console.emit_json([{"kind": m.kind, "version": m.version, "counts": m.counts.stated()} for m in manifests])
         return
     rows = [
         [m.kind, m.version, f"{sum(f.size for f in m.files) / 1e6:.1f}", console.short_counts(m.counts)]
@@ -50,7 +50,7 @@ def store_show(
         ["made by", f"mrcg {manifest.code_version}, schema {manifest.schema_number}"],
         *[[f"from {kind}", version] for kind, version in manifest.inputs.items()],
         *[[f"setting {key}", json.dumps(value)] for key, value in manifest.settings.items()],
-        *[[f"count {key}", json.dumps(value)] for key, value in manifest.counts.items()],
+        *[[f"count {key}", json.dumps(value)] for key, value in manifest.counts.stated().items()],
         ["content", manifest.content],
         *[[f"file {f.name}", f"{f.size:,} bytes, SHA-256 {f.sha256[:16]}…"] for f in manifest.files],
     ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +14,7 @@ from mrcg.corpus.grouping import conflicts, group_scans, separate_repeats
 from mrcg.corpus.ingestion import HARMLESS_REASONS, Rules, is_suppressed
 from mrcg.corpus.listing import TRANSIENT_REASONS, Digests, row_digests
 from mrcg.corpus.reader import QUARANTINE, SCANS, keep_rows, read_quarantine, read_scans, rows_in
+from mrcg.stages.counts import CorpusCounts
 from mrcg.storage import schemas
 from mrcg.storage.manifest import FileEntry
 from mrcg.storage.store import Artefact
@@ -37,7 +37,7 @@ class AssembledCorpus:
     """
 
     files: Sequence[FileEntry]
-    counts: dict[str, Any]
+    counts: CorpusCounts
     bad_files: int
     first_bad: tuple[str, str] | None
 
@@ -215,20 +215,20 @@ def _quarantine_rows(scans: pa.Table, reason: str, detail: str) -> pa.Table:
     return pa.Table.from_pylist(rows, schemas.QUARANTINE)
 
 
-def _counts(scans: pa.Table, quarantine: pa.Table, rules: Rules) -> dict[str, Any]:
+def _counts(scans: pa.Table, quarantine: pa.Table, rules: Rules) -> CorpusCounts:
     def distinct(column: str) -> int:
         return int(pc.count_distinct(scans[column]).as_py())
 
     labels = Counter(label for label in scans["label"].to_pylist() if label is not None)
-    return {
-        "images": scans.num_rows,
-        "quarantined": quarantine.num_rows,
-        "reasons": dict(sorted(Counter(quarantine["reason"].to_pylist()).items())),
-        "groups": distinct("group_id"),
-        "clusters": distinct("cluster_id"),
-        "distinct": distinct("pixel_hash"),
-        "patients": distinct("patient"),
-        "conflicts": len(conflicts(scans)),
-        "classes": dict(sorted(labels.items())),
-        "generation": rules.generation,
-    }
+    return CorpusCounts(
+        images=scans.num_rows,
+        quarantined=quarantine.num_rows,
+        reasons=dict(sorted(Counter(quarantine["reason"].to_pylist()).items())),
+        groups=distinct("group_id"),
+        clusters=distinct("cluster_id"),
+        distinct=distinct("pixel_hash"),
+        patients=distinct("patient"),
+        conflicts=len(conflicts(scans)),
+        classes=dict(sorted(labels.items())),
+        generation=rules.generation,
+    )

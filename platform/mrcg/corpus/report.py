@@ -23,6 +23,7 @@ from mrcg.imaging.isolated_reader import IsolatedReader
 from mrcg.imaging.slices import Grey
 from mrcg.pages.rendering import render
 from mrcg.privacy.pseudonyms import Pseudonyms
+from mrcg.stages.counts import CorpusCounts, SplitCounts
 from mrcg.storage import schemas
 from mrcg.storage.manifest import Manifest
 from mrcg.storage.store import Store
@@ -71,16 +72,16 @@ def take_inventory(store: Store, manifest: Manifest) -> Inventory:
     """Count the scans, copies, groups, bad files and splits of a corpus."""
     corpus = Corpus(store.artefact("corpus", manifest.version))
     quarantine = read_quarantine(corpus.artefact)
-    files, bad = int(manifest.counts["files"]), bad_rows(quarantine).num_rows
-    scans, counts = corpus.scans, manifest.counts
+    files, bad = manifest.counts_as(CorpusCounts).files, bad_rows(quarantine).num_rows
+    scans, counts = corpus.scans, manifest.counts_as(CorpusCounts)
     return Inventory(
         version=manifest.version,
         files=files,
         images=scans.num_rows,
-        patients=int(counts["patients"]),
-        groups=int(counts["groups"]),
-        exact_copies=scans.num_rows - int(counts["distinct"]),
-        near_duplicates=scans.num_rows - int(counts["clusters"]),
+        patients=counts.patients,
+        groups=counts.groups,
+        exact_copies=scans.num_rows - counts.distinct,
+        near_duplicates=scans.num_rows - counts.clusters,
         conflicting_copies=len(conflicts(scans)),
         bad_files=bad,
         bad_fraction=bad / files,
@@ -200,5 +201,5 @@ def _splits(store: Store, corpus: str) -> dict[str, dict[str, int]]:
         manifest = store.manifest("splits", version)
         if manifest.inputs["corpus"] == corpus:
             table = schemas.from_parquet(store.artefact("splits", version).read_bytes(SPLITS))
-            counts[f"{manifest.counts['protocol']} ({version})"] = _counted(table["split"].to_pylist())
+            counts[f"{manifest.counts_as(SplitCounts).protocol} ({version})"] = _counted(table["split"].to_pylist())
     return counts

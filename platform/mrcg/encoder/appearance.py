@@ -11,7 +11,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +21,8 @@ from mrcg.encoder.spec import read_spec
 from mrcg.errors import require
 from mrcg.frozen import Frozen
 from mrcg.imaging.slices import Grey
+from mrcg.stages.counts import EmbeddingCounts
+from mrcg.storage.manifest import Manifest
 from mrcg.storage.store import Artefact
 
 #: Files of embeddings with an appearance part, and of an index over them: queries are embedded alike.
@@ -158,14 +159,14 @@ def appearance_files(appearance: Appearance, encoder_fingerprint: str, trained_d
     return {FACTS: json.dumps(facts.model_dump(), indent=1, sort_keys=True).encode(), TENSORS: tensors}
 
 
-def facts_in(counts: Mapping[str, Any]) -> EmbeddingFacts:
-    """Return the facts in the counts of a version of kind ``embeddings``; earlier ones have the trained part only."""
-    fingerprint, dim = str(counts["fingerprint"]), int(counts["dim"])
+def facts_in(embeddings: Manifest) -> EmbeddingFacts:
+    """Return the facts in the manifest of a version of kind ``embeddings``; earlier ones have the trained part only."""
+    counts = embeddings.counts_as(EmbeddingCounts)
     return EmbeddingFacts(
-        fingerprint=fingerprint,
-        encoder=str(counts.get("encoder", fingerprint)),
-        dim=dim,
-        trained_dim=int(counts.get("trained_dim", dim)),
+        fingerprint=counts.fingerprint,
+        encoder=counts.fingerprint if counts.encoder is None else counts.encoder,
+        dim=counts.dim,
+        trained_dim=counts.dim if counts.trained_dim is None else counts.trained_dim,
     )
 
 

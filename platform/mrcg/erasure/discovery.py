@@ -22,13 +22,12 @@ from mrcg.errors import IntegrityError
 from mrcg.index.layout import VECTORS
 from mrcg.index.sharded_index import read_facts
 from mrcg.privacy.tombstones import entry_of
+from mrcg.stages.registry import stage_of
 from mrcg.storage import schemas
 from mrcg.storage.catalog import Key, all_manifests, name_of
 from mrcg.storage.manifest import Manifest, kind_of
 from mrcg.storage.store import Artefact, Store
 
-#: Kinds that an erasure keeps: models cannot unlearn a scan, so the receipt names them; trials only hold figures.
-MODELS = ("encoders", "rerankers", "trials")
 #: Number of vectors per step of hashing.
 BLOCK = 4096
 #: Image ids and pseudonyms in texts: 32 hex digits, or a DICOM UID made from a UUID.
@@ -76,7 +75,7 @@ def affected_versions(manifests: Mapping[Key, Manifest | None], roots: Iterable[
             for key, manifest in manifests.items()
             if manifest is not None
             and key not in affected
-            and key[0] not in MODELS
+            and not stage_of(key[0]).learned
             and _takes_data_from(manifest, affected)
         }
         if not new:
@@ -88,7 +87,9 @@ def _takes_data_from(manifest: Manifest, affected: set[Key]) -> bool:
     """Return whether a version holds data from one of its affected inputs."""
     keeps_parts = manifest.kind == "indexes" and not manifest.settings.get("purge")
     inputs = ((kind_of(name), version) for name, version in manifest.inputs.items())
-    return any(key in affected and key[0] not in MODELS and (key[0] != manifest.kind or keeps_parts) for key in inputs)
+    return any(
+        key in affected and not stage_of(key[0]).learned and (key[0] != manifest.kind or keeps_parts) for key in inputs
+    )
 
 
 def with_unlisted_rows(store: Store, manifests: Mapping[Key, Manifest | None]) -> list[Key]:

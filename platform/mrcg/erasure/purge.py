@@ -8,6 +8,7 @@ from mrcg.corpus.ingestion import Rules
 from mrcg.corpus.listing import known_files
 from mrcg.privacy.pseudonyms import Pseudonyms
 from mrcg.privacy.suppression import suppressed
+from mrcg.stages.counts import CorpusCounts
 from mrcg.storage.attempts import Attempt
 from mrcg.storage.manifest import FileEntry
 from mrcg.storage.store import Artefact
@@ -22,7 +23,7 @@ def purge_corpus(base: Artefact, attempt: Attempt, pseudonyms: Pseudonyms | None
         pseudonyms: the key that the base was made with, None if it was made without one.
     """
     settings = IngestSettings.model_validate(base.manifest.settings["ingest"])
-    generation = int(base.manifest.counts["generation"]) + 1
+    generation = base.manifest.counts_as(CorpusCounts).generation + 1
     rules = Rules(settings, pseudonyms, suppressed(attempt.store), generation)
 
     def write(name: str, data: bytes) -> FileEntry:
@@ -30,5 +31,5 @@ def purge_corpus(base: Artefact, attempt: Attempt, pseudonyms: Pseudonyms | None
 
     assembled = assemble_corpus([], base, known_files(base), rules, write, purge=True)
     # The base's counts identify its source: the next ingestion of that source extends this corpus.
-    counts = {**base.manifest.counts, **assembled.counts}
+    counts = CorpusCounts.model_validate(base.manifest.counts.replaced_by(assembled.counts))
     return AssembledCorpus(assembled.files, counts, assembled.bad_files, assembled.first_bad)

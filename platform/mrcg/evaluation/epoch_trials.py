@@ -26,6 +26,7 @@ from mrcg.reranker.graph_table import GraphTable, read_graphs
 from mrcg.reranker.model import Reranker
 from mrcg.reranker.scorer import score_graphs
 from mrcg.reranker.spec import read_spec as read_reranker_spec
+from mrcg.stages.counts import SplitCounts
 from mrcg.storage.store import Artefact
 from mrcg.training.state import snapshots_of
 
@@ -41,7 +42,7 @@ class TestProtocol:
 
     def __init__(self, inputs: Mapping[str, Artefact]) -> None:
         self.corpus, self.split = Corpus(inputs["corpus"]), Split(inputs["splits"])
-        self.protocol = str(inputs["splits"].manifest.counts["protocol"])
+        self.protocol = inputs["splits"].manifest.counts_as(SplitCounts).protocol
         self.scans = ScanAttributes(self.corpus.labels, self.corpus.groups, self.corpus.scans["patient"].to_pylist())
         self.queries = np.flatnonzero(self.split.test)
 
@@ -81,7 +82,7 @@ def measure_rerankers(inputs: Mapping[str, Artefact], device: str) -> Trial:
     """
     protocol, embeddings = TestProtocol(inputs), inputs["embeddings"]
     vectors, graphs = embeddings_of(embeddings), protocol.masked(read_graphs(inputs["graphs"], "test"))
-    reranker = Reranker(read_reranker_spec(inputs["rerankers"], facts_in(embeddings.manifest.counts).encoder))
+    reranker = Reranker(read_reranker_spec(inputs["rerankers"], facts_in(embeddings.manifest).encoder))
     reranker.to(device)
     epochs = []
     for number, name in snapshots_of(inputs["rerankers"]).items():

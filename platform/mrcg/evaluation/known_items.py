@@ -142,7 +142,7 @@ def search_known_items(inputs: Mapping[str, Artefact], count: int, device: str =
     if not count:
         return None
     embeddings, graphs = inputs["embeddings"], inputs["graphs"].manifest
-    store, facts = embeddings.store, facts_in(embeddings.manifest.counts)
+    store, facts = embeddings.store, facts_in(embeddings.manifest)
     encoder = store.artefact("encoders", embeddings.manifest.inputs["encoders"])
     corpus, split = Corpus(inputs["corpus"]), Split(inputs["splits"])
     search = KnownItemSearch(

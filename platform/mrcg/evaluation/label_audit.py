@@ -326,7 +326,7 @@ class LabelAudit(Frozen):
 
 def trained_vectors(embeddings: Artefact) -> Vectors:
     """Read the (rows, d) trained parts of stored embeddings, without the appearance parts, which know no classes."""
-    return embeddings_of(embeddings)[:, : facts_in(embeddings.manifest.counts).trained_dim]
+    return embeddings_of(embeddings)[:, : facts_in(embeddings.manifest).trained_dim]
 
 
 def audit_labels(

@@ -20,6 +20,7 @@ from mrcg.metrics.report import Queries
 from mrcg.reranker.graph_table import GraphTable, read_graphs
 from mrcg.reranker.neighbours import codes_of
 from mrcg.reranker.scorer import Scorer, score_graphs
+from mrcg.stages.counts import SplitCounts
 from mrcg.storage.store import Artefact
 
 BATCH = 64
@@ -101,10 +102,10 @@ def score_lists(inputs: Mapping[str, Artefact], known: KnownSearches | None) -> 
         WeightsError: the reranker was trained on another encoder's embeddings.
     """
     corpus, split = Corpus(inputs["corpus"]), Split(inputs["splits"])
-    protocol = str(inputs["splits"].manifest.counts["protocol"])
+    protocol = inputs["splits"].manifest.counts_as(SplitCounts).protocol
     scans = ScanAttributes(corpus.labels, corpus.groups, corpus.scans["patient"].to_pylist())
     embeddings = inputs["embeddings"]
-    vectors, facts = embeddings_of(embeddings), facts_in(embeddings.manifest.counts)
+    vectors, facts = embeddings_of(embeddings), facts_in(embeddings.manifest)
     scorer = Scorer.open(inputs["rerankers"], encoder_fingerprint=facts.encoder)
     masked = {"validation": 0, "test": 0}
     parts: dict[str, ScoredPart] = {}

@@ -33,6 +33,7 @@ from mrcg.index.part import map_vectors
 from mrcg.index.sharded_index import read_facts
 from mrcg.index_build.compaction import KeptPart, NewPart, plan_parts, retraining_due, split_part
 from mrcg.index_build.sizing import build_bytes, index_bytes, max_part_rows, measured_costs, plan_index
+from mrcg.stages.counts import EmbeddingCounts
 from mrcg.storage import schemas
 from mrcg.storage.manifest import FileEntry
 from mrcg.storage.store import Artefact, Store, temp_dir
@@ -126,7 +127,7 @@ def plan_build(work: IndexWork) -> BuildPlan:
     """Plan an index, and write its tables of rows and the list of rows of each part to build."""
     store = Store(work.store)
     scans = read_scans(store.artefact("corpus", work.corpus), [*_SCAN_COLUMNS, "file"])
-    dim = int(store.manifest("embeddings", work.embeddings).counts["dim"])
+    dim = store.manifest("embeddings", work.embeddings).counts_as(EmbeddingCounts).dim
     base = None if work.base is None else store.artefact("indexes", work.base)
     old = None if base is None else read_facts(base)
     if old is not None and (retraining_due(old.trained_on, scans.num_rows) or old.shape.dim != dim):

@@ -1,1 +1,1 @@
-"""The stages of the pipeline and the versions of their artefacts."""
+"""The steps of a run, a reindex and an erasure, and the versions of their artefacts."""

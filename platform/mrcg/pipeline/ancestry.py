@@ -11,9 +11,10 @@ from typing import Any
 from mrcg.config.settings import Config
 from mrcg.corpus.sources import Source
 from mrcg.hashing import digest
-from mrcg.pipeline.stages import Ancestry, corpus_settings
+from mrcg.pipeline.plan import Ancestry, corpus_settings
 from mrcg.privacy.pseudonyms import Pseudonyms, missing_key_error
 from mrcg.privacy.suppression import list_digest
+from mrcg.stages.counts import CorpusCounts
 from mrcg.storage.manifest import Manifest
 from mrcg.storage.store import Store
 
@@ -41,7 +42,7 @@ def ancestry_of(store: Store, config: Config, source: Source, pseudonyms: Pseudo
     related = [
         manifest
         for manifest in (store.manifest("corpus", version) for version in store.versions("corpus"))
-        if manifest.counts.get("source") == name and _must_match(manifest.settings) == _must_match(settings)
+        if manifest.counts_as(CorpusCounts).source == name and _must_match(manifest.settings) == _must_match(settings)
     ]
     # A corpus made by an erasure counts as the same one: it also lacks everything on the suppression list.
     same = [manifest for manifest in related if _without_purged(manifest.settings) == settings]
@@ -61,4 +62,4 @@ def _without_purged(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _generation(manifest: Manifest) -> tuple[int, str]:
-    return int(manifest.counts["generation"]), manifest.version
+    return manifest.counts_as(CorpusCounts).generation, manifest.version

@@ -12,14 +12,13 @@ from typing import Any
 from mrcg.config.loading import completed, parse_config, with_overrides
 from mrcg.config.settings import Config
 from mrcg.corpus.sources import Source
-from mrcg.pipeline.stages import STAGES, Ancestry, Stage, Step, corpus_settings
+from mrcg.pipeline.plan import Ancestry, Step, corpus_settings
 from mrcg.releases.release import Release
+from mrcg.stages.counts import IndexCounts
+from mrcg.stages.registry import OnUpdate, Stage, pipeline_stages, stage_of
+from mrcg.storage.catalog import manifests_behind
 from mrcg.storage.manifest import Manifest, derive_version
 from mrcg.storage.store import Store
-
-_STAGE: Mapping[str, Stage] = {stage.kind: stage for stage in STAGES}
-#: Parts whose query graphs a report needs; those of the training part only train the reranker, which does not change.
-MEASURED_PARTS = ("validation", "test")
 
 
 @dataclass(frozen=True)
@@ -51,12 +50,7 @@ class ReleaseUpdate:
             IntegrityError: a manifest was changed.
             SettingsError: an override is not allowed.
         """
-        report = store.manifest("reports", release.report)
-        manifests = {"reports": report}
-        for kind in ("splits", "embeddings", "graphs", "rerankers", "corpus"):
-            manifests[kind] = store.manifest(kind, report.inputs[kind])
-        manifests["indexes"] = store.manifest("indexes", release.index)
-        manifests["encoders"] = store.manifest("encoders", release.encoder)
+        manifests = manifests_behind(store, "reports", release.report)
         tree: dict[str, Any] = {}
         for manifest in manifests.values():
             for key, value in manifest.settings.items():
@@ -66,10 +60,10 @@ class ReleaseUpdate:
         return cls(config, release, manifests)
 
     def steps(self, source: Source, ancestry: Ancestry) -> tuple[Step, ...]:
-        """Return the steps after the source changed: ingest, split, embed, build index and graphs, evaluate."""
+        """Return the steps after the source changed: all stages but those whose result stays (``OnUpdate.KEPT``)."""
         settings = corpus_settings(self.config, source, ancestry)
         inputs = {} if ancestry.base is None else {"corpus": ancestry.base}
-        return self._after(_step("corpus", settings, inputs), purge=False)
+        return self._after(_step(stage_of("corpus"), settings, inputs), purge=False)
 
     def purge_steps(self, suppressed: str) -> tuple[Step, ...]:
         """Return the steps of an erasure: the corpus without suppressed scans, and what is built from it.
@@ -83,43 +77,50 @@ class ReleaseUpdate:
         """Return a corpus step and the steps that follow from it."""
         versions = {kind: manifest.version for kind, manifest in self.manifests.items()} | {"corpus": corpus.version}
         steps = [corpus]
-
-        def add(kind: str, base: bool = False, **extra: Any) -> None:
-            stage, old = _STAGE[kind], self.manifests[kind]
-            settings = {**old.settings, **stage.settings(self.config), **extra}
-            # The old manifest may come from an earlier update: its purge and parts do not apply to this one.
-            settings = {key: value for key, value in settings.items() if key in extra or key not in ("purge", "parts")}
+        for stage in pipeline_stages():
+            if stage.kind == corpus.stage.kind or stage.on_update is OnUpdate.KEPT or stage.kind not in self.manifests:
+                continue
+            old = self.manifests[stage.kind]
+            settings = self._settings(stage, purge)
             inputs = {name: versions[name] for name in stage.inputs(self.config)}
-            if base and all(old.settings.get(k) == v for k, v in stage.settings(self.config).items()):
-                inputs[kind] = old.version
-                if kind == "embeddings":
-                    inputs.pop("splits", None)  # only a new appearance part is fitted on them
-            steps.append(_step(kind, settings, inputs))
-            versions[kind] = steps[-1].version
-
-        add("splits")
-        add("embeddings", base=True)
-        extend_index = not (purge and _centroid_may_be_removed_scan(self.manifests["indexes"]))
-        add("indexes", base=extend_index, **({"purge": True} if purge else {}))
-        add("graphs", parts=list(MEASURED_PARTS))
-        add("reports")
+            if stage.on_update is OnUpdate.EXTENDED and self._can_extend(stage, purge):
+                inputs = {name: version for name, version in inputs.items() if name not in stage.only_from_scratch}
+                inputs[stage.kind] = old.version
+            steps.append(_step(stage, settings, inputs))
+            versions[stage.kind] = steps[-1].version
         return tuple(steps)
 
+    def _settings(self, stage: Stage, purge: bool) -> dict[str, Any]:
+        """Return the settings of a version that is made again."""
+        extra = {**stage.update_settings, **(stage.purge_settings if purge else {})}
+        # The old manifest may come from an earlier update, whose extra settings do not apply to this one.
+        dropped = {*stage.update_settings, *stage.purge_settings}
+        kept = {key: value for key, value in self.manifests[stage.kind].settings.items() if key not in dropped}
+        return {**kept, **stage.recorded_settings(self.config), **extra}
 
-def _centroid_may_be_removed_scan(index: Manifest) -> bool:
-    """Return whether a coarse centroid may equal the vector of a scan that an earlier update removed.
+    def _can_extend(self, stage: Stage, purge: bool) -> bool:
+        """Return whether the version of the release can be extended: its settings are the same, and it is clean."""
+        old = self.manifests[stage.kind]
+        if purge and _centroid_may_be_removed_scan(old):
+            return False
+        return all(old.settings.get(key) == value for key, value in stage.recorded_settings(self.config).items())
+
+
+def _centroid_may_be_removed_scan(old: Manifest) -> bool:
+    """Return whether a coarse centroid of an index may equal the vector of a scan that an earlier update removed.
 
     Extending an index without a purge does not check for that; only the centroids of IVF indexes can be affected.
     """
-    extended = "indexes" in index.inputs and not index.settings.get("purge")
-    return extended and index.counts.get("kind") not in ("flat", "hnsw")
+    if old.kind != "indexes" or old.kind not in old.inputs or old.settings.get("purge"):
+        return False
+    return old.counts_as(IndexCounts).kind not in ("flat", "hnsw")
 
 
 def purged_corpus(base: Manifest, suppressed: str) -> Step:
     """Return the step that makes a corpus from its base alone, without the suppressed scans."""
     settings = {**base.settings, "suppressed": suppressed, "purged": True}
-    return _step("corpus", settings, {"corpus": base.version})
+    return _step(stage_of("corpus"), settings, {"corpus": base.version})
 
 
-def _step(kind: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> Step:
-    return Step(_STAGE[kind], derive_version(kind, settings, inputs), settings, inputs)
+def _step(stage: Stage, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> Step:
+    return Step(stage, derive_version(stage.kind, settings, inputs), settings, inputs)

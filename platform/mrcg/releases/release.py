@@ -22,6 +22,7 @@ from mrcg.metrics.order import BY_SCORE, HitOrder
 from mrcg.metrics.report import KNOWN, SEED, Report
 from mrcg.reranker.spec import read_spec as read_reranker
 from mrcg.storage import schemas
+from mrcg.storage.catalog import dependencies_of, manifests_behind
 from mrcg.storage.manifest import Manifest
 from mrcg.storage.store import Store
 
@@ -145,15 +146,10 @@ def candidate(store: Store, report_version: str, number: int, reason: str) -> Re
 
 def _release_manifests(store: Store, report_version: str) -> dict[str, Manifest]:
     """Return the manifests behind a report, by kind, after checking that they belong together."""
-    report = store.manifest("reports", report_version)
-    manifests = {"reports": report}
-    for kind in ("corpus", "splits", "embeddings", "graphs", "rerankers"):
-        manifests[kind] = store.manifest(kind, report.inputs[kind])
-    manifests["encoders"] = store.manifest("encoders", manifests["embeddings"].inputs["encoders"])
-    manifests["indexes"] = store.manifest("indexes", manifests["graphs"].inputs["indexes"])
-    for user in ("splits", "embeddings", "indexes", "graphs"):
-        for kind, version in manifests[user].inputs.items():
-            if kind in manifests and kind != user and manifests[kind].version != version:
+    manifests = manifests_behind(store, "reports", report_version)
+    for user in manifests:
+        for kind, version in dependencies_of(manifests[user]):
+            if manifests[kind].version != version:
                 raise ReleaseError(
                     f"{user}/{manifests[user].version} was made from {kind}/{version}, the report from "
                     f"{kind}/{manifests[kind].version}: run `mrcg evaluate` with the options of the run"
@@ -296,7 +292,7 @@ def _manifest_changes(store: Store, kind: str, before: str, after: str) -> list[
         Change(what=f"{kind} {key}", before=_format(old.get(key)), after=_format(new.get(key)))
         for old, new in (
             (old_manifest.settings, new_manifest.settings),
-            (old_manifest.counts, new_manifest.counts),
+            (old_manifest.counts.stated(), new_manifest.counts.stated()),
         )
         for key in sorted({*old, *new})
         if old.get(key) != new.get(key)

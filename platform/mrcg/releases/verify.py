@@ -9,8 +9,9 @@ from mrcg.errors import IntegrityError, NotFoundError
 from mrcg.execution.executor import Progress
 from mrcg.hashing import sha256_of
 from mrcg.releases.release import Release, missing_parts, read_release, release_numbers
+from mrcg.stages.registry import artefact_kinds
 from mrcg.storage.catalog import Key, dependencies_of, name_of, with_dependencies
-from mrcg.storage.manifest import KINDS, Manifest
+from mrcg.storage.manifest import Manifest
 from mrcg.storage.store import Store
 
 
@@ -39,7 +40,7 @@ def verify_store(store: Store, progress: Progress) -> Verified:
     A file that several versions refer to is hashed once. Attempts are not verified.
     """
     problems, manifests = [], []
-    for kind in KINDS:
+    for kind in artefact_kinds():
         for version in store.versions(kind):
             try:
                 manifests.append(store.manifest(kind, version))

@@ -22,6 +22,7 @@ from mrcg.index.distances import Neighbours, merge
 from mrcg.index.sharded_index import ShardedIndex, read_facts
 from mrcg.reranker.graph_table import graph_table
 from mrcg.reranker.neighbours import codes_of, largest_group, without_own_group
+from mrcg.stages.counts import GraphCounts
 from mrcg.storage import schemas
 from mrcg.storage.manifest import FileEntry
 from mrcg.storage.store import Store
@@ -95,7 +96,7 @@ class GraphQueries:
         return list(range(0, len(self.rows), BLOCK))
 
 
-def build_graphs(work: GraphWork, executor: Executor, progress: Progress) -> tuple[dict[str, int], list[FileEntry]]:
+def build_graphs(work: GraphWork, executor: Executor, progress: Progress) -> tuple[GraphCounts, list[FileEntry]]:
     """Write the neighbour lists of all queries.
 
     Returns:
@@ -109,7 +110,7 @@ def build_graphs(work: GraphWork, executor: Executor, progress: Progress) -> tup
     entries = list(executor.map(_MergeBlock(work, queries), range(len(queries.blocks))))
     progress(total, total, "neighbour lists written")
     counts = {part: int((queries.part_numbers == number).sum()) for number, part in enumerate(queries.parts)}
-    return counts, entries
+    return GraphCounts.model_validate(counts), entries
 
 
 def collect_queries(work: GraphWork) -> GraphQueries:

@@ -17,7 +17,8 @@ from typing import Any
 
 from mrcg.errors import AlreadyExistsError, NotFoundError, StoreError
 from mrcg.hashing import sha256_of
-from mrcg.storage.manifest import KINDS, FileEntry, Manifest
+from mrcg.stages.registry import artefact_kinds
+from mrcg.storage.manifest import FileEntry, Manifest
 from mrcg.storage.store import Store
 
 log = logging.getLogger(__name__)
@@ -195,7 +196,7 @@ def inputs_of_live_attempts(store: Store) -> set[tuple[str, str]]:
 
 def _attempts(store: Store) -> list[tuple[str, str]]:
     """Return kind and folder of all attempts."""
-    return [(kind, f"{kind}/_attempts/{ident}") for kind in KINDS for ident in _idents(store, kind)]
+    return [(kind, f"{kind}/_attempts/{ident}") for kind in artefact_kinds() for ident in _idents(store, kind)]
 
 
 def _idents(store: Store, kind: str) -> list[str]:

@@ -10,8 +10,9 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from mrcg.errors import IntegrityError, NotFoundError
+from mrcg.stages.registry import artefact_kinds, stage_of
 from mrcg.storage.attempts import busy_versions, discard
-from mrcg.storage.manifest import KINDS, Manifest, kind_of
+from mrcg.storage.manifest import Manifest, kind_of
 from mrcg.storage.store import Store
 
 log = logging.getLogger(__name__)
@@ -22,9 +23,6 @@ WRITTEN = re.compile(r"manifest\.json|run\.json|[0-9a-f]{16}/.+")
 UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 #: A temporary file younger than this (seconds) may still be in use by its writer.
 WRITING_SECONDS = 86_400.0
-
-#: Kinds whose versions can be read without the versions they were made from.
-_SELF_CONTAINED = ("corpus", "encoders", "rerankers")
 
 #: Kind and version.
 Key = tuple[str, str]
@@ -57,7 +55,7 @@ def remove_unreferenced_files(store: Store) -> None:
 def all_manifests(store: Store) -> dict[Key, Manifest | None]:
     """Return the manifests of all complete versions, None for a damaged one."""
     manifests: dict[Key, Manifest | None] = {}
-    for kind in KINDS:
+    for kind in artefact_kinds():
         for version in store.versions(kind):
             try:
                 manifests[kind, version] = store.manifest(kind, version)
@@ -87,9 +85,29 @@ def with_dependencies(manifests: Mapping[Key, Manifest | None], roots: Iterable[
 
 def dependencies_of(manifest: Manifest | None) -> list[Key]:
     """Return the versions that are directly needed to read a version; none for a damaged one (None)."""
-    if manifest is None or manifest.kind in _SELF_CONTAINED:
+    if manifest is None or stage_of(manifest.kind).self_contained:
         return []
     return [(kind_of(n), v) for n, v in manifest.inputs.items() if kind_of(n) != manifest.kind]
+
+
+def manifests_behind(store: Store, kind: str, version: str) -> dict[str, Manifest]:
+    """Return the manifests of a version and of those needed to read it, by kind.
+
+    If two versions of a kind are needed, the one that is nearer to the given version is returned.
+
+    Raises:
+        NotFoundError: a manifest is missing.
+        IntegrityError: a manifest was changed.
+    """
+    found = {kind: store.manifest(kind, version)}
+    pending = dependencies_of(found[kind])
+    while pending:
+        needed, pending = pending, []
+        for near_kind, near_version in needed:
+            if near_kind not in found:
+                found[near_kind] = store.manifest(near_kind, near_version)
+                pending += dependencies_of(found[near_kind])
+    return found
 
 
 def remove_versions(store: Store, removed: Sequence[Key], remaining: Mapping[Key, Manifest | None]) -> None:
@@ -153,7 +171,7 @@ def unreferenced_files(
         removed. And the bytes freed by removing these files and the unreferenced ones of the versions to be removed.
     """
     referenced, unreferenced = _referenced_paths(remaining.values()), dict[Key, list[str]]()
-    for kind in KINDS:
+    for kind in artefact_kinds():
         for version in store.listdir(kind):
             key = (kind, version)
             if version.startswith("_") or (key in manifests and manifests[key] is None):

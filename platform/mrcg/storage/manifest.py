@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import SerializeAsAny, ValidationError, model_validator
 
 from mrcg.errors import IntegrityError
 from mrcg.frozen import Frozen
 from mrcg.hashing import digest, sha256
+from mrcg.stages.counts import Counts
+from mrcg.stages.registry import stage_of
 from mrcg.version import __version__
 
-#: Kinds of artefact in pipeline order and their schema numbers, which are part of every version. ``trials`` belong to
-#: `mrcg reproduce`.
-KINDS: Mapping[str, int] = {
-    "corpus": 3,
-    "splits": 3,
-    "encoders": 2,
-    "embeddings": 1,
-    "indexes": 2,
-    "graphs": 2,
-    "rerankers": 2,
-    "reports": 4,
-    "trials": 1,
-}
+KindCounts = TypeVar("KindCounts", bound=Counts)
 
 
 class FileEntry(Frozen):
@@ -55,9 +45,21 @@ class Manifest(Frozen):
     code_version: str
     settings: dict[str, Any]
     inputs: dict[str, str]
-    counts: dict[str, Any]
+    counts: SerializeAsAny[Counts]
     folder: str
     files: tuple[FileEntry, ...]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _counts_of_its_kind(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("counts"), Mapping):
+            return {**data, "counts": _counts_model(data.get("kind")).model_validate(data["counts"])}
+        return data
+
+    def counts_as(self, model: type[KindCounts]) -> KindCounts:
+        """Return the counts, typed by the model of its kind."""
+        assert isinstance(self.counts, model), (self.kind, type(self.counts))
+        return self.counts
 
     @property
     def content(self) -> str:
@@ -66,7 +68,7 @@ class Manifest(Frozen):
 
     def to_bytes(self) -> bytes:
         """Return the manifest as JSON, with a digest of all other fields that reveals later changes."""
-        body = self.model_dump(mode="json")
+        body = {**self.model_dump(mode="json"), "counts": self.counts.stated()}
         return json.dumps({**body, "digest": digest(body, 64)}, indent=1, sort_keys=True).encode()
 
     @classmethod
@@ -92,6 +94,13 @@ class Manifest(Frozen):
         return manifest
 
 
+def _counts_model(kind: object) -> type[Counts]:
+    try:
+        return stage_of(str(kind)).counts
+    except KeyError:
+        raise ValueError(f"no stage makes {kind}") from None
+
+
 def content_digest(files: Sequence[FileEntry]) -> str:
     """Return the digest of the names and contents of files; their order does not matter."""
     return digest(sorted((f.name, f.size, f.sha256) for f in files), 16)
@@ -99,7 +108,7 @@ def content_digest(files: Sequence[FileEntry]) -> str:
 
 def derive_version(kind: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
     """Return the version of an artefact: a hash of its settings, input versions and schema number."""
-    return digest({"kind": kind, "schema": KINDS[kind], "settings": dict(settings), "inputs": dict(inputs)})
+    return digest({"kind": kind, "schema": stage_of(kind).schema, "settings": dict(settings), "inputs": dict(inputs)})
 
 
 def make_manifest(
@@ -107,18 +116,18 @@ def make_manifest(
     version: str,
     settings: Mapping[str, Any],
     inputs: Mapping[str, str],
-    counts: Mapping[str, Any],
+    counts: Counts,
     files: Sequence[FileEntry],
 ) -> Manifest:
     """Return a manifest whose content folder is named by the digest of its files."""
     return Manifest(
         kind=kind,
         version=version,
-        schema_number=KINDS[kind],
+        schema_number=stage_of(kind).schema,
         code_version=__version__,
         settings=dict(settings),
         inputs=dict(inputs),
-        counts=dict(counts),
+        counts=counts,
         folder=f"{kind}/{version}/{content_digest(files)}",
         files=tuple(sorted(files, key=lambda f: f.name)),
     )

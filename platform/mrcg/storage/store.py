@@ -33,9 +33,10 @@ from fsspec.implementations.local import LocalFileSystem
 
 from mrcg.errors import AlreadyExistsError, IntegrityError, NotFoundError, StoreError
 from mrcg.hashing import sha256
+from mrcg.stages.registry import artefact_kinds
 from mrcg.storage.cache import Cache
 from mrcg.storage.filesystem import HashingFile, open_url, remove_local, temporary_path, write_temporary
-from mrcg.storage.manifest import KINDS, FileEntry, Manifest
+from mrcg.storage.manifest import FileEntry, Manifest
 
 log = logging.getLogger(__name__)
 
@@ -281,7 +282,7 @@ class Store:
             NotFoundError: no version matches, or more than one.
         """
         kind, _, prefix = artefact.rpartition("/")
-        kinds = [kind] if kind else list(KINDS)
+        kinds = [kind] if kind else list(artefact_kinds())
         matches = [(k, v) for k in kinds for v in self.versions(k) if v.startswith(prefix)]
         if len(matches) != 1:
             number = "no version" if not matches else f"{len(matches)} versions"

@@ -13,7 +13,7 @@ from mrcg.corpus.sources import open_source, survey
 from mrcg.errors import SourceError, UsageError
 from mrcg.imaging.samples import SampleFormat, write_samples
 from mrcg.pipeline.ancestry import ancestry_of
-from mrcg.pipeline.stages import plan
+from mrcg.pipeline.plan import plan
 from mrcg.privacy.pseudonyms import ENVIRONMENT, KEY_DIGITS, Pseudonyms
 from mrcg.privacy.signing import ENVIRONMENT as SIGNING
 from mrcg.privacy.signing import signer_from_environment

@@ -12,7 +12,7 @@ from mrcg.cli.main import ORDER, main
 from mrcg.corpus.reader import read_scans
 from mrcg.corpus.sources import open_source, survey
 from mrcg.metrics.report import Report
-from mrcg.pipeline.stages import plan
+from mrcg.pipeline.plan import plan
 from mrcg.privacy.pseudonyms import ENVIRONMENT as PSEUDONYM_KEY
 from mrcg.privacy.pseudonyms import Pseudonyms
 from mrcg.privacy.signing import ENVIRONMENT as SIGNING_KEY
@@ -207,7 +207,7 @@ def another(store, scans, drop):
     served = report.served.model_copy(update={"map": report.served.map - drop})
     step = step.__class__(step.stage, step.version, step.settings, old.manifest.inputs)
     files = {"report.json": report.model_copy(update={"reranked": worse, "served": served}).model_dump_json().encode()}
-    return publish(store, step, files, dict(old.manifest.counts)).version
+    return publish(store, step, files, old.manifest.counts).version
 
 
 def test_verify_hashes_everything_and_names_what_is_wrong(capsys, released):

@@ -27,13 +27,13 @@ def test_copies_share_a_cluster_across_segments():
     assert table.schema == schemas.SCANS
     assert len(set(table["image_id"].to_pylist())) == 2
     assert len(set(table["group_id"].to_pylist())) == 1
-    assert (joined.counts["images"], joined.counts["distinct"], joined.counts["clusters"]) == (2, 1, 1)
+    assert (joined.counts.images, joined.counts.distinct, joined.counts.clusters) == (2, 1, 1)
 
 
 def test_a_file_listed_twice_is_ingested_once():
     file = SourceFile("1.png", "s", 1)
     joined, out = factories.join([segment(file), segment(file)], factories.rules_of())
-    assert joined.counts["images"] == 1
+    assert joined.counts.images == 1
     refused = schemas.from_parquet(out.content["quarantine/00000.parquet"])
     assert refused["reason"].to_pylist() == ["listed_twice"]
 
@@ -52,9 +52,9 @@ def test_bad_files_exclude_bad_slices_and_harmless_reasons():
 def test_without_usable_files_tables_are_empty_and_the_first_reason_is_reported():
     bad = factories.ingest([SourceFile("x", "s", 1)], lambda file: b"words", factories.rules_of())
     joined, out = factories.join([bad], factories.rules_of())
-    assert (joined.counts["images"], joined.bad_files, joined.first_bad) == (0, 1, ("x", "not_an_image"))
+    assert (joined.counts.images, joined.bad_files, joined.first_bad) == (0, 1, ("x", "not_an_image"))
     assert schemas.from_parquet(out.content["scans/00000.parquet"]).num_rows == 0
-    assert np.array_equal(list(joined.counts["classes"]), [])
+    assert np.array_equal(list(joined.counts.classes), [])
 
 
 # Names of removed scans -------------------------------------------------------------------------------------------

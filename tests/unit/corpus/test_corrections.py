@@ -13,7 +13,7 @@ from mrcg.corpus.ingestion import Rules
 from mrcg.corpus.reader import Corpus
 from mrcg.corpus.sources import open_source, survey
 from mrcg.errors import UsageError
-from mrcg.pipeline.stages import plan
+from mrcg.pipeline.plan import plan
 from mrcg.privacy.pseudonyms import Pseudonyms
 
 

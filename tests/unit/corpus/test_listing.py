@@ -22,7 +22,7 @@ from mrcg.corpus.listing import (
 from mrcg.corpus.sources import SourceFile, survey
 from mrcg.errors import IntegrityError
 from mrcg.imaging.samples import write_samples
-from mrcg.pipeline.stages import plan
+from mrcg.pipeline.plan import plan
 from mrcg.privacy.pseudonyms import Pseudonyms
 from mrcg.storage import schemas
 from mrcg.storage.filesystem import HashingFile

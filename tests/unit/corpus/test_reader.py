@@ -5,7 +5,7 @@ from tests import factories
 from mrcg.corpus.reader import SCANS, Corpus, read_scans
 from mrcg.corpus.sources import open_source, survey
 from mrcg.imaging.samples import SampleFormat, write_manifest, write_samples
-from mrcg.pipeline.stages import plan
+from mrcg.pipeline.plan import plan
 from mrcg.storage import schemas
 from mrcg.storage.store import Store
 

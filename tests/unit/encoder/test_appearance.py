@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.factories import tiny_config
+from tests.manifests import make_manifest
 
 from mrcg.config.settings import AppearanceSettings
 from mrcg.encoder.appearance import (
@@ -196,10 +197,13 @@ def test_the_fingerprint_changes_with_the_encoder_and_with_each_tensor():
 
 
 def test_counts_of_earlier_versions_have_the_trained_part_only():
-    old = facts_in({"fingerprint": "ab", "dim": 16, "scans": 3})
+    def manifest(**counts):
+        return make_manifest("embeddings", "v", {}, {}, {**counts, "images": 3}, [])
+
+    old = facts_in(manifest(fingerprint="ab", dim=16))
     assert old == EmbeddingFacts(fingerprint="ab", encoder="ab", dim=16, trained_dim=16)
     new = EmbeddingFacts(fingerprint="cd", encoder="ab", dim=20, trained_dim=16)
-    assert facts_in({**new.model_dump(), "scans": 3}) == new
+    assert facts_in(manifest(**new.model_dump())) == new
 
 
 def artefact(files):

@@ -4,20 +4,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.factories import tiny_config
 from tests.galleries import Line, Scan, index_config, published, vectors_of
+from tests.manifests import make_manifest
 
 from mrcg.erasure import discovery
 from mrcg.errors import IntegrityError
 from mrcg.hashing import digest
-from mrcg.pipeline.stages import STAGES
 from mrcg.privacy.tombstones import entry_of
+from mrcg.stages import registry
+from mrcg.stages.registry import pipeline_stages
 from mrcg.storage import schemas
 from mrcg.storage.catalog import all_manifests
-from mrcg.storage.manifest import KINDS, Manifest, derive_version, make_manifest
+from mrcg.storage.manifest import Manifest, derive_version
 
 # Affected versions ---------------------------------------------------------------------------------------------------
 
-ORDER = [stage.kind for stage in STAGES]
-INPUTS = {stage.kind: stage.inputs(tiny_config()) for stage in STAGES}
+ORDER = [stage.kind for stage in pipeline_stages()]
+MODELS = {stage.kind for stage in registry.STAGES if stage.learned}
+INPUTS = {stage.kind: stage.inputs(tiny_config()) for stage in pipeline_stages()}
 
 
 def made(kind, number, inputs, purge=False):
@@ -48,14 +51,14 @@ def naively_affected(manifests, key, roots):
     """Return whether a version may hold data from the roots, by recursion from the version."""
     if key in roots:
         return True
-    if key[0] in discovery.MODELS:
+    if key[0] in MODELS:
         return False
     one = manifests[key]
     for kind, version in one.inputs.items():
         own = kind == one.kind
         if own and (kind != "indexes" or one.settings.get("purge")):
             continue
-        if kind not in discovery.MODELS and naively_affected(manifests, (kind, version), roots):
+        if kind not in MODELS and naively_affected(manifests, (kind, version), roots):
             return True
     return False
 
@@ -70,8 +73,8 @@ def test_only_versions_made_from_the_roots_are_affected(drawn):
 @given(lines())
 def test_models_are_not_affected_and_affect_nothing(drawn):
     manifests, roots = drawn
-    assert not {key for key in discovery.affected_versions(manifests, roots) if key[0] in discovery.MODELS}
-    models = [key for key in manifests if key[0] in discovery.MODELS]
+    assert not {key for key in discovery.affected_versions(manifests, roots) if key[0] in MODELS}
+    models = [key for key in manifests if key[0] in MODELS]
     assert discovery.affected_versions(manifests, models) == set(models), "as roots they affect nothing else"
 
 
@@ -82,7 +85,7 @@ def test_versions_made_from_a_purged_corpus_are_not_affected(drawn):
     versions = {kind: [version for of, version in manifests if of == kind][-1] for kind in ORDER}
     purged: dict[str, str] = {"encoders": versions["encoders"], "rerankers": versions["rerankers"]}
     for kind in ORDER:
-        if kind in discovery.MODELS:
+        if kind in MODELS:
             continue
         inputs = {name: purged[name] for name in INPUTS[kind]}
         if kind in ("corpus", "embeddings", "indexes"):
@@ -100,8 +103,8 @@ def test_damaged_versions_affect_nothing():
     }
 
 
-def test_every_kind_is_pixels_tables_or_a_model():
-    assert set(discovery.MODELS) < set(KINDS)
+def test_models_and_their_figures_are_what_an_erasure_keeps():
+    assert MODELS == {"encoders", "rerankers", "trials"}
 
 
 # Galleries --------------------------------------------------------------------------------------------------------

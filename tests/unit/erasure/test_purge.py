@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests import erasure_factories, factories
+from tests.manifests import make_manifest
 
 from mrcg.corpus.listing import file_digests, known_files
 from mrcg.corpus.reader import Corpus, keep_rows, pixels_writer, read_quarantine, rows_in
@@ -16,12 +17,11 @@ from mrcg.corpus.sources import open_source, survey
 from mrcg.erasure.purge import purge_corpus
 from mrcg.errors import NotFoundError
 from mrcg.imaging.samples import SampleFormat, write_samples
-from mrcg.pipeline.stages import plan
+from mrcg.pipeline.plan import plan
 from mrcg.pipeline.update import purged_corpus
 from mrcg.privacy.suppression import IMAGE, PATIENT, PIXELS, list_digest, suppress, token
 from mrcg.storage import schemas
 from mrcg.storage.attempts import begin
-from mrcg.storage.manifest import make_manifest
 
 # Rows of a file --------------------------------------------------------------------------------------------------
 
@@ -182,16 +182,16 @@ def test_quarantine_rows_of_suppressed_scans_are_removed(store, corpus):
     suppress(store, [token(erasure_factories.KEY, PATIENT, gone["patient"])])
     after = purged(store, Corpus(store.artefact("corpus", manifest.version)))
     assert [row["reason"] for row in read_quarantine(after.artefact).to_pylist()] == ["not_an_image"]
-    assert after.artefact.manifest.counts["reasons"] == {"not_an_image": 1}
+    assert after.artefact.manifest.counts.reasons == {"not_an_image": 1}
 
 
 def test_counts_are_new_and_the_source_is_kept(store, corpus):
     suppress(store, [token(erasure_factories.KEY, PATIENT, erasure_factories.pseudonym(JANE))])
     before, after = corpus.artefact.manifest, purged(store, corpus).artefact.manifest
-    assert (before.counts["patients"], after.counts["patients"]) == (16, 15)
-    assert after.counts["images"] == before.counts["images"] - 4
-    assert after.counts["files"] == before.counts["files"]
-    assert after.counts["generation"] == before.counts["generation"] + 1
+    assert (before.counts.patients, after.counts.patients) == (16, 15)
+    assert after.counts.images == before.counts.images - 4
+    assert after.counts.files == before.counts.files
+    assert after.counts.generation == before.counts.generation + 1
     assert after.settings["policy"] == before.settings["policy"]
 
 
@@ -236,7 +236,7 @@ def test_corpus_with_only_suppressed_scans_becomes_empty(store, corpus):
     suppress(store, [token(erasure_factories.KEY, PATIENT, one) for one in patients])
     after = purged(store, corpus)
     assert (len(after), after.artefact.names("images/")) == (0, [])
-    assert after.artefact.manifest.counts["classes"] == {}
+    assert after.artefact.manifest.counts.classes == {}
 
 
 def test_reader_of_the_removed_corpus_gets_an_error(store, corpus):

@@ -15,7 +15,7 @@ from mrcg.config.settings import Config
 from mrcg.corpus.reader import Corpus
 from mrcg.corpus.sources import open_source, survey
 from mrcg.corpus.splits import SPLITS, Split, make_splits
-from mrcg.pipeline.stages import plan
+from mrcg.pipeline.plan import plan
 from mrcg.reranker.graph_table import graph_table
 from mrcg.reranker.neighbours import codes_of, neighbour_lists
 from mrcg.storage import schemas

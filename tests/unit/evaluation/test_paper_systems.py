@@ -3,7 +3,8 @@ from tests.factories import tiny_config
 
 from mrcg.corpus.sources import Source
 from mrcg.evaluation.paper_systems import SYSTEMS, Reproduction, Row, Trial, TrialEpoch, reproduction_markdown
-from mrcg.pipeline.stages import MEASURE_ENCODER, MEASURE_RERANKER, measuring_step, plan
+from mrcg.pipeline.plan import measuring_step, plan
+from mrcg.stages.registry import MEASURE_ENCODER, MEASURE_RERANKER
 
 SOURCE = Source("somewhere", "listing", 1, 1, False)
 

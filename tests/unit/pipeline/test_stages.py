@@ -7,8 +7,8 @@ from tests.factories import tiny_config
 from mrcg.corpus.sources import Source
 from mrcg.corpus.splits import Fold
 from mrcg.errors import NotFoundError
-from mrcg.pipeline.stages import STAGES, open_inputs, plan
-from mrcg.storage.manifest import KINDS
+from mrcg.pipeline.plan import open_inputs, plan
+from mrcg.stages.registry import artefact_kinds, pipeline_stages
 
 SOURCE = Source("somewhere", "listing", 1, 1, False)
 
@@ -23,9 +23,12 @@ def changed(a, b):
 
 
 def test_stages_make_the_kinds_in_order():
-    assert [stage.kind for stage in STAGES] == [kind for kind in KINDS if kind != "trials"]
-    for stage in STAGES:
-        assert all(list(KINDS).index(kind) < list(KINDS).index(stage.kind) for kind in stage.inputs(tiny_config()))
+    assert [stage.kind for stage in pipeline_stages()] == [kind for kind in artefact_kinds() if kind != "trials"]
+    for stage in pipeline_stages():
+        assert all(
+            list(artefact_kinds()).index(kind) < list(artefact_kinds()).index(stage.kind)
+            for kind in stage.inputs(tiny_config())
+        )
 
 
 def test_equal_settings_give_equal_versions():

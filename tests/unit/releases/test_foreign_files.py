@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tests.manifests import make_manifest
 
 from mrcg.execution.executor import silent
 from mrcg.privacy.suppression import FOLDER as SUPPRESSION
@@ -14,9 +15,9 @@ from mrcg.privacy.tombstones import Tombstones
 from mrcg.releases.gc import sweep
 from mrcg.releases.release import read_release
 from mrcg.releases.verify import verify_store
+from mrcg.stages.registry import artefact_kinds
 from mrcg.storage.attempts import abandoned_attempts, begin
 from mrcg.storage.catalog import all_manifests, remove_versions, with_dependencies
-from mrcg.storage.manifest import KINDS, make_manifest
 from mrcg.storage.store import Store
 
 
@@ -29,8 +30,8 @@ def crowded(library_store, tmp_path):
     elsewhere.mkdir()
     (elsewhere / "thesis.doc").write_text("somebody's work")
     store = Store(str(root))
-    folders = [root, *(root / kind for kind in KINDS)]
-    for kind in KINDS:
+    folders = [root, *(root / kind for kind in artefact_kinds())]
+    for kind in artefact_kinds():
         (root / kind / "_attempts").mkdir(parents=True, exist_ok=True)
         folders += [root / kind / "_attempts", *(root / kind / version for version in store.versions(kind))]
     for name in (SUPPRESSION, TOMBSTONES, "releases/history"):

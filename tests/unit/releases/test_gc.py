@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.manifests import make_manifest
 
 from mrcg.api.requests import SearchParams
 from mrcg.errors import IntegrityError, StoreError
@@ -16,9 +17,9 @@ from mrcg.releases.gc import GRACE_DAYS, sweep
 from mrcg.releases.release import HISTORY, Release, missing_parts, promote, read_release, rollback
 from mrcg.releases.verify import verify_store
 from mrcg.retrieval.local import LocalPipeline
+from mrcg.stages.registry import artefact_kinds
 from mrcg.storage.attempts import begin
 from mrcg.storage.catalog import all_manifests, key_of, name_of, with_dependencies
-from mrcg.storage.manifest import KINDS, make_manifest
 from mrcg.storage.store import Store
 
 DAY = 86_400
@@ -414,6 +415,6 @@ def test_all_files_of_remaining_versions_exist_after_any_sweep(made, keep_releas
         # Nothing else is on disk: every file belongs to somebody, and a second sweep finds nothing.
         assert sweep(store, keep_releases, grace_days) == sweep(store, keep_releases, grace_days, dry_run=True)
         if not damaged:
-            kinds = [kind for kind in KINDS if kind != "trials"]
+            kinds = [kind for kind in artefact_kinds() if kind != "trials"]
             files = {f"{kind}/{name}" for kind in kinds for name in store.files(kind) if name.count("/") > 1}
             assert files == {f"{e.folder or m.folder}/{e.name}" for m in after.values() for e in m.files}

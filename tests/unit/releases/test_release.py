@@ -3,6 +3,7 @@ import threading
 
 import pyarrow as pa
 import pytest
+from tests.manifests import make_manifest
 
 from mrcg.errors import IntegrityError, LostRaceError, NotFoundError, ReleaseError, WeightsError
 from mrcg.metrics.known_items import UNCHANGED
@@ -13,7 +14,7 @@ from mrcg.releases.release import Gate, candidate, diff, missing_parts, promote,
 from mrcg.reranker.spec import SPEC, read_spec
 from mrcg.storage import schemas
 from mrcg.storage.attempts import begin
-from mrcg.storage.manifest import derive_version, make_manifest
+from mrcg.storage.manifest import derive_version
 from mrcg.storage.store import Store
 
 GATE = Gate(map_drop=0.01, recall_drop=0.02, known_drop=0.02)

@@ -13,12 +13,13 @@ from mrcg.index.sharded_index import ShardedIndex
 from mrcg.releases.release import read_release
 from mrcg.releases.verify import verify_store
 from mrcg.retrieval.local import LocalPipeline
+from mrcg.stages.registry import artefact_kinds
 from mrcg.storage.attempts import begin
-from mrcg.storage.manifest import KINDS, Manifest
+from mrcg.storage.manifest import Manifest
 from mrcg.storage.store import Store
 
 #: What a store with a release has; trials are made by `mrcg reproduce` alone.
-MADE = [kind for kind in KINDS if kind != "trials"]
+MADE = [kind for kind in artefact_kinds() if kind != "trials"]
 #: What a service reads of a release.
 SERVED = {
     "encoders": ("encoder.json", "model.safetensors"),

@@ -5,11 +5,11 @@ import sys
 import time
 
 import pytest
+from tests.manifests import make_manifest
 
 from mrcg.errors import StoreError
 from mrcg.storage import attempts
 from mrcg.storage.attempts import abandoned_attempts, begin, busy_versions, discard, inputs_of_live_attempts, is_live
-from mrcg.storage.manifest import make_manifest
 
 
 def manifest_of(attempt, data):

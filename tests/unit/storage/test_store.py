@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 from tests.factories import publish, tiny_config
+from tests.manifests import make_manifest
 
 from mrcg.corpus.sources import Source
 from mrcg.errors import AlreadyExistsError, IntegrityError, NotFoundError, StoreError
-from mrcg.pipeline.stages import plan
+from mrcg.pipeline.plan import plan
 from mrcg.storage.attempts import begin
-from mrcg.storage.manifest import make_manifest
 from mrcg.storage.store import Store, temp_dir
 
 

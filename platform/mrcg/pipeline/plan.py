@@ -1,4 +1,4 @@
-"""The stages of the pipeline, their inputs, and the versions of the artefacts that they make.
+"""The steps of a run: its stages with their inputs, and the versions of the artefacts that they make.
 
 A version depends only on settings and on the versions of the inputs (docs/design.md#versions). So all versions are
 known before any work starts, and stages that are done are skipped without starting Ray.
@@ -6,15 +6,15 @@ known before any work starts, and stages that are done are skipped without start
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mrcg.config.loading import recorded
 from mrcg.config.settings import Config
 from mrcg.corpus.sources import Source
 from mrcg.corpus.splits import Fold
 from mrcg.errors import NotFoundError
+from mrcg.stages.registry import Stage, pipeline_stages, stage_of
 from mrcg.storage.manifest import derive_version, kind_of
 from mrcg.storage.store import Artefact, Store
 
@@ -34,60 +34,6 @@ class Ancestry:
     suppressed: str = ""
     base: str | None = None
     purged: bool = False
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A kind of work in the pipeline.
-
-    Attributes:
-        name: also the name of its command, if it has one.
-        kind: of the artefact that it makes.
-        inputs: kinds of the artefacts that it reads, for some settings.
-        settings: returns the part of the configuration that the version depends on.
-        local: the work is small enough to run in this process, without a cluster.
-    """
-
-    name: str
-    kind: str
-    inputs: Callable[[Config], tuple[str, ...]]
-    settings: Callable[[Config], dict[str, Any]]
-    local: bool = False
-
-
-def _dump(*parts: str) -> Callable[[Config], dict[str, Any]]:
-    return lambda config: {part: config.seed if part == "seed" else recorded(config, part) for part in parts}
-
-
-def _reads(*kinds: str) -> Callable[[Config], tuple[str, ...]]:
-    return lambda config: kinds
-
-
-def _embed_inputs(config: Config) -> tuple[str, ...]:
-    # The appearance part is fitted on the training part.
-    return ("corpus", "encoders", "splits") if config.embed.appearance.components else ("corpus", "encoders")
-
-
-STAGES: tuple[Stage, ...] = (
-    Stage("ingest", "corpus", _reads(), _dump("ingest")),
-    Stage("split", "splits", _reads("corpus"), _dump("split", "seed"), local=True),
-    Stage("train-encoder", "encoders", _reads("corpus", "splits"), _dump("encoder", "seed")),
-    Stage("embed", "embeddings", _embed_inputs, _dump("embed")),
-    Stage("build-index", "indexes", _reads("corpus", "embeddings"), _dump("index", "seed")),
-    Stage("build-graphs", "graphs", _reads("corpus", "splits", "embeddings", "indexes"), _dump("graph")),
-    Stage("train-reranker", "rerankers", _reads("corpus", "embeddings", "graphs"), _dump("reranker", "seed")),
-    Stage("evaluate", "reports", _reads("corpus", "splits", "embeddings", "graphs", "rerankers"), _dump("evaluate")),
-)
-
-
-#: Stages of `mrcg reproduce` that evaluate each of the last epochs of an encoder or a reranker.
-MEASURE_ENCODER = Stage("measure-encoder", "trials", _reads("corpus", "splits", "encoders"), _dump("graph"))
-MEASURE_RERANKER = Stage(
-    "measure-reranker", "trials", _reads("corpus", "splits", "embeddings", "graphs", "rerankers"), lambda config: {}
-)
-
-#: Stages that run again for each fold if ``reranker.graphs`` is ``cross_fit``, in this order.
-FOLD_STAGES = tuple(stage for stage in STAGES if stage.kind in ("encoders", "embeddings", "indexes", "graphs"))
 
 
 @dataclass(frozen=True)
@@ -117,7 +63,7 @@ class Step:
 def corpus_settings(config: Config, source: Source, ancestry: Ancestry) -> dict[str, Any]:
     """Return the settings that a corpus version depends on."""
     return {
-        **_dump("ingest")(config),
+        **stage_of("corpus").recorded_settings(config),
         "listing": source.listing_digest,
         "policy": None if ancestry.policy is None else dict(ancestry.policy),
         "suppressed": ancestry.suppressed,
@@ -140,7 +86,7 @@ def plan(config: Config, source: Source, weights_digest: str, ancestry: Ancestry
     steps: dict[tuple[str, Fold | None], Step] = {}
 
     def add(stage: Stage, fold: Fold | None = None) -> None:
-        settings = stage.settings(config)
+        settings = stage.recorded_settings(config)
         inputs = {kind: steps[kind, fold if (kind, fold) in steps else None].version for kind in stage.inputs(config)}
         if stage.kind == "corpus":
             settings = corpus_settings(config, source, ancestry)
@@ -155,11 +101,12 @@ def plan(config: Config, source: Source, weights_digest: str, ancestry: Ancestry
         version = derive_version(stage.kind, settings, inputs)
         steps[stage.kind, fold] = Step(stage, version, settings, inputs, fold)
 
-    for stage in STAGES:
+    for stage in pipeline_stages():
         if stage.kind == "rerankers":
             for fold in folds:
-                for fold_stage in FOLD_STAGES:
-                    add(fold_stage, fold)
+                for fold_stage in pipeline_stages():
+                    if fold_stage.by_fold:
+                        add(fold_stage, fold)
         add(stage)
     return tuple(steps.values())
 
@@ -177,7 +124,7 @@ def measuring_step(stage: Stage, config: Config, steps: Iterable[Step]) -> Step:
         steps: of the plan whose artefacts are measured; steps of folds are ignored.
     """
     versions = {step.stage.kind: step.version for step in steps if step.fold is None}
-    settings, inputs = stage.settings(config), {kind: versions[kind] for kind in stage.inputs(config)}
+    settings, inputs = stage.recorded_settings(config), {kind: versions[kind] for kind in stage.inputs(config)}
     return Step(stage, derive_version(stage.kind, settings, inputs), settings, inputs)
 
 
@@ -191,7 +138,7 @@ def open_inputs(store: Store, step: Step) -> dict[str, Artefact]:
     for name, version in step.inputs.items():
         kind = kind_of(name)
         if not store.has(kind, version):
-            maker = next(stage.name for stage in STAGES if stage.kind == kind)
+            maker = stage_of(kind).name
             raise NotFoundError(
                 f"{step.stage.name} needs {kind}/{version}; run `mrcg {maker}` with the same options first"
             )

@@ -1,0 +1,1 @@
+"""The stages of the pipeline: what each makes, reads and counts."""
