@@ -29,6 +29,10 @@ REPOSITORY = Path(__file__).parents[1]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of the running service come last: it takes a part of the machine while it is up."""
     items.sort(key=lambda item: "service" in getattr(item, "fixturenames", ()))
+    for item in items:
+        # Side by side (`-n 2 --dist loadgroup`), a module stays together: its tests share clusters and stores.
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -94,7 +98,7 @@ def service(ray_run: RayRun) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cluster() -> Iterator[str]:
     """Address of a Ray cluster that outlives the runs on it, as a hospital's does."""
     code = (

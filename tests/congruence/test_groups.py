@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.factories import index_of
+from tests.references import exact_distances
 
 from mrcg.index import faiss_backend
-from mrcg.index.distances import exact_distances
 from mrcg.index.group_search import groups_from_codes, search_groups
 
 #: Cells or breadth that leaves nothing out.

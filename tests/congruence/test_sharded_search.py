@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.factories import index_of
+from tests.references import exact_distances
 
 from mrcg.hashing import digest
 from mrcg.index import faiss_backend, sharded_index
-from mrcg.index.distances import Neighbours, exact_distances, exact_search, merge, nearest, recall_at
+from mrcg.index.distances import Neighbours, exact_search, merge, nearest, recall_at
 from mrcg.index.layout import PartFacts, Shape, part_files
 from mrcg.index.part import Part
 from mrcg.index.sharded_index import ShardedIndex

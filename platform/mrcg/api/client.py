@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import random
-import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
 from pydantic import ValidationError
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    retry_if_result,
+    stop_after_attempt,
+    stop_before_delay,
+)
 
 from mrcg.api.requests import EmbeddingQuery, ImageIdQuery, SearchParams
 from mrcg.api.responses import Answer, BatchLine
@@ -80,15 +88,20 @@ class _BaseClient:
         error = None if code is None or code == MrcgError.code else from_code(code, detail)
         return error or ServiceError(f"{self.url}{request.path} answered {response.status_code}: {detail}")
 
-    def _pause(self, attempt: int, deadline: float, response: httpx.Response | None) -> float | None:
-        """Return the seconds to wait before a retry; None for no retry. Without a response, the connection failed."""
-        if attempt >= self._retries or (response is not None and not _may_succeed_later(response)):
-            return None
-        # Random, so that clients that failed at the same time do not retry at the same time.
-        pause = random.uniform(0.5, 1.0) * min(MAX_PAUSE, FIRST_PAUSE * 2**attempt)
-        if response is not None and response.headers.get("Retry-After", "").isdigit():
-            pause = max(pause, min(MAX_PAUSE, float(response.headers["Retry-After"])))
-        return pause if time.monotonic() + pause < deadline else None
+    def _policy(self) -> dict[str, Any]:
+        """Return the arguments of tenacity's ``Retrying`` and ``AsyncRetrying``: when a request is made again."""
+        return {
+            "retry": retry_if_exception_type(httpx.HTTPError) | retry_if_result(_may_succeed_later),
+            "stop": stop_after_attempt(self._retries + 1) | stop_before_delay(self._timeout),
+            "wait": _pause,
+            # What the last request gave: its response, or its error.
+            "retry_error_callback": lambda state: state.outcome.result() if state.outcome else None,
+        }
+
+    def _checked(self, request: _Request, response: httpx.Response) -> httpx.Response:
+        if not response.is_success:
+            raise self._error(request, response)
+        return response
 
 
 class Client(_BaseClient):
@@ -146,23 +159,12 @@ class Client(_BaseClient):
         return self._call(_Request("GET", f"/v1/images/{image_id}/preview")).content
 
     def _call(self, request: _Request) -> httpx.Response:
-        deadline = time.monotonic() + self._timeout
-        for attempt in range(self._retries + 1):
-            response, failure = None, None
-            try:
-                response = self._http.request(request.method, request.path, **request.options)
-            except httpx.HTTPError as error:
-                failure = error
-            if response is not None and response.is_success:
-                return response
-            pause = self._pause(attempt, deadline, response)
-            if pause is None:
-                break
-            time.sleep(pause)
-        if response is None:
-            assert failure is not None
-            raise self._unreachable(failure) from failure
-        raise self._error(request, response)
+        send = partial(self._http.request, request.method, request.path, **request.options)
+        try:
+            response: httpx.Response = Retrying(**self._policy())(send)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        return self._checked(request, response)
 
 
 class AsyncClient(_BaseClient):
@@ -206,23 +208,22 @@ class AsyncClient(_BaseClient):
         return (await self._call(_Request("GET", f"/v1/images/{image_id}/preview"))).content
 
     async def _call(self, request: _Request) -> httpx.Response:
-        deadline = time.monotonic() + self._timeout
-        for attempt in range(self._retries + 1):
-            response, failure = None, None
-            try:
-                response = await self._http.request(request.method, request.path, **request.options)
-            except httpx.HTTPError as error:
-                failure = error
-            if response is not None and response.is_success:
-                return response
-            pause = self._pause(attempt, deadline, response)
-            if pause is None:
-                break
-            await asyncio.sleep(pause)
-        if response is None:
-            assert failure is not None
-            raise self._unreachable(failure) from failure
-        raise self._error(request, response)
+        send = partial(self._http.request, request.method, request.path, **request.options)
+        try:
+            response: httpx.Response = await AsyncRetrying(**self._policy())(send)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        return self._checked(request, response)
+
+
+def _pause(state: RetryCallState) -> float:
+    """Return the seconds before the next try: longer ones each time, and what the service asks for."""
+    # Random, so that clients that failed at the same time do not retry at the same time.
+    pause = random.uniform(0.5, 1.0) * min(MAX_PAUSE, FIRST_PAUSE * 2.0 ** (state.attempt_number - 1))
+    if state.outcome is None or state.outcome.failed:
+        return pause
+    asked: str = state.outcome.result().headers.get("Retry-After", "")
+    return max(pause, min(MAX_PAUSE, float(asked))) if asked.isdigit() else pause
 
 
 def _may_succeed_later(response: httpx.Response) -> bool:

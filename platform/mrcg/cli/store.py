@@ -113,6 +113,8 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "
 def parse_size(text: str) -> int:
     """Return the bytes of a size such as 64GB, 1.5 TiB or 500_000_000.
 
+    ``pydantic.ByteSize`` reads ``1..5GB`` as 1 byte, and ``64 G B`` as 64 GB.
+
     Raises:
         UsageError: the text is not a size.
     """

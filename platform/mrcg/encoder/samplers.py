@@ -65,7 +65,10 @@ class _ShuffledPool:
 
 
 def learning_rate(schedule: str, base: float, step: int, steps: int) -> float:
-    """Return the rate of a step: constant, or a cosine from ``base`` to 0 after a warm-up over 5 % of the steps."""
+    """Return the rate of a step: constant, or a cosine from ``base`` to 0 after a warm-up over 5 % of the steps.
+
+    A function of the step, unlike ``torch.optim.lr_scheduler``: a resumed training needs no state of it.
+    """
     if schedule == "constant":
         return base
     warmup = max(1, steps // 20)

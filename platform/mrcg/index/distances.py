@@ -53,18 +53,11 @@ def widen(fp16_nd: npt.NDArray[np.float16], out_nd: npt.NDArray[np.float32] | No
     return out
 
 
-def exact_distances(queries_qd: Vectors, vectors_qcd: Vectors) -> Distances:
-    """Return the (q, c) squared L2 of each query to its own c candidates, in float32.
+def distances_to(queries_qd: Vectors, vectors_nd: Vectors, rows_qc: RowNumbers) -> Distances:
+    """Return the (q, c) squared L2 of each query to its own c rows of ``vectors_nd``, in float32; inf for row -1.
 
     A distance depends only on its two vectors, not on the rest of the batch, so equal distances are real ties.
     """
-    count, candidates, dim = vectors_qcd.shape
-    rows = np.arange(count * candidates, dtype=np.int64).reshape(count, candidates)
-    return distances_to(queries_qd, vectors_qcd.reshape(-1, dim), rows)
-
-
-def distances_to(queries_qd: Vectors, vectors_nd: Vectors, rows_qc: RowNumbers) -> Distances:
-    """Return the (q, c) distances of ``exact_distances`` to rows of ``vectors_nd``, without a copy; inf for row -1."""
     faiss, (count, candidates) = require("faiss"), rows_qc.shape
     queries, vectors = (np.ascontiguousarray(array, dtype=np.float32) for array in (queries_qd, vectors_nd))
     rows, out = np.ascontiguousarray(rows_qc), np.empty((count, candidates), dtype=np.float32)
@@ -150,7 +143,7 @@ _QUERY_BATCH, _VECTOR_BATCH = 1024, 8192
 
 
 def _direct_knn(queries_qd: npt.NDArray[np.float32], block_nd: npt.NDArray[np.float32], count: int) -> RowNumbers:
-    """Return the (q, count) nearest rows by the distances of ``exact_distances``."""
+    """Return the (q, count) nearest rows by the distances of ``distances_to``."""
     # With larger batches FAISS itself would switch to matrix products.
     knn, starts = require("faiss").knn, range(0, len(queries_qd), _DIRECT_BATCH)
     batches = [knn(queries_qd[start : start + _DIRECT_BATCH], block_nd, count)[1] for start in starts]

@@ -75,7 +75,7 @@ class _JoinedEngine:
         rough, positions = faiss_backend.candidates(self._index, self._shape, queries_qd, count, allowed, nprobe_or_ef)
         match self._shape.kind:
             case "ivf_flat":
-                # FAISS scans these lists with the routine of exact_distances (a test checks that).
+                # FAISS scans these lists with the routine of distances_to (a test checks that).
                 exact = rough
             case "flat":
                 exact = faiss_backend.flat_distances(self._index, queries_qd, positions)

@@ -222,7 +222,7 @@ def flat_vectors(flat: Faiss) -> Fp32Vectors:
 
 
 def flat_distances(flat: Faiss, queries_qd: Fp32Vectors, ids_qc: RowNumbers) -> Distances:
-    """Return the (q, c) exact squared L2 to vectors of a flat index, as ``exact_distances`` does; inf for id -1."""
+    """Return the (q, c) exact squared L2 to vectors of a flat index, as ``distances_to`` does; inf for id -1."""
     pointer = require("faiss").swig_ptr
     queries, ids = np.ascontiguousarray(queries_qd), np.ascontiguousarray(ids_qc)
     out = np.full(ids.shape, np.inf, dtype=np.float32)

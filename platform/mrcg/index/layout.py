@@ -137,16 +137,10 @@ def allocate_shards(counts: Mapping[str, int], shards: int) -> dict[str, tuple[i
     return ranges
 
 
-def shard_of(site: str | None, image_id: str, sites: Mapping[str, tuple[int, int]], shards: int) -> int:
-    """Return the shard of an image: one of its site's shards, chosen by the image id, which is a hash."""
-    first, count = sites.get(site or "", (0, shards))
-    return first + int(image_id[:_DIGITS], 16) % count
-
-
 def shards_of(
     image_ids: pa.ChunkedArray, scan_sites: pa.ChunkedArray, sites: Mapping[str, tuple[int, int]], shards: int
 ) -> npt.NDArray[np.int64]:
-    """Return the (n,) shards of many images, as ``shard_of`` does for one."""
+    """Return the (n,) shards of images: each is one of its site's shards, chosen by the image id, which is a hash."""
     heads = pc.utf8_slice_codeunits(image_ids, 0, _DIGITS).cast(pa.binary()).cast(pa.binary(_DIGITS)).combine_chunks()
     digits = np.frombuffer(heads.buffers()[1], np.uint8, len(heads) * _DIGITS, heads.offset * _DIGITS)
     numbers = np.empty(len(heads), dtype=np.int64)

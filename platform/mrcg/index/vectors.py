@@ -77,7 +77,7 @@ class StoredVectors:
     def distances(self, queries_qd: Fp32Vectors, positions_qc: RowNumbers) -> Distances:
         """Return the (q, c) exact squared L2 of each query to its own positions; inf for -1.
 
-        The result equals that of ``exact_distances`` to the last bit.
+        The result equals that of ``distances_to`` to the last bit.
         """
         faiss, (count, width) = require("faiss"), positions_qc.shape
         out, step, pointer = np.empty((count, width), dtype=np.float32), max(1, BLOCK // max(1, width)), faiss.swig_ptr

@@ -21,6 +21,7 @@ from mrcg.metrics.known_items import change_between
 from mrcg.metrics.order import BY_SCORE, HitOrder
 from mrcg.metrics.report import KNOWN, SEED, Report
 from mrcg.reranker.spec import read_spec as read_reranker
+from mrcg.stages.registry import artefact_kinds
 from mrcg.storage import schemas
 from mrcg.storage.catalog import dependencies_of, manifests_behind
 from mrcg.storage.manifest import Manifest
@@ -147,7 +148,7 @@ def candidate(store: Store, report_version: str, number: int, reason: str) -> Re
 def _release_manifests(store: Store, report_version: str) -> dict[str, Manifest]:
     """Return the manifests behind a report, by kind, after checking that they belong together."""
     manifests = manifests_behind(store, "reports", report_version)
-    for user in manifests:
+    for user in (kind for kind in artefact_kinds() if kind in manifests):
         for kind, version in dependencies_of(manifests[user]):
             if manifests[kind].version != version:
                 raise ReleaseError(

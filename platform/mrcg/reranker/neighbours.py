@@ -8,30 +8,6 @@ import numpy as np
 
 from mrcg.arrays import Codes, Mask, RowNumbers
 from mrcg.index.distances import Neighbours, nearest
-from mrcg.index.sharded_index import ShardedIndex
-
-
-def neighbour_lists(
-    index: ShardedIndex, queries: RowNumbers, allowed: Mask, n: int, exclude_own_group: bool
-) -> Neighbours:
-    """Return the n nearest allowed images of each query image.
-
-    Args:
-        index: index of all scans, including the queries.
-        queries: (q,) gallery rows.
-        allowed: (rows,) True for images that may be neighbours.
-        n: neighbours per query; lists are padded with -1 if fewer images are allowed.
-        exclude_own_group: leave out the query itself and all other images of its group.
-
-    Returns:
-        (q, n) rows and squared L2 distances, nearest first.
-    """
-    vectors = index.vectors(queries)
-    if not exclude_own_group:
-        return index.search(vectors, n, allowed)
-    groups = index.gallery.codes("group_id")
-    near = index.search(vectors, n + largest_group(groups, queries, allowed), allowed)
-    return without_own_group(near, queries, groups, n)
 
 
 def largest_group(groups: Codes, queries: RowNumbers, allowed: Mask) -> int:

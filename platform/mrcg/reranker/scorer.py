@@ -57,9 +57,7 @@ class Scorer:
             graph = self.reranker.graphs(
                 torch.from_numpy(queries_bd).to(self.device), torch.from_numpy(neighbours_bnd).to(self.device), mask
             )
-            scores = torch.where(mask, torch.sigmoid(self.reranker(graph)), -1.0)
-        out: npt.NDArray[np.float32] = scores.cpu().numpy()
-        return out
+            return _scores(self.reranker, graph)
 
     def leave_one_out(self, query_d: npt.NDArray[np.float32], neighbours_nd: npt.NDArray[np.float16]) -> LeaveOneOut:
         """Return the edge weights of one query graph, and the scores with each of its n nodes left out."""
@@ -126,5 +124,11 @@ def score_graphs(
         for start in range(0, len(graphs), batch_size):
             indices = np.arange(start, min(start + batch_size, len(graphs)))
             batch, _ = gather_batch(reranker, graphs, indices, vectors_nd, device)
-            scores[indices] = torch.where(batch.mask_bn, torch.sigmoid(reranker(batch)), -1.0).cpu().numpy()
+            scores[indices] = _scores(reranker, batch)
+    return scores
+
+
+def _scores(reranker: Reranker, graphs: GraphBatch) -> npt.NDArray[np.float32]:
+    """Return (b, n) scores in [0, 1], -1 for pads."""
+    scores: npt.NDArray[np.float32] = torch.where(graphs.mask_bn, torch.sigmoid(reranker(graphs)), -1.0).cpu().numpy()
     return scores

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import fsspec
+import tenacity
 from fsspec.implementations.local import LocalFileSystem
+from tenacity import RetryError
 
 from mrcg.errors import StoreError, UsageError
 from mrcg.storage.manifest import FileEntry
@@ -69,6 +70,15 @@ class HashingFile:
         return FileEntry(name=name, size=self.size, sha256=self._state.hexdigest())
 
 
+#: Errors of a remote file system that another try does not mend.
+_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError)
+_remote = tenacity.Retrying(
+    retry=tenacity.retry_if_exception(lambda error: isinstance(error, OSError) and not isinstance(error, _FINAL)),
+    stop=tenacity.stop_after_attempt(TRIES),
+    wait=tenacity.wait_exponential(multiplier=0.2, min=0.2),
+)
+
+
 def retrying(fs: fsspec.AbstractFileSystem, call: Callable[[], Result]) -> Result:
     """Make a call on a file system; retry it with growing pauses where the file system is remote.
 
@@ -77,18 +87,13 @@ def retrying(fs: fsspec.AbstractFileSystem, call: Callable[[], Result]) -> Resul
             accessed.
         StoreError: a remote file system failed ``TRIES`` times.
     """
-    for attempt in range(TRIES):
-        try:
-            return call()
-        except (FileNotFoundError, PermissionError, IsADirectoryError):
-            raise
-        except OSError as error:
-            if isinstance(fs, LocalFileSystem):
-                raise
-            if attempt == TRIES - 1:
-                raise StoreError(f"the remote store failed {TRIES} times ({error}): try again later") from error
-            time.sleep(0.2 * 2**attempt)
-    raise AssertionError("unreachable")
+    if isinstance(fs, LocalFileSystem):
+        return call()
+    try:
+        return _remote(call)
+    except RetryError as error:
+        failure = error.last_attempt.exception()
+        raise StoreError(f"the remote store failed {TRIES} times ({failure}): try again later") from failure
 
 
 def open_url(url: str) -> tuple[fsspec.AbstractFileSystem, str]:

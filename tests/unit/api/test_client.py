@@ -1,4 +1,5 @@
 import asyncio
+import time
 
 import httpx
 import pytest
@@ -44,12 +45,12 @@ def service(monkeypatch):
     transport = httpx.MockTransport(reply)
     monkeypatch.setattr(module.httpx, "Client", lambda **options: sync(transport=transport, **options))
     monkeypatch.setattr(module.httpx, "AsyncClient", lambda **options: asynchronous(transport=transport, **options))
-    monkeypatch.setattr(module.time, "sleep", pauses.append)
+    monkeypatch.setattr(time, "sleep", pauses.append)
 
     async def pause(seconds):
         pauses.append(seconds)
 
-    monkeypatch.setattr(module.asyncio, "sleep", pause)
+    monkeypatch.setattr(asyncio, "sleep", pause)
     return answers, pauses
 
 

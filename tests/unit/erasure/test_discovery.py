@@ -104,7 +104,7 @@ def test_damaged_versions_affect_nothing():
 
 
 def test_models_and_their_figures_are_what_an_erasure_keeps():
-    assert MODELS == {"encoders", "rerankers", "trials"}
+    assert {"encoders", "rerankers", "trials"} == MODELS
 
 
 # Galleries --------------------------------------------------------------------------------------------------------

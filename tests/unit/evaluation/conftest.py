@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from tests.factories import index_of, publish, publish_corpus, tiny_config
+from tests.references import neighbour_lists
 
 from mrcg.config.settings import Config
 from mrcg.corpus.reader import Corpus
@@ -17,7 +18,7 @@ from mrcg.corpus.sources import open_source, survey
 from mrcg.corpus.splits import SPLITS, Split, make_splits
 from mrcg.pipeline.plan import plan
 from mrcg.reranker.graph_table import graph_table
-from mrcg.reranker.neighbours import codes_of, neighbour_lists
+from mrcg.reranker.neighbours import codes_of
 from mrcg.storage import schemas
 from mrcg.storage.store import Artefact, Store
 

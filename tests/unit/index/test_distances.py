@@ -2,19 +2,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.references import exact_distances
 
 from mrcg.index import distances as index_distances
-from mrcg.index.distances import (
-    Neighbours,
-    exact_distances,
-    exact_search,
-    merge,
-    nearest,
-    recall_at,
-    recall_with_ties,
-    scan,
-    widen,
-)
+from mrcg.index.distances import Neighbours, exact_search, merge, nearest, recall_at, recall_with_ties, scan, widen
 
 #: Few distinct distances, so that many candidates tie.
 distances = st.sampled_from([0.0, 1.0, 1.5, 2.0])

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.references import exact_distances
 
 from mrcg.index import faiss_backend
-from mrcg.index.distances import exact_distances
 from mrcg.index.engines import assemble
 from mrcg.index.layout import Shape
 from mrcg.index.part import Part

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.references import exact_distances
 
 from mrcg.index import faiss_backend
-from mrcg.index.distances import MATMUL_QUERIES, exact_distances
+from mrcg.index.distances import MATMUL_QUERIES
 from mrcg.index.layout import Shape
 from mrcg.index_build.sizing import KINDS, shape_of
 

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from tests.factories import strings
+from tests.references import shard_of
 
 from mrcg.hashing import digest
 from mrcg.index.layout import (
@@ -16,7 +17,6 @@ from mrcg.index.layout import (
     count_scans_by_site,
     part_files,
     part_name,
-    shard_of,
     shards_of,
 )
 

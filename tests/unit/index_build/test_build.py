@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 from tests import galleries
 from tests.galleries import Line, Scan, index_config, vectors_of
+from tests.references import shard_of
 
 from mrcg.errors import IntegrityError, TrainingError
 from mrcg.execution.executor import LocalExecutor
 from mrcg.hashing import seed_of
 from mrcg.index.distances import exact_search, recall_at
-from mrcg.index.layout import FACTS, TRAINED, part_files, shard_of
+from mrcg.index.layout import FACTS, TRAINED, part_files
 from mrcg.index.sharded_index import read_facts
 from mrcg.index_build.recall import DEPTH
 from mrcg.index_build.sizing import KINDS

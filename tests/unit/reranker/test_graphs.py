@@ -7,12 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from tests.factories import index_of
+from tests.references import exact_distances, neighbour_lists
 
 from mrcg.hashing import digest
-from mrcg.index.distances import exact_distances
 from mrcg.reranker.graph_features import angular_adjacency, drop_edge, feature_widths, query_graphs
 from mrcg.reranker.graph_table import graph_table
-from mrcg.reranker.neighbours import neighbour_lists
 from mrcg.storage import schemas
 
 nodes = arrays.arrays(
