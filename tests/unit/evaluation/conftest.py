@@ -1,10 +1,9 @@
-"""The inputs of a report, made by library calls; scores come from a stub, not from a model."""
+"""The inputs of a report, made by library calls: drawn embeddings, and a small reranker that was trained on them."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -12,13 +11,16 @@ import pytest
 from tests.factories import index_of, publish, publish_corpus, tiny_config
 from tests.references import neighbour_lists
 
+from mrcg.arrays import Fp16Vectors
 from mrcg.config.settings import Config
 from mrcg.corpus.reader import Corpus
 from mrcg.corpus.sources import open_source, survey
 from mrcg.corpus.splits import SPLITS, Split, make_splits
 from mrcg.pipeline.plan import plan
-from mrcg.reranker.graph_table import graph_table
+from mrcg.reranker.graph_table import graph_table, read_graphs
 from mrcg.reranker.neighbours import codes_of
+from mrcg.reranker.spec import HISTORY, SPEC, WEIGHTS
+from mrcg.reranker.trainer import RerankerTrainer, TrainingGraphs, new_reranker
 from mrcg.storage import schemas
 from mrcg.storage.store import Artefact, Store
 
@@ -64,8 +66,24 @@ def make_inputs(
         near = neighbour_lists(index, queries, lookups.gallery, config.graph.neighbours, part != "test")
         tables.append(graph_table(queries, part, near, codes_of(corpus.labels)))
     inputs["graphs"] = put("graphs", {"graphs/00000.parquet": schemas.to_parquet(pa.concat_tables(tables))})
-    inputs["rerankers"] = put("rerankers", history)
+    inputs["rerankers"] = put("rerankers", trained_reranker(config, inputs["graphs"], vectors))
     return inputs
+
+
+def trained_reranker(config: Config, graphs: Artefact, vectors: Fp16Vectors) -> dict[str, bytes]:
+    """Files of a reranker after six epochs on the training graphs."""
+    settings = config.reranker.model_copy(update={"epochs": 6, "learning_rate": 0.01})
+    reranker = new_reranker(settings, DIM, config.seed, "ab")
+    tables = TrainingGraphs(read_graphs(graphs, "train"), read_graphs(graphs, "validation"), vectors)
+    trainer = RerankerTrainer(reranker, settings, config.seed, tables)
+    while not trainer.finished:
+        trainer.run_epoch(lambda done, total: None)
+    history = {"best_epoch": trainer.state.best_epoch, "epochs": trainer.state.history}
+    return {
+        WEIGHTS: trainer.state.best_weights(),
+        SPEC: reranker.spec.model_dump_json().encode(),
+        HISTORY: json.dumps(history).encode(),
+    }
 
 
 def embeddings_around_classes(corpus: Corpus, noise: float) -> np.ndarray:
@@ -73,29 +91,6 @@ def embeddings_around_classes(corpus: Corpus, noise: float) -> np.ndarray:
     centres = draws.normal(size=(len(corpus.classes), DIM))
     own = np.array([corpus.classes.index(label) for label in corpus.labels])
     return (centres[own] + noise * draws.normal(size=(len(own), DIM))).astype(np.float16)
-
-
-def score_by_distance(reranker, graphs, vectors_nd, batch_size, device):
-    """Stub for a model: near hits get high scores, with noise; the scores are overconfident."""
-    distances = np.where(graphs.neighbours_qn >= 0, graphs.distances_qn, 0.0)
-    noise = np.random.default_rng(2).normal(size=distances.shape)
-    median = np.median(distances) if distances.size else 0.0
-    logits = 0.3 * (median - distances) + noise + 3.0 * (graphs.relevant_qn - 0.5)
-    scores = 1 / (1 + np.exp(-2.0 * logits))
-    return np.where(graphs.neighbours_qn >= 0, scores, -1.0).astype(np.float32)
-
-
-@pytest.fixture
-def scored_by_distance(monkeypatch):
-    """``evaluate`` without a reranker."""
-    stub = SimpleNamespace(reranker=None, device="cpu")
-
-    def open_stub(artefact, *, encoder_fingerprint):
-        assert encoder_fingerprint == "ab", "the fingerprint comes from the embeddings"
-        return stub
-
-    monkeypatch.setattr("mrcg.evaluation.scored_lists.Scorer.open", open_stub)
-    monkeypatch.setattr("mrcg.evaluation.scored_lists.score_graphs", score_by_distance)
 
 
 @pytest.fixture(scope="session")

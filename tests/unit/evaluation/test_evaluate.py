@@ -12,8 +12,6 @@ from mrcg.metrics.report import PAGE, PICTURE, QUERIES, REPORT, TABLES, Report
 from mrcg.reranker.graph_table import read_graphs
 from mrcg.storage import schemas
 
-pytestmark = pytest.mark.usefixtures("scored_by_distance")
-
 
 def settings(*more):
     return tiny_config("evaluate.bootstrap=200", "evaluate.map_images=40", *more).evaluate
