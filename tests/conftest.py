@@ -24,15 +24,23 @@ hypothesis.settings.register_profile("mrcg", deadline=None, derandomize=True, ma
 hypothesis.settings.load_profile("mrcg")
 
 REPOSITORY = Path(__file__).parents[1]
+#: Fixtures that are a running service.
+SERVICES = ("service", "watched_service")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of the running service come last: it takes a part of the machine while it is up."""
-    items.sort(key=lambda item: "service" in getattr(item, "fixturenames", ()))
+    """Tests of a running service come last, one after the other: it takes a part of the machine while it is up.
+
+    Side by side (`-n 2 --dist loadgroup`), tests that share a service or a module with stores stay in one process.
+    """
     for item in items:
-        # Side by side (`-n 2 --dist loadgroup`), a module stays together: its tests share clusters and stores.
         if item.get_closest_marker("slow"):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
+            item.add_marker(pytest.mark.xdist_group(_service_of(item) or item.nodeid.split("::")[0]))
+    items.sort(key=_service_of)
+
+
+def _service_of(item: pytest.Item) -> str:
+    return next((name for name in SERVICES if name in getattr(item, "fixturenames", ())), "")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -86,15 +94,23 @@ def ray_run(tmp_path_factory: pytest.TempPathFactory) -> RayRun:
     write_samples(source, 96, seed=1)
     factories.add_bad_files(source)
     store = Store(str(tmp_path_factory.mktemp("ray") / "store"))
-    done = factories.mrcg("run", "--source", str(source), "--store", store.url, *factories.TINY, "--json", timeout=500)
+    done = factories.mrcg(
+        "run", "--source", str(source), "--store", store.url, *factories.TWO_WORKERS, "--json", timeout=500
+    )
     assert done.returncode == 0, done.stderr
     return RayRun(source, store, json.loads(done.stdout), done.stderr)
 
 
 @pytest.fixture(scope="session")
-def service(ray_run: RayRun) -> Iterator[str]:
+def grpc_port() -> int:
+    """Port on which the service takes searches over gRPC."""
+    return factories.free_port()
+
+
+@pytest.fixture(scope="session")
+def service(ray_run: RayRun, grpc_port: int) -> Iterator[str]:
     """URL of ``mrcg serve`` on that store."""
-    with serving(ray_run.store.url) as url:
+    with serving(ray_run.store.url, "--grpc-port", str(grpc_port)) as url:
         yield url
 
 

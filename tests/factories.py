@@ -60,7 +60,9 @@ OVERRIDES = (
     "evaluate.known_items=20",
 )  # fmt: skip
 #: The same for the command line; two workers train the encoder.
-TINY = ("--recipe", "demo", *(word for one in (*OVERRIDES, "compute.encoder_workers=2") for word in ("--set", one)))
+TINY = ("--recipe", "demo", *(word for one in OVERRIDES for word in ("--set", one)))
+#: The same; two workers train the encoder.
+TWO_WORKERS = (*TINY, "--set", "compute.encoder_workers=2")
 MRCG = str(Path(sys.executable).parent / "mrcg")
 
 

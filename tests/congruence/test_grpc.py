@@ -2,8 +2,7 @@
 
 import grpc
 import pytest
-from tests.factories import free_port
-from tests.serving import assert_alike, serving
+from tests.serving import assert_alike
 
 from mrcg.api.client import Client
 from mrcg.api.requests import SearchParams
@@ -16,11 +15,10 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def served(ray_run):
-    """A service that takes both, its URL and a stub."""
-    port = free_port()
-    with serving(ray_run.store.url, "--grpc-port", str(port)) as url, grpc.insecure_channel(f"127.0.0.1:{port}") as way:
-        yield url, RetrievalStub(way)
+def served(service, grpc_port):
+    """The URL of the service and a stub."""
+    with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
+        yield service, RetrievalStub(channel)
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,13 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import httpx
 import pytest
 from tests.factories import make_release, tiny_config
 from tests.serving import assert_alike, serving
+from tests.waiting import wait_until
 
 from mrcg.api.client import Client
 from mrcg.api.requests import SearchParams
@@ -31,13 +33,8 @@ def two_lines(scans, tmp_path_factory):
     return store, first.report, second.report
 
 
-def wait_for(url, number, seconds=60):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if httpx.get(f"{url}/healthz").json()["release"] == number:
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"release {number} was not pinned within {seconds} s")
+def wait_for(url, number):
+    wait_until(lambda: httpx.get(f"{url}/healthz").json()["release"] == number)
 
 
 def change(url, store, first, second, done):
@@ -49,8 +46,7 @@ def change(url, store, first, second, done):
         lambda: promote(store, second, None).release,
     ]
     for place, step in enumerate(steps, 1):
-        while done() < place * REQUESTS // (len(steps) + 1):
-            time.sleep(0.05)
+        wait_until(partial(lambda place: done() >= place * REQUESTS // (len(steps) + 1), place))
         wait_for(url, step().number)
 
 

@@ -10,6 +10,7 @@ import psutil
 import pytest
 from tests.factories import make_release
 from tests.serving import ONE_OF_EACH, started
+from tests.waiting import wait_until
 
 from mrcg.api.client import Client
 from mrcg.api.requests import SearchParams
@@ -162,7 +163,8 @@ def test_a_file_of_the_index_that_is_gone_keeps_new_replicas_out_until_it_is_bac
         wait_until(lambda: len(load.answers) > count + 20)  # what is mapped stays
         for one in before:
             one.send_signal(signal.SIGKILL)
-        time.sleep(5)
+        # A new replica has tried to load the index.
+        wait_until(lambda: {one.pid for one in processes(service, title)} - {one.pid for one in before})
         vectors.write_bytes(content)
         wait_until(lambda: httpx.get(f"{url}/readyz", timeout=10).is_success, 120)
         count = len(load.answers)
@@ -206,7 +208,7 @@ def test_whoever_finds_the_queue_full_is_told_when_to_ask_again(scans, tmp_path)
             one.suspend()
         with ThreadPoolExecutor(8) as pool:
             asked = [pool.submit(httpx.post, f"{url}/v1/search", files={"image": image}, timeout=60) for _ in range(8)]
-            time.sleep(3)
+            wait_until(lambda: any(one.done() for one in asked))  # the others wait for the embedder
             for one in busy:
                 one.resume()
             answers = [one.result() for one in asked]
@@ -218,15 +220,3 @@ def test_whoever_finds_the_queue_full_is_told_when_to_ask_again(scans, tmp_path)
         with Load(url, image) as load:
             wait_until(lambda: len(load.answers) > 20)
         assert load.errors == []
-
-
-def wait_until(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            if condition():
-                return
-        except httpx.HTTPError:
-            pass  # it is just coming up
-        time.sleep(0.2)
-    raise AssertionError(f"not within {seconds} s")

@@ -19,55 +19,83 @@ from mrcg.storage.store import Store
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 WORDS = ("--recipe", "demo", *(word for one in factories.OVERRIDES for word in ("--set", one)))
-#: Settings that a user of each format gives: folders of classes are named where a key is set, .mat files bring folds.
-GIVEN = {
-    SampleFormat.dicom: ("--set", f"ingest.classes=[{','.join(CLASSES)}]", "--set", "split.protocol=dedup"),
-    SampleFormat.nifti: ("--set", "split.protocol=dedup"),
-    SampleFormat.mat: ("--set", "split.protocol=folds", "--set", "split.test_fold=1"),
-}
+IMAGES = 80
 
 
-@pytest.mark.parametrize("kind", list(GIVEN))
-def test_a_folder_of_each_format_reaches_a_release_that_answers(kind, cluster, tmp_path, monkeypatch):
-    source, store = tmp_path / "scans", Store(str(tmp_path / "store"))
-    write_samples(source, 120, 1, kind)
-    words = ("run", "--source", str(source), "--store", store.url, "--ray", cluster, *WORDS, *GIVEN[kind])
-    if kind is not SampleFormat.nifti:
-        refused = factories.mrcg(*words)
-        assert refused.returncode == 2
-        assert "need a pseudonym key" in refused.stderr
-        if kind is SampleFormat.dicom:
-            # No name tells: the first file that is read does.
-            assert "DICOM files" in refused.stderr
-        monkeypatch.setenv(ENVIRONMENT, new_key())
-    done = factories.mrcg(*words, "--json")
+def run(source, store, cluster, *given):
+    words = ("run", "--source", str(source), "--store", store.url, "--ray", cluster, *WORDS)
+    return factories.mrcg(*words, *(word for one in given for word in ("--set", one)), "--json")
+
+
+def refused(done):
+    assert done.returncode == 2
+    assert "need a pseudonym key" in done.stderr
+    return done.stderr
+
+
+def promoted(done, store):
+    """The corpus of the release that a run made, and its report."""
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["promotion"]["promoted"]
-    corpus = Corpus(store.artefact("corpus", read_release(store).corpus))
-    assert len(corpus) == 120
-    patients = corpus.scans["patient"].to_pylist()
-    if kind is not SampleFormat.nifti:
-        assert all(patients)
-        assert corpus.groups == patients
-    if kind is SampleFormat.mat:
-        (splits,) = store.versions("splits")
-        split = Split(store.artefact("splits", splits))
-        folds = corpus.scans["fold"].to_pylist()
-        assert [fold == 1 for fold in folds] == split.test.tolist()
-    (version,) = store.versions("reports")
-    report = Report.model_validate_json(store.artefact("reports", version).read_bytes(REPORT))
-    if kind is SampleFormat.mat:
-        # All three classes of these files have a mask.
-        assert report.graded_likeness.queries == report.queries
-        assert 0 < report.graded_likeness.served.mean <= 1
-    else:
-        assert report.graded_likeness is None, "folders and volumes do not state lesions"
-    if kind is not SampleFormat.mat:
-        assert set(corpus.scans["plane"].to_pylist()) == {"axial"}
-        assert set(corpus.scans["slice_number"].to_pylist()) == {0, 1, 2, 3}
-    held_out = tmp_path / "held-out"
-    write_samples(held_out, 4, 2, kind)
-    scan = next(path for path in sorted(held_out.rglob("*")) if path.is_file() and path.name != "cvind.mat")
+    release = read_release(store)
+    report = Report.model_validate_json(store.artefact("reports", release.report).read_bytes(REPORT))
+    return Corpus(store.artefact("corpus", release.corpus)), report
+
+
+def first_label(store, kind, folder):
+    """The label of the first hit for a scan that is in no corpus."""
+    write_samples(folder, 4, 2, kind)
+    scan = next(path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "cvind.mat")
     answer = LocalPipeline.open(store).search(scan.read_bytes(), SearchParams(k=5))
     assert len(answer.hits) == 5
-    assert answer.hits[0].label in {*CLASSES, "glioma", "meningioma", "pituitary"}
+    return answer.hits[0].label
+
+
+def test_a_folder_of_dicom_and_nifti_files_reaches_a_release_that_answers(cluster, tmp_path, monkeypatch):
+    source, store = tmp_path / "scans", Store(str(tmp_path / "store"))
+    for kind in (SampleFormat.dicom, SampleFormat.nifti):
+        write_samples(source, IMAGES, 1, kind)
+    # Where a key is set, the classes of folders have to be named.
+    given = (f"ingest.classes=[{','.join(CLASSES)}]", "split.protocol=dedup")
+    # No name tells: the first file that is read does.
+    assert "DICOM files" in refused(run(source, store, cluster, *given))
+    monkeypatch.setenv(ENVIRONMENT, new_key())
+    corpus, report = promoted(run(source, store, cluster, *given), store)
+    assert len(corpus) == 2 * IMAGES
+    patients = corpus.scans["patient"].to_pylist()
+    assert sum(patient is not None for patient in patients) == IMAGES, "the headers of DICOM files name patients"
+    assert all(group == patient for group, patient in zip(corpus.groups, patients, strict=True) if patient)
+    assert set(corpus.scans["plane"].to_pylist()) == {"axial"}
+    assert set(corpus.scans["slice_number"].to_pylist()) == {0, 1, 2, 3}
+    assert report.graded_likeness is None, "folders and volumes do not state lesions"
+    for kind in (SampleFormat.dicom, SampleFormat.nifti):
+        assert first_label(store, kind, tmp_path / kind.value) in CLASSES
+
+
+def test_volumes_without_names_need_no_key(cluster, tmp_path):
+    source, store = tmp_path / "scans", Store(str(tmp_path / "store"))
+    write_samples(source, 16, 1, SampleFormat.nifti)
+    words = ("ingest", "--source", str(source), "--store", store.url, "--ray", cluster, *WORDS, "--json")
+    done = factories.mrcg(*words)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["stages"][0]["counts"]["images"] == 16
+
+
+def test_a_folder_of_mat_files_with_folds_reaches_a_release_that_answers(cluster, tmp_path, monkeypatch):
+    source, store = tmp_path / "scans", Store(str(tmp_path / "store"))
+    write_samples(source, IMAGES, 1, SampleFormat.mat)
+    given = ("split.protocol=folds", "split.test_fold=1")
+    refused(run(source, store, cluster, *given))
+    monkeypatch.setenv(ENVIRONMENT, new_key())
+    corpus, report = promoted(run(source, store, cluster, *given), store)
+    assert len(corpus) == IMAGES
+    patients = corpus.scans["patient"].to_pylist()
+    assert all(patients)
+    assert corpus.groups == patients
+    (splits,) = store.versions("splits")
+    split = Split(store.artefact("splits", splits))
+    assert [fold == 1 for fold in corpus.scans["fold"].to_pylist()] == split.test.tolist()
+    # All three classes of these files have a mask.
+    assert report.graded_likeness.queries == report.queries
+    assert 0 < report.graded_likeness.served.mean <= 1
+    assert first_label(store, SampleFormat.mat, tmp_path / "held-out") in {"glioma", "meningioma", "pituitary"}

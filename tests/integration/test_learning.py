@@ -46,10 +46,18 @@ def stage_words(name, source, store, cluster, *more):
     return [name, "--source", source, "--store", store.url, "--ray", cluster, "--recipe", "demo", *more]
 
 
-def prepare(source, store, cluster, *more):
+@pytest.fixture(scope="module")
+def prepared(source, cluster, tmp_path_factory):
+    """A store with the corpus and the splits that all trainings read."""
+    store = Store(str(tmp_path_factory.mktemp("prepared") / "store"))
     for name in ("ingest", "split"):
-        done = mrcg(*stage_words(name, source, store, cluster, *more))
+        done = mrcg(*stage_words(name, source, store, cluster, *PLAIN))
         assert done.returncode == 0, done.stderr
+    return store
+
+
+def copied(prepared, folder):
+    return Store(str(shutil.copytree(prepared.root, folder)))
 
 
 def encoder_of(store):
@@ -62,36 +70,39 @@ def losses(encoder):
 
 
 def train_encoder(source, store, cluster, *more):
-    prepare(source, store, cluster, *more)
     done = mrcg(*stage_words("train-encoder", source, store, cluster, *more))
     assert done.returncode == 0, done.stderr
     return encoder_of(store)
 
 
 @pytest.fixture(scope="module")
-def alone(source, cluster, tmp_path_factory):
+def alone(source, prepared, cluster, tmp_path_factory):
     """What one worker makes without being disturbed."""
-    return train_encoder(source, Store(str(tmp_path_factory.mktemp("alone") / "store")), cluster, *PLAIN)
+    return train_encoder(source, copied(prepared, tmp_path_factory.mktemp("alone") / "store"), cluster, *PLAIN)
 
 
-def test_two_workers_go_down_the_same_curve_as_one(alone, source, cluster, tmp_path):
-    two = train_encoder(source, Store(str(tmp_path)), cluster, *PLAIN, *setting("compute.encoder_workers=2"))
+def test_two_workers_go_down_the_same_curve_as_one(alone, source, prepared, cluster, tmp_path):
+    two = train_encoder(
+        source, copied(prepared, tmp_path / "two"), cluster, *PLAIN, *setting("compute.encoder_workers=2")
+    )
     curve = losses(alone)
     assert len(curve) == 3 and curve[-1] < 0.99 * curve[0]
     assert np.allclose(losses(two), curve, rtol=1e-4)
 
 
-def test_two_workers_mine_among_the_images_of_both(source, cluster, tmp_path):
+def test_two_workers_mine_among_the_images_of_both(source, prepared, cluster, tmp_path):
     mined = [*PLAIN, *setting("encoder.mining=batch_all", "encoder.gather=true", "encoder.epochs=2")]
-    one = train_encoder(source, Store(str(tmp_path / "one")), cluster, *mined)
-    two = train_encoder(source, Store(str(tmp_path / "two")), cluster, *mined, *setting("compute.encoder_workers=2"))
+    one = train_encoder(source, copied(prepared, tmp_path / "one"), cluster, *mined)
+    two = train_encoder(
+        source, copied(prepared, tmp_path / "two"), cluster, *mined, *setting("compute.encoder_workers=2")
+    )
     assert losses(one)[1] < losses(one)[0]
     assert np.allclose(losses(two), losses(one), rtol=1e-4)
 
 
-def test_a_loss_that_is_no_number_ends_the_run_at_once_and_names_the_images(source, cluster, tmp_path):
-    store, wild = Store(str(tmp_path)), [*PLAIN, *setting("encoder.learning_rate=1e30", "compute.encoder_workers=2")]
-    prepare(source, store, cluster, *wild)
+def test_a_loss_that_is_no_number_ends_the_run_at_once_and_names_the_images(source, prepared, cluster, tmp_path):
+    store = copied(prepared, tmp_path / "store")
+    wild = [*PLAIN, *setting("encoder.learning_rate=1e30", "compute.encoder_workers=2")]
     done = mrcg(*stage_words("train-encoder", source, store, cluster, *wild))
     assert done.returncode == 1
     assert re.search(r"the loss is \S+ in epoch 0, batch \d+ \(images [0-9a-f]{32}, .*lower encoder", done.stderr)
@@ -113,9 +124,8 @@ def train_workers(cluster):
     return found
 
 
-def test_a_worker_killed_in_the_second_of_three_epochs_is_replaced(alone, source, cluster, tmp_path):
-    store = Store(str(tmp_path / "store"))
-    prepare(source, store, cluster, *PLAIN)
+def test_a_worker_killed_in_the_second_of_three_epochs_is_replaced(alone, source, prepared, cluster, tmp_path):
+    store = copied(prepared, tmp_path / "store")
     words = stage_words("train-encoder", source, store, cluster, *PLAIN)
     run = subprocess.Popen([MRCG, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     attempts, until = Path(store.path("encoders/_attempts")), time.monotonic() + 200
@@ -135,6 +145,7 @@ def test_a_worker_killed_in_the_second_of_three_epochs_is_replaced(alone, source
     assert encoder.manifest.content == alone.manifest.content
 
 
+@pytest.mark.platform
 def test_the_papers_recipe_runs_from_scans_to_report(source, cluster, tmp_path):
     store = Store(str(tmp_path / "store"))
     words = ["run", "--source", source, "--store", store.url, "--ray", cluster, "--recipe", "paper"]

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from tests.factories import BAD_FILES, TINY, mrcg
+from tests.factories import BAD_FILES, TWO_WORKERS, mrcg
 
 from mrcg.corpus.reader import Corpus, read_quarantine, read_scans
 from mrcg.encoder.appearance import facts_in
@@ -120,7 +120,7 @@ def test_the_index_has_two_shards_and_states_its_recall(ray_run):
 
 
 def test_a_second_run_skips_every_stage(ray_run):
-    again = mrcg("run", "--source", str(ray_run.source), "--store", ray_run.store.url, *TINY, "--json")
+    again = mrcg("run", "--source", str(ray_run.source), "--store", ray_run.store.url, *TWO_WORKERS, "--json")
     assert again.returncode == 0, again.stderr
     result = json.loads(again.stdout)
     assert [stage["ran"] for stage in result["stages"]] == [False] * len(pipeline_stages())
@@ -129,7 +129,7 @@ def test_a_second_run_skips_every_stage(ray_run):
 
 
 def test_a_stage_alone_names_the_stage_it_misses(ray_run, tmp_path):
-    done = mrcg("embed", "--source", str(ray_run.source), "--store", str(tmp_path / "new"), *TINY)
+    done = mrcg("embed", "--source", str(ray_run.source), "--store", str(tmp_path / "new"), *TWO_WORKERS)
     assert done.returncode == 1
     assert "embed needs corpus/" in done.stderr
     assert "run `mrcg ingest` with the same options first" in done.stderr
@@ -138,7 +138,7 @@ def test_a_stage_alone_names_the_stage_it_misses(ray_run, tmp_path):
 def test_a_source_without_one_usable_image(tmp_path):
     (tmp_path / "src" / "a").mkdir(parents=True)
     (tmp_path / "src" / "a" / "words.png").write_text("words")
-    done = mrcg("run", "--source", str(tmp_path / "src"), "--store", str(tmp_path / "store"), *TINY)
+    done = mrcg("run", "--source", str(tmp_path / "src"), "--store", str(tmp_path / "store"), *TWO_WORKERS)
     assert done.returncode == 1
     assert "none of its 1 files is a usable image (first: a/words.png, not_an_image)" in done.stderr
     assert Store(str(tmp_path / "store")).versions("corpus") == []

@@ -1,13 +1,13 @@
 """Responses of the service over HTTP, to valid and invalid requests."""
 
 import json
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.factories import bomb, mrcg
+from tests.waiting import wait_until
 
 from mrcg.api.responses import Hit
 
@@ -155,20 +155,17 @@ def test_metrics_include_all_replicas(http, scan):
         ("ray_mrcg_batch_size_count", {"deployment": "Reranker"}),
         ("ray_mrcg_release", {}),
     ]
-    deadline = time.monotonic() + 60  # Ray exports metrics every few seconds
-    while time.monotonic() < deadline:
-        samples = [
-            sample for family in text_string_to_metric_families(http.get("/metrics").text) for sample in family.samples
-        ]
-        missing = [
+
+    def missing():
+        families = text_string_to_metric_families(http.get("/metrics").text)
+        samples = [sample for family in families for sample in family.samples]
+        return [
             (name, tags)
             for name, tags in expected
             if not any(sample.name == name and tags.items() <= sample.labels.items() for sample in samples)
         ]
-        if not missing:
-            return
-        time.sleep(1)
-    raise AssertionError(f"metrics are missing: {missing}")
+
+    wait_until(lambda: not missing(), interval=1.0)  # Ray exports metrics every few seconds
 
 
 def test_openapi_describes_the_search(http):

@@ -6,10 +6,6 @@ from pathlib import Path
 import grpc
 import psutil
 import pytest
-from tests.factories import make_release
-from tests.serving import ONE_OF_EACH, started
-
-from mrcg.storage.store import Store
 
 pytestmark = pytest.mark.slow
 
@@ -17,18 +13,15 @@ METHOD = "/ray.serve.ASGIService/HandleRequest"
 
 
 @pytest.fixture(scope="module")
-def ports(scans, tmp_path_factory):
+def ports(watched_service):
     """The ports on which each of the four replicas listens."""
-    store = Store(str(tmp_path_factory.mktemp("strangers") / "store"))
-    make_release(store, scans)
-    with started(store.url, *ONE_OF_EACH) as (_, pid):
-        replicas = [p for p in psutil.Process(pid).children(recursive=True) if "ServeReplica" in p.name()]
-        listening = [
-            [c.laddr.port for c in replica.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
-            for replica in replicas
-        ]
-        assert len(listening) == 4
-        yield listening
+    children = psutil.Process(watched_service.pid).children(recursive=True)
+    replicas = [process for process in children if "ServeReplica" in process.name()]
+    listening = [
+        [c.laddr.port for c in replica.net_connections("tcp") if c.status == psutil.CONN_LISTEN] for replica in replicas
+    ]
+    assert len(listening) == 4
+    return listening
 
 
 def codes(listening, *metadata):

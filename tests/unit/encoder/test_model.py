@@ -30,6 +30,11 @@ def test_any_backbone_embeds_and_classifies(backbone):
     assert logits.shape == (2, 2)
 
 
+def test_the_papers_recipe_is_vgg16_with_its_head_and_a_thousand_dimensions():
+    spec = EncoderSpec.of(load_config("paper", []).encoder, ("a", "b"))
+    assert (spec.backbone, spec.head, spec.embedding_dim, spec.input_size) == ("vgg16", "paper", 1000, 224)
+
+
 def test_the_papers_head_on_vgg16_with_frozen_convolutions():
     encoder = new_encoder(settings("encoder.backbone=vgg16"), ("a", "b"), 1, None)
     assert not any(p.requires_grad for p in encoder.trunk.parameters())
