@@ -18,14 +18,17 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED) ## phantoms -> pipeline -> release -> service -> ranked hits (ARGS=--no-serve stops after the search)
 	$(BIN)/python deploy/demo.py $(ARGS)
 
+# Two tests side by side on two cores: with one thread each, they do not wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+
 test: lint types contracts ## lint, types, import contracts and all tests but the longest
-	$(BIN)/python -m pytest tests -m "not platform"
+	$(PYTEST) tests -m "not platform"
 
 test-platform: $(INSTALLED) ## tests that take many minutes; `make test` has a short form of each
 	$(BIN)/python -m pytest tests -m platform
 
 test-fast: $(INSTALLED) ## unit and congruence tests without Ray
-	$(BIN)/python -m pytest tests/unit tests/congruence -m "not slow"
+	$(PYTEST) tests/unit tests/congruence -m "not slow"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
