@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help install demo test test-platform test-fast lint types contracts format constraints proto clean
+.PHONY: help install tools demo test test-platform test-fast coverage lint types contracts format constraints proto clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
@@ -15,13 +15,16 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --constraint constraints.txt --editable '.[all,dev]'
 	@touch $@
 
+tools: $(INSTALLED) ## install what tests use beyond Python packages (as root on Debian; elsewhere it says what is missing)
+	@$(BIN)/python deploy/install_tools.py
+
 demo: $(INSTALLED) ## phantoms -> pipeline -> release -> service -> ranked hits (ARGS=--no-serve stops after the search)
 	$(BIN)/python deploy/demo.py $(ARGS)
 
 # Two tests side by side on two cores: with one thread each, they do not wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-test: lint types contracts ## lint, types, import contracts and all tests but the longest
+test: tools lint types contracts ## lint, types, import contracts and all tests but the longest
 	$(PYTEST) tests -m "not platform"
 
 test-platform: $(INSTALLED) ## tests that take many minutes; `make test` has a short form of each
@@ -29,6 +32,12 @@ test-platform: $(INSTALLED) ## tests that take many minutes; `make test` has a s
 
 test-fast: $(INSTALLED) ## unit and congruence tests without Ray
 	$(PYTEST) tests/unit tests/congruence -m "not slow"
+
+coverage: $(INSTALLED) ## lines that the tests run, by package (in this process and those it starts)
+	-$(PYTEST) tests -m "not platform" --cov --cov-report=
+	$(BIN)/python -m coverage report --format=total --include='platform/*' --fail-under=92
+	$(BIN)/python -m coverage report --include='platform/*,jobs/*,serve/*' --skip-covered --sort=cover
+	$(BIN)/python -m coverage report --format=total --include='jobs/*,serve/*' --fail-under=80
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
