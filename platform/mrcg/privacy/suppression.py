@@ -6,13 +6,11 @@ are keyed hashes, so an entry cannot be matched with a patient without the key.
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Iterable
 
-from mrcg.errors import AlreadyExistsError
 from mrcg.hashing import digest
 from mrcg.privacy.pseudonyms import Pseudonyms
+from mrcg.storage.append_log import AppendLog
 from mrcg.storage.store import Store
 
 FOLDER = "log/suppression"
@@ -34,9 +32,7 @@ def token(pseudonyms: Pseudonyms | None, kind: str, value: str) -> str:
 
 def suppress(store: Store, tokens: Iterable[str]) -> None:
     """Add entries to the list. Entries are never removed."""
-    entries = sorted(set(tokens))
-    with contextlib.suppress(AlreadyExistsError):
-        store.create(f"{FOLDER}/{digest(entries, 32)}.json", json.dumps(entries).encode())
+    AppendLog(store, FOLDER).add(tokens)
 
 
 def list_digest(store: Store) -> str:
@@ -46,9 +42,4 @@ def list_digest(store: Store) -> str:
 
 def suppressed(store: Store) -> frozenset[str]:
     """Return all entries of the list."""
-    return frozenset(
-        entry
-        for name in store.listdir(FOLDER)
-        if name.endswith(".json")
-        for entry in store.read_json(f"{FOLDER}/{name}")
-    )
+    return AppendLog(store, FOLDER).entries()

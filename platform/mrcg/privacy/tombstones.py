@@ -6,14 +6,11 @@ image id, so the log does not contain the ids that it forbids.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 import time
 from collections.abc import Iterable, Sequence
 
-from mrcg.errors import AlreadyExistsError
-from mrcg.hashing import digest
+from mrcg.storage.append_log import AppendLog
 from mrcg.storage.store import Store
 
 FOLDER = "log/tombstones"
@@ -28,10 +25,7 @@ def entry_of(image_id: str) -> str:
 
 def tombstone(store: Store, entries: Iterable[str]) -> None:
     """Forbid images by their entries (see `entry_of`). Entries are never removed."""
-    entries = sorted(set(entries))
-    if entries:
-        with contextlib.suppress(AlreadyExistsError):
-            store.create(f"{FOLDER}/{digest(entries, 32)}.json", json.dumps(entries).encode())
+    AppendLog(store, FOLDER).add(entries)
 
 
 class Tombstones:
@@ -42,7 +36,7 @@ class Tombstones:
     """
 
     def __init__(self, store: Store, refresh_seconds: float = REFRESH_SECONDS) -> None:
-        self._store = store
+        self._log = AppendLog(store, FOLDER)
         self._refresh_seconds = refresh_seconds
         self._last_refresh = float("-inf")
         self._files_read: set[str] = set()
@@ -58,9 +52,8 @@ class Tombstones:
         """
         if time.monotonic() - self._last_refresh < self._refresh_seconds:
             return []
-        names = self._store.listdir(FOLDER)
-        new_files = [name for name in names if name.endswith(".json") and name not in self._files_read]
-        new_entries = [entry for name in new_files for entry in self._store.read_json(f"{FOLDER}/{name}")]
+        new_files = self._log.unread(self._files_read)
+        new_entries = [entry for added in new_files.values() for entry in added]
         # All or nothing: if a file cannot be read, the next call returns the entries of all new files.
         self._files_read.update(new_files)
         self.entries.update(new_entries)
