@@ -49,7 +49,7 @@ def quiet(_: str) -> Callable[..., None]:
 def index_step(inputs: Mapping[str, str], settings: tuple[str, ...]) -> tuple[Config, Step]:
     """The step that builds an index, or grows one where ``inputs`` names it."""
     config = load_config(None, settings)
-    told = _STAGE["indexes"].settings(config)
+    told = _STAGE["indexes"].recorded_settings(config)
     return config, Step(_STAGE["indexes"], derive_version("indexes", told, inputs), told, inputs)
 
 
