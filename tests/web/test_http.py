@@ -166,6 +166,7 @@ def test_metrics_include_all_replicas(http, scan):
         ]
 
     wait_until(lambda: not missing(), interval=1.0)  # Ray exports metrics every few seconds
+    assert missing() == []
 
 
 def test_openapi_describes_the_search(http):
