@@ -18,6 +18,8 @@ from mrcg.index.layout import TRAINED, part_files
 from mrcg.index.metadata import Where
 from mrcg.storage.store import Store
 
+pytestmark = pytest.mark.slow
+
 DIM = 6
 #: Cells that leave nothing out: then an approximate index is exact.
 ALL = 10**6

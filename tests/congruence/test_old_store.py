@@ -20,6 +20,8 @@ from mrcg.releases.release import read_release
 from mrcg.retrieval.local import LocalPipeline
 from mrcg.storage.store import Store
 
+pytestmark = pytest.mark.slow
+
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 #: What this version does by default and earlier ones did not.
 AS_BEFORE = tuple(

@@ -7,6 +7,8 @@ from mrcg.evaluation.epoch_trials import measure_encoder, measure_rerankers
 from mrcg.metrics.report import Report
 from mrcg.storage.store import Store
 
+pytestmark = pytest.mark.slow
+
 FIGURES = ("map", "map_full", "precision_at_1", "precision_at_5", "precision_at_10")
 
 

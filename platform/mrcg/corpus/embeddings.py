@@ -167,9 +167,6 @@ def reusable_file(artefact: Artefact, name: str, image_ids: pa.Array) -> FileEnt
     return schemas.to_ipc(table.take(places).combine_chunks())
 
 
-def embeddings_of(artefact: Artefact) -> npt.NDArray[np.float16]:
+def embeddings_of(artefact: Artefact) -> Fp16Vectors:
     """Read the (rows, d) stored embeddings of the whole corpus into memory."""
-    tables = [schemas.from_ipc(data) for _, data in artefact.iter_files("embeddings/")]
-    vectors = [t["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False) for t in tables]
-    dim = tables[0].schema.field("embedding").type.list_size
-    return np.concatenate(vectors).astype(np.float16, copy=False).reshape(-1, dim)
+    return np.concatenate([vectors_in(schemas.from_ipc(data)) for _, data in artefact.iter_files(FOLDER)])

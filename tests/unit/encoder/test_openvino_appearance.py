@@ -11,6 +11,8 @@ from mrcg.encoder.openvino_embedder import OpenVinoEmbedder
 from mrcg.encoder.trainer import new_encoder
 from mrcg.metrics.order import exact_copies
 
+pytestmark = pytest.mark.slow
+
 SIDE, DIM = 32, 16
 
 

@@ -12,7 +12,10 @@ from mrcg.imaging.slices import resize
 
 SIDE, DIM, SCANS = 64, 16, 24
 
-pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning"),
+]
 
 
 @pytest.fixture(scope="module")

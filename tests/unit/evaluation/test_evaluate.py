@@ -12,6 +12,8 @@ from mrcg.metrics.report import PAGE, PICTURE, QUERIES, REPORT, TABLES, Report
 from mrcg.reranker.graph_table import read_graphs
 from mrcg.storage import schemas
 
+pytestmark = pytest.mark.slow
+
 
 def settings(*more):
     return tiny_config("evaluate.bootstrap=200", "evaluate.map_images=40", *more).evaluate

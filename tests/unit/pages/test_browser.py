@@ -6,6 +6,8 @@ import pytest
 from tests.tools import needs
 from tests.unit.pages.test_escaping import Elements, of_audit, of_inventory, of_report
 
+pytestmark = pytest.mark.slow
+
 #: As a script and as an attribute, it would change the title.
 NAME = "<script>document.title='taken'</script>\"><img src=x onerror=\"document.title='taken'\">"
 

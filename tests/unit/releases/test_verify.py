@@ -82,6 +82,7 @@ def test_a_sound_store_has_no_problems(library_store):
     assert [done for done, _ in told] == sorted(done for done, _ in told)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MADE)
 def test_damage_of_any_file_is_reported_and_the_file_refused(kind, sound):
     (version,) = sound.versions(kind)
@@ -102,6 +103,7 @@ def test_damage_of_any_file_is_reported_and_the_file_refused(kind, sound):
     assert problems(sound) == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SERVED)
 def test_damaged_files_are_never_served(kind, sound):
     (version,) = sound.versions(kind)
@@ -117,6 +119,7 @@ def test_damaged_files_are_never_served(kind, sound):
     LocalPipeline.open(sound)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MADE)
 def test_damage_of_a_manifest_is_reported_and_the_version_refused(kind, sound):
     (version,) = sound.versions(kind)

@@ -59,6 +59,7 @@ def test_another_version_is_another_key(store, release):
         assert loader.key(release) != loader.key(other)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
 def test_every_engine_embeds_alike(store, release):
     pixels = np.random.default_rng(0).integers(0, 256, (6, SIDE, SIDE), dtype=np.uint8)
