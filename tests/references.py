@@ -1,4 +1,4 @@
-"""What the fast routines of the library are compared with: the same results, written as they are defined."""
+"""What the fast routines of the library are compared with: the same results in a plain way."""
 
 from __future__ import annotations
 

@@ -163,8 +163,14 @@ def test_a_file_of_the_index_that_is_gone_keeps_new_replicas_out_until_it_is_bac
         wait_until(lambda: len(load.answers) > count + 20)  # what is mapped stays
         for one in before:
             one.send_signal(signal.SIGKILL)
-        # A new replica has tried to load the index.
-        wait_until(lambda: {one.pid for one in processes(service, title)} - {one.pid for one in before})
+        # A new replica has tried to load the index and ended: a second one takes its place.
+        tried = set()
+
+        def several_tried():
+            tried.update({one.pid for one in processes(service, title)} - {one.pid for one in before})
+            return len(tried) > len(before)
+
+        wait_until(several_tried, 120)
         vectors.write_bytes(content)
         wait_until(lambda: httpx.get(f"{url}/readyz", timeout=10).is_success, 120)
         count = len(load.answers)

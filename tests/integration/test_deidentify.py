@@ -193,7 +193,7 @@ def test_no_planted_identifier_is_anywhere_in_the_store_or_the_logs(planted, tmp
     # A job that gives up leaves its attempt behind: that tells nothing either.
     failed = factories.mrcg("ingest", "--source", str(source), "--store", store.url)
     assert "2 of 10 files are bad" in failed.stderr
-    assert list(Path(store.root).rglob("listing-aes256gcm.parquet"))
+    assert list(Path(store.root).rglob("work-aes256gcm/listing.parquet"))
     assert found_in(Path(store.root), words) == set()
     done = factories.mrcg(*words_of_command)
     assert done.returncode == 0, done.stderr

@@ -126,7 +126,7 @@ def train_workers(cluster):
 
 def test_a_worker_killed_in_the_second_of_three_epochs_is_replaced(alone, source, prepared, cluster, tmp_path):
     store = copied(prepared, tmp_path / "store")
-    words = stage_words("train-encoder", source, store, cluster, *PLAIN)
+    words = stage_words("train-encoder", source, store, cluster, *PLAIN, *setting("compute.checkpoint_minutes=0"))
     run = subprocess.Popen([MRCG, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     attempts, until = Path(store.path("encoders/_attempts")), time.monotonic() + 200
     while not list(attempts.glob("*/checkpoints/000000.safetensors")):

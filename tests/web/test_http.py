@@ -165,7 +165,7 @@ def test_metrics_include_all_replicas(http, scan):
             if not any(sample.name == name and tags.items() <= sample.labels.items() for sample in samples)
         ]
 
-    wait_until(lambda: not missing(), interval=1.0)  # Ray exports metrics every few seconds
+    wait_until(lambda: not missing(), interval=1.0, said=missing)  # Ray exports metrics every few seconds
     assert missing() == []
 
 

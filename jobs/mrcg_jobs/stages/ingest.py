@@ -53,27 +53,28 @@ class _Ingestion:
     rules: Rules
 
     @property
+    def work(self) -> str:
+        # Earlier versions encrypted listings in another way. Their attempts are begun again as a whole: another listing
+        # may be cut into other segments, so none of what was read fits.
+        return f"{self.attempt}/work" if self.rules.pseudonyms is None else f"{self.attempt}/work-aes256gcm"
+
+    @property
     def listing(self) -> str:
-        return f"{self.attempt}/work/listing{self._sealed}.parquet"
+        return f"{self.work}/listing.parquet"
 
     @property
     def plan(self) -> str:
-        return f"{self.attempt}/work/plan{self._sealed}.json"
-
-    @property
-    def _sealed(self) -> str:
-        # A listing that an earlier version encrypted in another way is made again; segments that are done stay done.
-        return "" if self.rules.pseudonyms is None else "-aes256gcm"
+        return f"{self.work}/plan.json"
 
     @property
     def kept(self) -> str:
-        return f"{self.attempt}/work/kept.npy"
+        return f"{self.work}/kept.npy"
 
     def note(self, segment: int) -> str:
-        return f"{self.attempt}/work/segment-{segment:05d}.json"
+        return f"{self.work}/segment-{segment:05d}.json"
 
     def table(self, kind: str, segment: int) -> str:
-        return f"{self.attempt}/work/{kind}-{segment:05d}.parquet"
+        return f"{self.work}/{kind}-{segment:05d}.parquet"
 
 
 def run(job: Job) -> Outcome:

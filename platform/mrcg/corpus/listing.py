@@ -190,7 +190,7 @@ def _new_files(
 
 
 def _page_name(number: int) -> str:
-    """Return what a page is encrypted under, so that no page can stand in for another."""
+    """Return what a page is encrypted under, so that no page of a listing can stand in for another of it."""
     return f"page {number} of the listing"
 
 

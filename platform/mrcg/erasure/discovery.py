@@ -125,7 +125,7 @@ def models_trained_on(
     models = {
         key: manifest
         for key, manifest in manifests.items()
-        if key[0] in ("encoders", "rerankers") and manifest is not None
+        if manifest is not None and stage_of(key[0]).learned and not stage_of(key[0]).measures
     }
     return [key for key, model in models.items() if _may_be_trained_on(store, manifests, model, image_ids)]
 

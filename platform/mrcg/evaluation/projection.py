@@ -43,9 +43,14 @@ def project_to_plane(vectors_nd: npt.NDArray[np.floating]) -> Plane | None:
 
 
 def _principal(vectors_nd: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return (n, min(n, d, 50)) principal components, at least two; the largest weight of each is positive."""
-    count = min(*vectors_nd.shape, COMPONENTS)
-    components: npt.NDArray[np.float64] = (
-        require("sklearn.decomposition").PCA(count, svd_solver="full").fit_transform(vectors_nd)
-    )
+    """Return (n, min(n, d, 50)) principal components, at least two; the largest weight of each is positive.
+
+    t-SNE amplifies last bits, and those of scikit-learn's PCA differ: with these lines a report has the map it had.
+    """
+    centred = vectors_nd - vectors_nd.mean(axis=0)
+    _, _, axes = np.linalg.svd(centred, full_matrices=False)
+    axes = axes[:COMPONENTS]
+    peaks = np.abs(axes).argmax(axis=1)
+    axes = axes * np.sign(axes[np.arange(len(axes)), peaks])[:, None]
+    components: npt.NDArray[np.float64] = centred @ axes.T
     return components if components.shape[1] >= 2 else np.pad(components, ((0, 0), (0, 2 - components.shape[1])))

@@ -131,14 +131,14 @@ class RerankerCounts(Counts):
 
 
 class ReportCounts(Counts):
-    """Main figures of a report; ``served_map`` and ``known_first`` are unset in reports without a served order."""
+    """Main figures of a report. Earlier ones have no gain, no figures of a served order and no known items."""
 
     protocol: str
     queries: int
     ann_map: float
     reranked_map: float
-    gain_low: float
-    gain_high: float
+    gain_low: float | None = None
+    gain_high: float | None = None
     served_map: float | None = None
     known_first: float | None = None
 

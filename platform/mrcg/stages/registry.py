@@ -55,7 +55,8 @@ class Stage:
         only_from_scratch: inputs that are not read if the version is made from an earlier one.
         by_fold: runs again for each fold of cross-fitting.
         self_contained: a version can be read without the versions that it was made from.
-        learned: holds what a model learned, or its figures: an erasure keeps it and names it in the receipt.
+        learned: holds what a model learned, or its figures: an erasure keeps it. The receipt names models, but no kind
+            that ``measures``, which only has figures.
         measures: belongs to `mrcg reproduce`, not to a run.
     """
 
