@@ -86,7 +86,7 @@ class Pseudonyms:
         except (invalid, ValueError) as error:  # ValueError: shorter than a nonce
             raise IntegrityError(
                 f"{name} was changed after it was encrypted, or with another key than {ENVIRONMENT} holds: "
-                "set the key that the job was started with; if it is set, remove the attempt with `mrcg gc` and run again"
+                "set the key that the job was started with; if it is set, remove the attempt (`mrcg gc`) and run again"
             ) from error
         return data
 

@@ -1,7 +1,7 @@
 """Arrow schemas of all tables on disk.
 
-Whoever changes one must raise the kind's number in ``mrcg.stages.registry``, so that nothing made earlier is used again;
-or, for new columns that may be null, list them here as columns that earlier versions lack (``LESION``).
+Whoever changes one must raise the kind's number in ``mrcg.stages.registry``, so that nothing made earlier is used
+again; or, for new columns that may be null, list them here as columns that earlier versions lack (``LESION``).
 """
 
 from __future__ import annotations
