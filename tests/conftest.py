@@ -14,6 +14,7 @@ from typing import Any
 import hypothesis
 import pytest
 
+from mrcg.execution import ray_environment
 from mrcg.imaging.samples import write_samples
 from mrcg.releases.release import Release, read_release
 from mrcg.storage.store import Store
@@ -28,15 +29,29 @@ REPOSITORY = Path(__file__).parents[1]
 SERVICES = ("service", "watched_service")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a running service come last, one after the other: it takes a part of the machine while it is up.
+# Before any test module imports Ray, which reads these variables once.
+ray_environment.prepare()
 
-    Side by side (`-n 2 --dist loadgroup`), tests that share a service or a module with stores stay in one process.
-    """
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the order of the tests be decided in two steps, before and after other plugins."""
+    config.pluginmanager.register(_ServicesLast())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Side by side (`-n 2 --dist loadgroup`), tests that share a service or a module's stores stay in one process."""
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.xdist_group(_service_of(item) or item.nodeid.split("::")[0]))
-    items.sort(key=_service_of)
+
+
+class _ServicesLast:
+    """Tests of a running service come last, one after the other: it takes a part of the machine while it is up."""
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items.sort(key=_service_of)
 
 
 def _service_of(item: pytest.Item) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -121,8 +122,10 @@ def test_figures_of_the_report(capsys, audited, tmp_path, monkeypatch):
     columns = {name: corpus.scans[name].take(rows) for name in ("image_id", "group_id", "label")}
     figures = {name: maps for name in schemas.QUERIES.names if name not in columns}
     table = pa.table({**columns, **figures}, schema=schemas.QUERIES)
-    publish(audited.store, steps[-1], {QUERIES: schemas.to_parquet(table)})
-    code, out, _ = run(capsys, *audited.words, "--json")
+    store = Store(str(shutil.copytree(audited.store.root, tmp_path / "store")))  # the others have no report
+    publish(store, steps[-1], {QUERIES: schemas.to_parquet(table)})
+    words = [store.url if word == audited.store.url else word for word in audited.words]
+    code, out, _ = run(capsys, *words, "--json")
     shown = json.loads(out)["figures"]
     assert (code, shown["report"]) == (0, steps[-1].version)
     count, wrong = len(rows), sum(key in audited.flipped for key in keys)
@@ -135,7 +138,7 @@ def test_figures_of_the_report(capsys, audited, tmp_path, monkeypatch):
     # A flipped query that is not flagged may be matched, so the third figure can be above the first.
     assert shown["without_flagged"]["map"] > max(shown["all_queries"]["map"], shown["without_matched"]["map"])
     page = tmp_path / "page.html"
-    code, out, _ = run(capsys, *audited.words, "--out", page)
+    code, out, _ = run(capsys, *words, "--out", page)
     assert (code, "without the flagged ones (upper bound)" in out) == (0, True)
     assert "is an upper bound" in page.read_text()
 
