@@ -6,19 +6,30 @@ import pytest
 from ray import serve
 from ray.serve.batching import _BatchQueue
 from tests.serving import assert_alike
+from tests.waiting import wait_until
 
 from mrcg.api.requests import Filters, ImageIdQuery, SearchParams
-from mrcg.errors import ImageError, NotFoundError
+from mrcg.errors import ImageError, NotFoundError, ReleaseNotLoadedError, StageUnavailableError
 from mrcg.retrieval.local import LocalPipeline
 from mrcg_serve.app import ServeArgs, build
 
 
 @pytest.fixture(scope="module")
-def gateway(library_store):
+def gateway(library_store, scans):
+    image = sorted(scans.rglob("*.png"))[0].read_bytes()
+
+    def answers():
+        try:
+            return searched(handle, image, SearchParams(k=1)).reranked
+        except (ReleaseNotLoadedError, StageUnavailableError):
+            return False  # unlike a cluster, this mode does not wait until its replicas have loaded the release
+
     with pytest.MonkeyPatch.context() as patch:
         # Before it warns of a setting Serve asks for the replica's context, which this mode does not have.
         patch.setattr(_BatchQueue, "_warn_if_max_batch_size_exceeds_max_ongoing_requests", lambda queue: None)
-        yield serve.run(build(ServeArgs(store=library_store.url)), _local_testing_mode=True)
+        handle = serve.run(build(ServeArgs(store=library_store.url)), _local_testing_mode=True)
+        wait_until(answers)
+        yield handle
 
 
 @pytest.fixture(scope="module")
