@@ -16,7 +16,13 @@ def in_browser(page, folder):
     """The document as a browser understood it, after its scripts ran."""
     path = folder / "page.html"
     path.write_bytes(page)
-    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        f"--user-data-dir={folder / 'profile'}",
+    ]
     words = ["chromium", *options, "--virtual-time-budget=2000", "--dump-dom", path.as_uri()]
     done = subprocess.run(words, capture_output=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
