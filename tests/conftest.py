@@ -13,6 +13,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from filelock import FileLock
 
 from mrcg.execution import ray_environment
 from mrcg.imaging.samples import write_samples
@@ -105,15 +106,21 @@ class RayRun:
 @pytest.fixture(scope="session")
 def ray_run(tmp_path_factory: pytest.TempPathFactory) -> RayRun:
     """A run over phantoms with bad files among them and a class of one image; two workers train the encoder."""
-    source = tmp_path_factory.mktemp("messy")
-    write_samples(source, 96, seed=1)
-    factories.add_bad_files(source)
-    store = Store(str(tmp_path_factory.mktemp("ray") / "store"))
-    done = factories.mrcg(
-        "run", "--source", str(source), "--store", store.url, *factories.TWO_WORKERS, "--json", timeout=500
-    )
-    assert done.returncode == 0, done.stderr
-    return RayRun(source, store, json.loads(done.stdout), done.stderr)
+    # Test processes side by side (pytest-xdist) use one: whoever comes first makes it.
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "ray_run"
+    source, store, made = folder / "messy", Store(str(folder / "store")), folder / "made.json"
+    folder.mkdir(exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not made.exists():
+            write_samples(source, 96, seed=1)
+            factories.add_bad_files(source)
+            words = ("run", "--source", str(source), "--store", store.url, *factories.TWO_WORKERS, "--json")
+            done = factories.mrcg(*words, timeout=500)
+            assert done.returncode == 0, done.stderr
+            made.write_text(json.dumps([done.stdout, done.stderr]))
+    stdout, stderr = json.loads(made.read_text())
+    return RayRun(source, store, json.loads(stdout), stderr)
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,12 @@ AS_BEFORE = tuple(
 COMMON = ("--store", "store", "--source", "source/scans.csv")
 
 
+@pytest.fixture
+def on(cluster):
+    """The words that name a cluster: it starts faster than one of its own."""
+    return ("--ray", cluster)
+
+
 class OldStore:
     """An unpacked archive, with its keys and the command line of now."""
 
@@ -89,9 +95,9 @@ def test_it_answers_as_it_did(old):
     assert now.hits
 
 
-def test_a_run_with_the_same_settings_makes_only_the_report_again(old):
+def test_a_run_with_the_same_settings_makes_only_the_report_again(old, on):
     before = read_release(old.store)
-    result = json.loads(old.mrcg("run", *COMMON, *SETTINGS, *AS_BEFORE, "--json"))
+    result = json.loads(old.mrcg("run", *COMMON, *on, *SETTINGS, *AS_BEFORE, "--json"))
     assert len(result["stages"]) == 8
     assert [stage["stage"] for stage in result["stages"] if stage["ran"]] == ["evaluate"], "a report has more in it"
     after = read_release(old.store)
@@ -104,10 +110,9 @@ def test_a_run_with_the_same_settings_makes_only_the_report_again(old):
     )
 
 
-@pytest.mark.slow
-def test_a_run_with_todays_settings_gives_it_an_appearance_part_and_the_fused_order(old):
+def test_a_run_with_todays_settings_gives_it_an_appearance_part_and_the_fused_order(old, on):
     before = read_release(old.store)
-    result = json.loads(old.mrcg("run", *COMMON, *SETTINGS, "--promote", "always", "--json"))
+    result = json.loads(old.mrcg("run", *COMMON, *on, *SETTINGS, "--promote", "always", "--json"))
     ran = [stage["stage"] for stage in result["stages"] if stage["ran"]]
     assert ran == ["embed", "build-index", "build-graphs", "train-reranker", "evaluate"], "nothing is learned again"
     after = read_release(old.store)
@@ -148,8 +153,7 @@ def test_a_patient_is_erased_from_it(old):
     assert old.answer().hits, "the rest is still searched"
 
 
-@pytest.mark.slow
-def test_it_is_reindexed(old):
+def test_it_is_reindexed(old, on):
     before = read_release(old.store)
     new = old.root / "source" / "new.png"
     shutil.copy(old.root / QUERY, new)
@@ -157,7 +161,7 @@ def test_it_is_reindexed(old):
     os.utime(new, (TIME, TIME))
     with (old.root / "source" / "scans.csv").open("a") as file:
         file.write("new.png,no_tumor,new-patient,north\n")
-    result = json.loads(old.mrcg("reindex", *COMMON, "--json"))
+    result = json.loads(old.mrcg("reindex", *COMMON, *on, "--json"))
     assert {stage["stage"]: stage["counts"].get("images") for stage in result["stages"]}["embed"] is not None
     after = read_release(old.store)
     assert (after.number, after.encoder, after.reranker) == (before.number + 1, before.encoder, before.reranker)
@@ -167,7 +171,6 @@ def test_it_is_reindexed(old):
     )
 
 
-@pytest.mark.slow
 def test_it_is_served(old):
     scan = (old.root / QUERY).read_bytes()
     with serving(old.store.url) as url, Client(url) as client:

@@ -1,10 +1,11 @@
 """Two runs at once on one store, from the first stage to the promotion."""
 
 import json
+import shutil
 import subprocess
 
 import pytest
-from tests.factories import MRCG, TWO_WORKERS
+from tests.factories import MRCG, TINY
 
 from mrcg.releases.release import release_numbers
 from mrcg.stages.registry import pipeline_stages
@@ -15,9 +16,13 @@ KINDS = [stage.kind for stage in pipeline_stages()]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-def test_both_end_well_with_the_same_versions_and_one_release(ray_run, tmp_path):
+@pytest.mark.parametrize("there", [pytest.param([], marks=pytest.mark.platform), KINDS[:5]])
+def test_both_end_well_with_the_same_versions_and_one_release(ray_run, tmp_path, there):
+    """From the first stage on; and from the graphs on, where both have to make them at the same time."""
     store = Store(str(tmp_path / "store"))
-    words = [MRCG, "run", "--source", str(ray_run.source), "--store", store.url, *TWO_WORKERS, "--json"]
+    for kind in there:
+        shutil.copytree(f"{ray_run.store.root}/{kind}", f"{store.root}/{kind}")
+    words = [MRCG, "run", "--source", str(ray_run.source), "--store", store.url, *TINY, "--json"]
     runs = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     results = []
     for run in runs:

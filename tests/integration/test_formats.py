@@ -1,6 +1,7 @@
 """``mrcg run`` on a folder of each format, to a release that a file of that format searches."""
 
 import json
+from functools import partial
 
 import pytest
 from tests import factories
@@ -22,9 +23,12 @@ WORDS = ("--recipe", "demo", *(word for one in factories.OVERRIDES for word in (
 IMAGES = 80
 
 
-def run(source, store, cluster, *given):
-    words = ("run", "--source", str(source), "--store", store.url, "--ray", cluster, *WORDS)
+def made(command, source, store, cluster, *given):
+    words = (command, "--source", str(source), "--store", store.url, "--ray", cluster, *WORDS)
     return factories.mrcg(*words, *(word for one in given for word in ("--set", one)), "--json")
+
+
+run = partial(made, "run")
 
 
 def refused(done):
@@ -75,26 +79,42 @@ def test_a_folder_of_dicom_and_nifti_files_reaches_a_release_that_answers(cluste
 def test_volumes_without_names_need_no_key(cluster, tmp_path):
     source, store = tmp_path / "scans", Store(str(tmp_path / "store"))
     write_samples(source, 16, 1, SampleFormat.nifti)
-    words = ("ingest", "--source", str(source), "--store", store.url, "--ray", cluster, *WORDS, "--json")
-    done = factories.mrcg(*words)
+    done = made("ingest", source, store, cluster)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["stages"][0]["counts"]["images"] == 16
 
 
-def test_a_folder_of_mat_files_with_folds_reaches_a_release_that_answers(cluster, tmp_path, monkeypatch):
-    source, store = tmp_path / "scans", Store(str(tmp_path / "store"))
+FOLDS = ("split.protocol=folds", "split.test_fold=1")
+
+
+@pytest.fixture(scope="module")
+def mat_files(tmp_path_factory):
+    source = tmp_path_factory.mktemp("mat")
     write_samples(source, IMAGES, 1, SampleFormat.mat)
-    given = ("split.protocol=folds", "split.test_fold=1")
-    refused(run(source, store, cluster, *given))
+    return source
+
+
+def test_a_folder_of_mat_files_is_split_by_its_folds(mat_files, cluster, tmp_path, monkeypatch):
+    store = Store(str(tmp_path / "store"))
+    refused(run(mat_files, store, cluster, *FOLDS))
     monkeypatch.setenv(ENVIRONMENT, new_key())
-    corpus, report = promoted(run(source, store, cluster, *given), store)
+    for stage in ("ingest", "split"):
+        done = made(stage, mat_files, store, cluster, *FOLDS)
+        assert done.returncode == 0, done.stderr
+    corpus = Corpus(store.artefact("corpus", *store.versions("corpus")))
     assert len(corpus) == IMAGES
     patients = corpus.scans["patient"].to_pylist()
     assert all(patients)
     assert corpus.groups == patients
-    (splits,) = store.versions("splits")
-    split = Split(store.artefact("splits", splits))
+    split = Split(store.artefact("splits", *store.versions("splits")))
     assert [fold == 1 for fold in corpus.scans["fold"].to_pylist()] == split.test.tolist()
+
+
+@pytest.mark.platform
+def test_a_folder_of_mat_files_reaches_a_release_that_answers(mat_files, cluster, tmp_path, monkeypatch):
+    store = Store(str(tmp_path / "store"))
+    monkeypatch.setenv(ENVIRONMENT, new_key())
+    _, report = promoted(run(mat_files, store, cluster, *FOLDS), store)
     # All three classes of these files have a mask.
     assert report.graded_likeness.queries == report.queries
     assert 0 < report.graded_likeness.served.mean <= 1

@@ -207,25 +207,14 @@ def test_all_six_systems_are_reproduced(source, cluster, tmp_path):
 HELD_OUT = setting("split.held_out_fraction=0.3")
 
 
-def test_graphs_of_scans_that_their_encoder_did_not_see(source, cluster, tmp_path):
-    store = Store(str(tmp_path / "store"))
-    words = ["--source", source, "--store", store.url, "--ray", cluster, *TINY, *HELD_OUT]
-    done = mrcg("run", *words, *setting("reranker.graphs=cross_fit"), "--json", timeout=900)
-    assert done.returncode == 0, done.stderr
-    stages = {stage["stage"]: stage for stage in json.loads(done.stdout)["stages"]}
-    whole = stages["build-graphs"]["counts"]
-    unseen = [stages[f"build-graphs fold {n}/2"]["counts"]["train"] for n in (1, 2)]
-    assert min(unseen) > 0 and sum(unseen) == whole["train"]
-    assert whole["held_out"] > 0
-    assert stages["train-reranker"]["counts"]["epochs"] == 2
-
-
 @pytest.mark.platform
 def test_two_workers_learn_from_graphs_as_one(source, cluster, tmp_path):
     store = Store(str(tmp_path / "store"))
     words = ["--source", source, "--store", store.url, "--ray", cluster, *TINY, *HELD_OUT]
-    done = mrcg("run", *words, timeout=900)
+    done = mrcg("run", *words, "--json", timeout=900)
     assert done.returncode == 0, done.stderr
+    stages = {stage["stage"]: stage for stage in json.loads(done.stdout)["stages"]}
+    assert stages["build-graphs"]["counts"]["held_out"] > 0
     # Without dropout they go down the same curve.
     shutil.copytree(store.root, tmp_path / "copy")
     plain = setting("reranker.graphs=held_out", "reranker.dropout=0", "reranker.drop_edge=0")

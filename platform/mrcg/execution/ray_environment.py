@@ -31,6 +31,9 @@ def prepare() -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     # Seconds between two polls of Ray Train for its workers' reports; the report of an epoch waits for the next poll.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    # Ray Train can warn workers that their node will be taken away, by one more process for each training. Ours have
+    # no use for the warning: they go on from the last checkpoint.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 
 def prepare_serving() -> None:

@@ -1,7 +1,11 @@
-"""The label audit on Ray: labels of phantoms that were flipped come first, and nothing is done twice."""
+"""What encoders of folds are for: an audit of labels, and graphs of scans that their encoder did not see.
+
+Both start from a copy of the run that all tests share, and the second finds the encoders of the first.
+"""
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -35,26 +39,46 @@ def audit(source, store, *words):
     return json.loads(done.stdout)
 
 
-@pytest.mark.timeout(600)
-def test_an_audit_lists_scans_writes_its_files_and_goes_on_with_what_is_there(tmp_path, cluster):
-    source, store = tmp_path / "scans", Store(str(tmp_path / "store"))
-    write_samples(source, 96, seed=1)
-    words = ("--ray", cluster, *TINY, "--top", "30")
-    first = audit(
-        source, store, *words, "--out", str(tmp_path / "audit.html"), "--manifest", str(tmp_path / "labels.csv")
-    )
-    assert first["scans"] == 96
+@pytest.fixture(scope="module")
+def words(cluster):
+    return ("--ray", cluster, *TINY)
+
+
+@pytest.fixture(scope="module")
+def audited(ray_run, words, tmp_path_factory):
+    """A store after an audit, what the audit said, and the folder of its page and its table."""
+    folder = tmp_path_factory.mktemp("audit")
+    store = Store(str(shutil.copytree(ray_run.store.root, folder / "store")))
+    files = ("--out", str(folder / "audit.html"), "--manifest", str(folder / "labels.csv"))
+    return store, audit(ray_run.source, store, *words, "--top", "30", *files), folder
+
+
+def test_an_audit_lists_scans_writes_its_files_and_goes_on_with_what_is_there(audited, ray_run, words):
+    store, first, folder = audited
+    assert first["scans"] == 96, "the class of one scan is in no fold"
     probabilities = [row["probability"] for row in first["rows"]]
     assert probabilities == sorted(probabilities), "worst first"
     assert len(first["rows"]) == 30
-    page = (tmp_path / "audit.html").read_text()
+    page = (folder / "audit.html").read_text()
     assert all(row["image_id"] in page for row in first["rows"])
-    assert len(list(csv.DictReader((tmp_path / "labels.csv").read_text().splitlines()))) == 96
+    assert len(list(csv.DictReader((folder / "labels.csv").read_text().splitlines()))) == 96
     # That of a run, and one for each fold.
     made = {kind: store.versions(kind) for kind in ("encoders", "embeddings")}
     assert {kind: len(versions) for kind, versions in made.items()} == {"encoders": 3, "embeddings": 3}
-    assert audit(source, store, *words)["rows"] == first["rows"]
+    assert audit(ray_run.source, store, *words, "--top", "30")["rows"] == first["rows"]
     assert {kind: store.versions(kind) for kind in made} == made
+
+
+def test_graphs_of_scans_that_their_encoder_did_not_see(audited, ray_run, words, tmp_path):
+    store = Store(str(shutil.copytree(audited[0].root, tmp_path / "store")))
+    made = ("--source", str(ray_run.source), "--store", store.url, *words, "--set", "reranker.graphs=cross_fit")
+    done = mrcg("run", *made, "--json", timeout=900)
+    assert done.returncode == 0, done.stderr
+    stages = {stage["stage"]: stage for stage in json.loads(done.stdout)["stages"]}
+    assert [stages[f"train-encoder fold {n}/2"]["ran"] for n in (1, 2)] == [False, False]
+    unseen = [stages[f"build-graphs fold {n}/2"]["counts"]["train"] for n in (1, 2)]
+    assert min(unseen) > 0 and sum(unseen) == stages["build-graphs"]["counts"]["train"]
+    assert stages["train-reranker"]["counts"]["epochs"] == 2
 
 
 @pytest.mark.platform
