@@ -1,4 +1,4 @@
-"""``mrcg run`` on a folder of each format, to a release that a file of that format searches."""
+"""A folder of each format: its patients and folds, and (long) a release that a file of that format searches."""
 
 import json
 from functools import partial
@@ -38,12 +38,11 @@ def refused(done):
 
 
 def promoted(done, store):
-    """The corpus of the release that a run made, and its report."""
+    """The report of the release that a run made."""
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["promotion"]["promoted"]
     release = read_release(store)
-    report = Report.model_validate_json(store.artefact("reports", release.report).read_bytes(REPORT))
-    return Corpus(store.artefact("corpus", release.corpus)), report
+    return Report.model_validate_json(store.artefact("reports", release.report).read_bytes(REPORT))
 
 
 def first_label(store, kind, folder):
@@ -55,22 +54,46 @@ def first_label(store, kind, folder):
     return answer.hits[0].label
 
 
-def test_a_folder_of_dicom_and_nifti_files_reaches_a_release_that_answers(cluster, tmp_path, monkeypatch):
-    source, store = tmp_path / "scans", Store(str(tmp_path / "store"))
+# Where a key is set, the classes of folders have to be named.
+CLASSES_NAMED = (f"ingest.classes=[{','.join(CLASSES)}]", "split.protocol=dedup")
+
+
+@pytest.fixture(scope="module")
+def dicom_and_nifti(tmp_path_factory):
+    source = tmp_path_factory.mktemp("dicom-nifti")
     for kind in (SampleFormat.dicom, SampleFormat.nifti):
         write_samples(source, IMAGES, 1, kind)
-    # Where a key is set, the classes of folders have to be named.
-    given = (f"ingest.classes=[{','.join(CLASSES)}]", "split.protocol=dedup")
+    return source
+
+
+def test_a_folder_of_dicom_and_nifti_files_is_split_by_its_patients(dicom_and_nifti, cluster, tmp_path, monkeypatch):
+    store = Store(str(tmp_path / "store"))
     # No name tells: the first file that is read does.
-    assert "DICOM files" in refused(run(source, store, cluster, *given))
+    assert "DICOM files" in refused(run(dicom_and_nifti, store, cluster, *CLASSES_NAMED))
     monkeypatch.setenv(ENVIRONMENT, new_key())
-    corpus, report = promoted(run(source, store, cluster, *given), store)
+    for stage in ("ingest", "split"):
+        done = made(stage, dicom_and_nifti, store, cluster, *CLASSES_NAMED)
+        assert done.returncode == 0, done.stderr
+    corpus = Corpus(store.artefact("corpus", *store.versions("corpus")))
     assert len(corpus) == 2 * IMAGES
     patients = corpus.scans["patient"].to_pylist()
     assert sum(patient is not None for patient in patients) == IMAGES, "the headers of DICOM files name patients"
     assert all(group == patient for group, patient in zip(corpus.groups, patients, strict=True) if patient)
     assert set(corpus.scans["plane"].to_pylist()) == {"axial"}
     assert set(corpus.scans["slice_number"].to_pylist()) == {0, 1, 2, 3}
+    split = Split(store.artefact("splits", *store.versions("splits")))
+    parts = dict(zip(patients, split.test.tolist(), strict=True))
+    assert all(parts[one] == part for one, part in zip(patients, split.test.tolist(), strict=True) if one)
+
+
+@pytest.mark.platform
+def test_a_folder_of_dicom_and_nifti_files_reaches_a_release_that_answers(
+    dicom_and_nifti, cluster, tmp_path, monkeypatch
+):
+    """Its short form is the test before; that a release of DICOM files answers is a part of ``test_erasure``."""
+    store = Store(str(tmp_path / "store"))
+    monkeypatch.setenv(ENVIRONMENT, new_key())
+    report = promoted(run(dicom_and_nifti, store, cluster, *CLASSES_NAMED), store)
     assert report.graded_likeness is None, "folders and volumes do not state lesions"
     for kind in (SampleFormat.dicom, SampleFormat.nifti):
         assert first_label(store, kind, tmp_path / kind.value) in CLASSES
@@ -114,7 +137,7 @@ def test_a_folder_of_mat_files_is_split_by_its_folds(mat_files, cluster, tmp_pat
 def test_a_folder_of_mat_files_reaches_a_release_that_answers(mat_files, cluster, tmp_path, monkeypatch):
     store = Store(str(tmp_path / "store"))
     monkeypatch.setenv(ENVIRONMENT, new_key())
-    _, report = promoted(run(mat_files, store, cluster, *FOLDS), store)
+    report = promoted(run(mat_files, store, cluster, *FOLDS), store)
     # All three classes of these files have a mask.
     assert report.graded_likeness.queries == report.queries
     assert 0 < report.graded_likeness.served.mean <= 1

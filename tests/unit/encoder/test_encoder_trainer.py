@@ -49,7 +49,7 @@ def with_features(encoder, labelled):
 def test_a_frozen_trunks_cached_features_train_the_same_weights():
     overrides = ("encoder.backbone=vgg11", "encoder.head=paper", "encoder.freeze=convolutions", "encoder.mining=explicit",
              "encoder.schedule=constant", "encoder.learning_rate=1e-4", "encoder.dropout=0.0", "encoder.augment=false",
-             "encoder.batch_size=4")  # fmt: skip
+             "encoder.batch_size=16")  # fmt: skip
     plain = trainer(*overrides)
     twin = trainer(*overrides)
     cached = EncoderTrainer(
