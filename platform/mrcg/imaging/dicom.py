@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import datetime
 import io
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,20 +16,11 @@ import numpy.typing as npt
 
 from mrcg.config.settings import ReadSettings
 from mrcg.errors import ImageError, MissingExtraError, require
+from mrcg.imaging.dicom_header import Frame, frame_count, items_of, number_of, stated_number, text_of, value_of
+from mrcg.imaging.dicom_levels import grey_levels
+from mrcg.imaging.mosaic import mosaic_of
 from mrcg.imaging.sequences import normal_of, plane_of, sequence_of_text, sequence_of_times
-from mrcg.imaging.slices import (
-    Grey,
-    Levels,
-    Reading,
-    Refusal,
-    ScanFacts,
-    Slice,
-    check_size,
-    check_spacing,
-    finish,
-    stretch,
-    to_grey,
-)
+from mrcg.imaging.slices import Reading, Refusal, ScanFacts, Slice, check_size, check_spacing, finish
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -46,6 +36,10 @@ _TIMES = (
     ("MRModifierSequence", ("InversionTimes", "InversionTime")),
 )
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+#: Bits of a stored value that pixels can have.
+_BITS = (1, 8, 16, 32, 64)
+#: Years that scans were made in; a year outside them is of another calendar or wrong.
+YEARS = range(1970, 2101)
 
 
 def is_dicom(data: bytes) -> bool:
@@ -58,7 +52,7 @@ def is_dicom(data: bytes) -> bool:
 
 
 def read_dicom(data: bytes, settings: ReadSettings) -> Reading:
-    """Return the slices of a DICOM file, sorted by position.
+    """Return the slices of a DICOM file, sorted by position; a mosaic of Siemens is cut into its slices.
 
     Stored values go through the modality LUT or rescale, then through the header's VOI LUT or first window if
     ``settings.window`` is "header". Without a usable one they are stretched between percentiles of all pixels that are
@@ -66,7 +60,7 @@ def read_dicom(data: bytes, settings: ReadSettings) -> Reading:
 
     Raises:
         ImageError: dicomdir, no_pixels, colour, not_mr, burned_in, secondary_capture, transfer_syntax,
-            wrong_dimensions, too_many_frames, truncated, undecodable, unreadable, too_many_pixels, too_small,
+            wrong_dimensions, too_many_frames, truncated, undecodable, unreadable, mosaic, too_many_pixels, too_small,
             absurd_spacing, not_finite or blank. Single slices of a multi-frame file do not raise: they are listed in
             ``Reading.refused``.
         MissingExtraError: pydicom is not installed.
@@ -74,38 +68,52 @@ def read_dicom(data: bytes, settings: ReadSettings) -> Reading:
     dataset = _parse(data)
     try:
         _check(dataset, settings)
-        count = _frame_count(dataset)
+        count, mosaic = frame_count(dataset), mosaic_of(dataset)
     except (ImageError, MemoryError, MissingExtraError):
         raise
     except Exception as error:
         # pydicom parses values lazily, and a damaged value can raise any error.
         raise ImageError("unreadable", f"the DICOM header is damaged ({type(error).__name__})") from error
-    slices, refused = [], []
-    try:
-        for frame, stored in enumerate(stored_frames(dataset)):
-            view = _Frame(dataset, frame)
+    slices, refused, decoded = [], [], 0
+    for decoded, stored in enumerate(_decoded(dataset), 1):
+        view, frame = Frame(dataset, decoded - 1), decoded - 1
+        try:
+            facts = _facts(view)
+            grey = grey_levels(stored, view, settings)
+            cut = [(frame, grey, facts)] if mosaic is None else list(mosaic.slices(grey, facts))
+        except ImageError as error:
+            if count == 1:
+                raise
+            refused.append(Refusal(frame, error.reason, str(error)))
+            continue
+        for number, pixels, its_facts in cut:
             try:
-                facts = _facts(view)
-                slices.append(Slice(finish(_normalised(stored, view, settings), settings), frame, facts))
+                check_size(pixels.shape[0], pixels.shape[1], settings)
+                slices.append(Slice(finish(pixels, settings), number, its_facts))
             except ImageError as error:
-                if count == 1:
+                if count == len(cut) == 1:
                     raise
-                refused.append(Refusal(frame, error.reason, str(error)))
-    except (ImageError, MemoryError):
-        raise
-    except Exception as error:
-        # Decoder plugins can raise any error, and their messages quote header values.
-        raise ImageError("undecodable", f"no decoder can read the pixels ({type(error).__name__})") from error
-    if (decoded := len(slices) + len(refused)) != count:
+                refused.append(Refusal(number, error.reason, str(error)))
+    if decoded != count:
         raise ImageError("wrong_dimensions", f"the header states {count} frames, the file has {decoded}")
     slices.sort(key=lambda s: (s.facts.position is None, s.facts.position or 0.0, s.frame))
     return Reading(slices, refused)
 
 
+def _decoded(dataset: Dataset) -> Iterator[npt.NDArray[Any]]:
+    try:
+        yield from stored_frames(dataset)
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:
+        # Decoder plugins can raise any error, and their messages quote header values.
+        raise ImageError("undecodable", f"no decoder can read the pixels ({type(error).__name__})") from error
+
+
 def stored_frames(dataset: Dataset) -> Iterator[npt.NDArray[Any]]:
     """Yield the stored values of each frame, (rows, columns), as pydicom decodes them, without any normalisation."""
     pixels = require("pydicom.pixels")
-    if _frame_count(dataset) == 1:
+    if frame_count(dataset) == 1:
         # Not the iterator: pydicom 3.0's iterator writes to a read-only array when it corrects a JPEG 2000 sign.
         yield pixels.pixel_array(dataset, raw=True)
     else:
@@ -134,28 +142,29 @@ def _parse(data: bytes) -> Dataset:
 
 def _check(dataset: Dataset, settings: ReadSettings) -> None:
     """Refuse, before pixels are decoded, a file whose header shows that it cannot or must not be read."""
-    sop = str(_value(dataset, "SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID") or "")
+    sop = str(value_of(dataset, "SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID") or "")
     if sop == _DIRECTORY or "DirectoryRecordSequence" in dataset:
         raise ImageError("dicomdir", "the file is a DICOM directory; give the files that it lists instead")
     if not any(name in dataset for name in _PIXELS):
         raise ImageError("no_pixels", "the DICOM object has no pixels, or the file is cut off")
-    if str(_value(dataset, "BurnedInAnnotation") or "").upper() == "YES" and not settings.allow_burned_in:
+    if str(value_of(dataset, "BurnedInAnnotation") or "").upper() == "YES" and not settings.allow_burned_in:
         raise ImageError("burned_in", "text is burned into the pixels; set ingest.allow_burned_in to read it")
     secondary = sop == _SECONDARY_CAPTURE or sop.startswith(f"{_SECONDARY_CAPTURE}.") or "ConversionType" in dataset
     if secondary and not settings.allow_secondary_capture:
         raise ImageError(
             "secondary_capture", "a screenshot or film scan; set ingest.allow_secondary_capture to read it"
         )
-    if (photometric := _value(dataset, "PhotometricInterpretation")) is None:
+    if (photometric := value_of(dataset, "PhotometricInterpretation")) is None:
         raise ImageError("unreadable", "the header has no photometric interpretation")
-    if int(_number(dataset, "SamplesPerPixel") or 1) != 1 or photometric not in _GREY:
+    if int(number_of(dataset, "SamplesPerPixel") or 1) != 1 or photometric not in _GREY:
         raise ImageError("colour", "the pixels are not grey levels")
-    count = _frame_count(dataset)
-    if count > 1 and str(_value(dataset, "Modality")) != "MR" and sop not in _MR:
+    _complete(dataset)
+    count = frame_count(dataset)
+    if count > 1 and str(value_of(dataset, "Modality")) != "MR" and sop not in _MR:
         raise ImageError("not_mr", "a multi-frame file of another modality than MR")
     if count > settings.max_frames:
         raise ImageError("too_many_frames", f"the file has {count:,} frames, the limit is {settings.max_frames:,}")
-    rows, columns = int(_number(dataset, "Rows") or 0), int(_number(dataset, "Columns") or 0)
+    rows, columns = int(number_of(dataset, "Rows") or 0), int(number_of(dataset, "Columns") or 0)
     check_size(rows, columns, settings)
     syntax = dataset.file_meta.TransferSyntaxUID
     if getattr(syntax, "is_transfer_syntax", False) and syntax.is_compressed:
@@ -166,121 +175,42 @@ def _check(dataset: Dataset, settings: ReadSettings) -> None:
         if not available:
             raise ImageError("transfer_syntax", f"no decoder is available for the transfer syntax {syntax.name}")
     elif (stored := sum(len(dataset[name].value or b"") for name in _PIXELS if name in dataset)) * 8 < (
-        rows * columns * count * int(_number(dataset, "BitsAllocated") or 1)
+        rows * columns * count * int(number_of(dataset, "BitsAllocated") or 1)
     ):
         raise ImageError("truncated", f"the file has {stored:,} bytes of pixels, fewer than its dimensions need")
 
 
-class _Frame:
-    """The header as it applies to one frame: the functional groups take precedence over the top level."""
-
-    def __init__(self, dataset: Dataset, frame: int) -> None:
-        self.dataset = dataset
-        self._groups = []
-        per_frame = _sequence(dataset, "PerFrameFunctionalGroupsSequence")
-        if frame < len(per_frame):
-            self._groups.append(per_frame[frame])
-        self._groups += _sequence(dataset, "SharedFunctionalGroupsSequence")[:1]
-
-    def holder(self, group: str, keyword: str) -> Dataset:
-        """Return the dataset that contains a keyword: the item of a functional group if it does, else the top level."""
-        for groups in self._groups:
-            for item in _sequence(groups, group)[:1]:
-                if keyword in item:
-                    return item
-        return self.dataset
-
-    def numbers(self, group: str, keyword: str) -> list[float]:
-        """Return the numbers of a keyword; empty if it is absent or not numeric."""
-        return _numbers(self.holder(group, keyword), keyword)
+def _complete(dataset: Dataset) -> None:
+    """Give what describes the pixels its usual value where the header lacks it; refuse a header without the rest."""
+    for keyword in ("Rows", "Columns", "BitsAllocated", "NumberOfFrames"):
+        if stated_number(dataset, keyword) is None and keyword != "NumberOfFrames":
+            raise ImageError("unreadable", f"the header has no {keyword}")
+    if (bits := int(number_of(dataset, "BitsAllocated") or 0)) not in _BITS:
+        raise ImageError("unreadable", f"BitsAllocated is {bits} in the header, not one of {_BITS}")
+    if number_of(dataset, "NumberOfFrames") is None and "NumberOfFrames" in dataset:
+        del dataset.NumberOfFrames  # empty: pydicom would warn
+    for keyword, usual in (("SamplesPerPixel", 1), ("BitsStored", bits), ("PixelRepresentation", 0)):
+        if number_of(dataset, keyword) is None:
+            setattr(dataset, keyword, usual)
+    if not 1 <= (number_of(dataset, "BitsStored") or 0) <= bits:
+        raise ImageError("unreadable", f"BitsStored in the header is not between 1 and BitsAllocated, {bits}")
 
 
-def _normalised(stored: npt.NDArray[Any], view: _Frame, settings: ReadSettings) -> Grey:
-    """Turn the stored values of a frame into grey levels."""
-    dataset = view.dataset
-    pixels = require("pydicom.pixels")
-    if stored.ndim != 2:
-        raise ImageError("wrong_dimensions", f"a frame has {stored.ndim} dimensions, not 2")
-    mask = _non_padding(stored, dataset)
-    rescaled = pixels.apply_modality_lut(stored, view.holder("PixelValueTransformationSequence", "RescaleSlope"))
-    levels: Levels = rescaled.astype(np.float32)
-    if not np.isfinite(levels).all():
-        raise ImageError("not_finite", "some pixels are NaN or infinite")
-    grey = _apply_window(rescaled, view) if settings.window == "header" else None
-    if grey is None or grey.min() == grey.max():
-        grey = stretch(levels, mask)
-    if _value(dataset, "PhotometricInterpretation") == "MONOCHROME1":
-        grey = 255 - grey
-    if mask is not None:
-        grey[~mask] = 0
-    return grey
-
-
-def _apply_window(levels: npt.NDArray[Any], view: _Frame) -> Grey | None:
-    """Return grey levels by the header's VOI LUT or first window; None if the header has neither in usable form."""
-    from pydicom.dataset import Dataset
-
-    pixels = require("pydicom.pixels")
-    for lut in _sequence(view.dataset, "VOILUTSequence")[:1]:
-        if (grey := _apply_voi_lut(levels, lut)) is not None:
-            return grey
-    holder = view.holder("FrameVOILUTSequence", "WindowWidth")
-    centre, width = _numbers(holder, "WindowCenter"), _numbers(holder, "WindowWidth")
-    if not centre or not width or width[0] <= 1:
-        return None
-    # A separate header that states eight bits makes the output of the window 0..255.
-    window = Dataset()
-    window.PhotometricInterpretation = "MONOCHROME2"
-    window.PixelRepresentation, window.BitsStored = 0, 8
-    window.WindowCenter, window.WindowWidth = centre[0], width[0]
-    function = str(_value(holder, "VOILUTFunction") or "LINEAR").upper()
-    window.VOILUTFunction = function if function in ("LINEAR", "LINEAR_EXACT", "SIGMOID") else "LINEAR"
-    return to_grey(pixels.apply_windowing(levels, window))
-
-
-def _apply_voi_lut(levels: npt.NDArray[Any], lut: Dataset) -> Grey | None:
-    """Return grey levels by a VOI LUT (PS3.3 C.11.2.1.1); None if the table is invalid.
-
-    pydicom's own function is not used: version 3.0 rejects rescaled values, and wraps the indices of 8-bit tables.
-    """
-    descriptor, data = _numbers(lut, "LUTDescriptor"), _value(lut, "LUTData")
-    if len(descriptor) != 3 or data is None or not 1 <= descriptor[2] <= 16:
-        return None
-    count, first, bits = int(descriptor[0]) or 65_536, descriptor[1], int(descriptor[2])
-    if isinstance(data, bytes):
-        table = np.frombuffer(data, dtype=np.uint8 if len(data) < 2 * count else "<u2")
-    else:
-        table = np.atleast_1d(np.asarray(data))
-    if len(table) < count:
-        return None
-    indices = np.clip(np.rint(levels.astype(np.float64) - first), 0, count - 1).astype(np.intp)
-    return to_grey(table[indices].astype(np.float32) * (255.0 / (2**bits - 1)))
-
-
-def _non_padding(stored: npt.NDArray[Any], dataset: Dataset) -> npt.NDArray[np.bool_] | None:
-    """Return True where a pixel is not padding (PS3.3 C.7.5.1.1.2); None if no pixel or every pixel is padding."""
-    value = _number(dataset, "PixelPaddingValue")
-    if value is None:
-        return None
-    limit = _number(dataset, "PixelPaddingRangeLimit")
-    low, high = sorted((value, value if limit is None else limit))
-    mask: npt.NDArray[np.bool_] = (stored < low) | (stored > high)
-    return None if mask.all() or not mask.any() else mask
-
-
-def _facts(view: _Frame) -> ScanFacts:
+def _facts(view: Frame) -> ScanFacts:
     dataset = view.dataset
     orientation = view.numbers("PlaneOrientationSequence", "ImageOrientationPatient")
     origin = view.numbers("PlanePositionSequence", "ImagePositionPatient")
     normal = normal_of(orientation)
     spacing = view.numbers("PixelMeasuresSequence", "PixelSpacing")
+    if 0 in spacing:
+        spacing = []  # how anonymisers and old converters say that it is not known
     check_spacing(spacing)
     return ScanFacts(
-        patient=_text(dataset, "PatientID"),
-        study=_text(dataset, "StudyInstanceUID"),
-        series=_text(dataset, "SeriesInstanceUID"),
-        instance=_text(dataset, "SOPInstanceUID"),
-        accession=_text(dataset, "AccessionNumber"),
+        patient=text_of(dataset, "PatientID"),
+        study=text_of(dataset, "StudyInstanceUID"),
+        series=text_of(dataset, "SeriesInstanceUID"),
+        instance=text_of(dataset, "SOPInstanceUID"),
+        accession=text_of(dataset, "AccessionNumber"),
         plane=plane_of(orientation),
         sequence=_sequence_name(view),
         acquired=_acquisition_day(dataset),
@@ -289,64 +219,25 @@ def _facts(view: _Frame) -> ScanFacts:
     )
 
 
-def _sequence_name(view: _Frame) -> str | None:
+def _sequence_name(view: Frame) -> str | None:
     dataset = view.dataset
-    words = " ".join(filter(None, (_text(dataset, "SeriesDescription"), _text(dataset, "ProtocolName"))))
+    words = " ".join(filter(None, (text_of(dataset, "SeriesDescription"), text_of(dataset, "ProtocolName"))))
     times = [
         next((number for keyword in keywords for number in view.numbers(group, keyword)), None)
         for group, keywords in _TIMES
     ]
     name = sequence_of_text(words) or sequence_of_times(*times)
-    contrast = _text(dataset, "ContrastBolusAgent") or _sequence(dataset, "ContrastBolusAgentSequence")
+    contrast = text_of(dataset, "ContrastBolusAgent") or items_of(dataset, "ContrastBolusAgentSequence")
     return "T1c" if name == "T1" and contrast else name
 
 
 def _acquisition_day(dataset: Dataset) -> datetime.date | None:
     for keyword in ("AcquisitionDate", "AcquisitionDateTime", "SeriesDate", "StudyDate", "ContentDate"):
-        text = (_text(dataset, keyword) or "").replace(".", "")[:8]
+        text = (text_of(dataset, keyword) or "").replace(".", "")[:8]
         try:
-            return datetime.datetime.strptime(text, "%Y%m%d").date()
+            day = datetime.datetime.strptime(text, "%Y%m%d").date()
         except ValueError:
             continue
+        if day.year in YEARS:
+            return day
     return None
-
-
-def _frame_count(dataset: Dataset) -> int:
-    return max(1, int(_number(dataset, "NumberOfFrames") or 1))
-
-
-def _sequence(dataset: Dataset, keyword: str) -> list[Dataset]:
-    value = _value(dataset, keyword)
-    return list(value) if value is not None and not isinstance(value, (str, bytes)) else []
-
-
-def _value(dataset: Dataset, keyword: str) -> Any:
-    """Return a header value; None if it is absent, empty or cannot be parsed."""
-    try:
-        value = dataset.get(keyword)
-    except MemoryError:
-        raise
-    except Exception:  # pydicom parses lazily, and a damaged value can raise any error
-        return None
-    return None if value is None or value == "" else value
-
-
-def _text(dataset: Dataset, keyword: str) -> str | None:
-    value = _value(dataset, keyword)
-    return None if value is None else (str(value).strip(" \0") or None)
-
-
-def _numbers(dataset: Dataset, keyword: str) -> list[float]:
-    value = _value(dataset, keyword)
-    if value is None:
-        return []
-    items: Sequence[Any] = [value] if isinstance(value, (str, int, float)) else list(value)
-    try:
-        numbers = [float(item) for item in items]
-    except (TypeError, ValueError):
-        return []
-    return numbers if all(math.isfinite(number) for number in numbers) else []
-
-
-def _number(dataset: Dataset, keyword: str) -> float | None:
-    return next(iter(_numbers(dataset, keyword)), None)

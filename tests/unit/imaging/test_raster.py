@@ -1,11 +1,13 @@
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from PIL import Image
+from PIL import ExifTags, Image, ImageCms, ImageOps
 from tests.factories import bomb
 
 from mrcg.config.settings import ReadSettings
@@ -60,6 +62,66 @@ def test_colour_palette_and_alpha_become_grey():
         out = io.BytesIO()
         image.convert(mode).save(out, "PNG")
         assert decode(out.getvalue(), LIMITS).shape == (40, 40)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_turned_as_their_exif_says(kind, orientation):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    smooth = Image.fromarray(slice_of(6)).resize((40, 30), Image.Resampling.BICUBIC)
+    out = io.BytesIO()
+    smooth.save(out, kind, exif=exif)
+    shown = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(out.getvalue()))).convert("L"))
+    pixels = decode(out.getvalue(), LIMITS)
+    assert pixels.shape == ((30, 40) if orientation < 5 else (40, 30))
+    assert np.abs(pixels.astype(int) - shown).max() <= 1
+
+
+def test_damaged_exif_data_turns_nothing():
+    assert (decode(encoded(slice_of(), exif=b"Exif\0\0MM\0*\0\0\0\1"), LIMITS) == slice_of()).all()
+
+
+def test_transparent_pixels_show_the_background():
+    alpha = np.full((40, 40), 255, np.uint8)
+    alpha[:20] = 0
+    grey_alpha = np.dstack([slice_of(), alpha])
+    assert (decode(encoded(grey_alpha), LIMITS) == np.where(alpha > 0, slice_of(), 0)).all()
+    colour = np.dstack([slice_of()] * 3 + [alpha])
+    assert (decode(encoded(colour), LIMITS) == np.where(alpha > 0, slice_of(), 0)).all()
+    data = encoded(colour)
+    chunk = b"bKGD" + struct.pack(">3H", 90, 90, 90)
+    declared = data[:33] + struct.pack(">I", 6) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[33:]
+    assert (decode(declared, LIMITS) == np.where(alpha > 0, slice_of(), 90)).all()
+    half = np.dstack([slice_of()] * 3 + [np.full((40, 40), 128, np.uint8)])
+    assert np.abs(decode(encoded(half), LIMITS).astype(int) - slice_of().astype(int) * 128 / 255).max() <= 1
+
+
+def test_a_transparent_colour_of_a_palette_shows_the_background():
+    image = Image.fromarray(slice_of() // 64, "P")
+    image.putpalette([value for level in (10, 80, 160, 240) for value in [level] * 3])
+    out = io.BytesIO()
+    image.save(out, "PNG", transparency=3)
+    expected = np.array([10, 80, 160, 0], np.uint8)[slice_of() // 64]
+    assert (decode(out.getvalue(), LIMITS) == expected).all()
+
+
+def test_colours_are_those_of_the_profile():
+    linear = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert (decode(encoded(slice_of(), icc_profile=linear), LIMITS) == slice_of()).all(), (
+        "it is what a picture is anyway"
+    )
+    assert (decode(encoded(slice_of(), icc_profile=b"no profile"), LIMITS) == slice_of()).all()
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    assert (decode(encoded(slice_of(), icc_profile=lab), LIMITS) == slice_of()).all(), "it does not fit these pixels"
+
+
+def test_the_gamma_of_a_png_is_applied():
+    data = encoded(slice_of())
+    chunk = b"gAMA" + struct.pack(">I", 100_000)
+    linear = data[:33] + struct.pack(">I", 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[33:]
+    expected = np.round(255 * (slice_of() / 255) ** (1 / 2.2))
+    assert np.abs(decode(linear, LIMITS) - expected).max() <= 1
 
 
 def test_sixteen_bits_are_stretched():

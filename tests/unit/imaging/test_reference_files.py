@@ -4,6 +4,7 @@ The expected outcome of every file comes only from pydicom, nibabel, NumPy, Pill
 """
 
 import io
+import math
 import re
 import subprocess
 import sys
@@ -130,6 +131,8 @@ def test_dicom_is_read_where_pydicom_reads_a_grey_image(path, outcomes):
     stored = list(stored_frames(pydicom.dcmread(io.BytesIO(path.read_bytes()), force=True)))
     assert len(stored) == frames
     assert all(np.array_equal(one, expected) for one, expected in zip(stored, pixels, strict=True))
+    if isinstance(outcome, ImageError) and outcome.reason == "mosaic":
+        return
     if isinstance(outcome, ImageError):
         assert outcome.reason == "blank"
         assert all(np.unique(frame).size == 1 for frame in pixels)
@@ -222,6 +225,10 @@ def has_cjdata(path):
         return "cjdata" in file
 
 
+def is_described(dataset):
+    return "PhotometricInterpretation" in dataset and str(dataset.get("NumberOfFrames", 1)).isdigit()
+
+
 #: For each reason a check that it is true for a file.
 TRUE = {
     "no_pixels": lambda path: not any(keyword in DATASETS[path] for keyword in PIXELS),
@@ -231,7 +238,9 @@ TRUE = {
     "truncated": lambda path: decoded(path) is None and stored_bytes(DATASETS[path]) < needed_bytes(DATASETS[path]),
     "undecodable": lambda path: decoded(path) is None and any(keyword in DATASETS[path] for keyword in PIXELS),
     "transfer_syntax": lambda path: decoded(path) is None,
-    "unreadable": lambda path: decoded(path) is None and "PhotometricInterpretation" not in DATASETS[path],
+    "unreadable": lambda path: decoded(path) is None and not is_described(DATASETS[path]),
+    # Some were cut to a smaller size for a library's own tests.
+    "mosaic": lambda path: DATASETS[path].Rows % math.ceil(math.sqrt(DATASETS[path][0x0019, 0x100A].value)) > 0,
     "blank": lambda path: np.unique(decoded(path)).size == 1,
     "four_dimensional": lambda path: len(shape_of(path)) > 3,
     "not_finite": lambda path: not np.isfinite(nibabel.load(path).get_fdata()).all(),
