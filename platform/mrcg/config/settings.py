@@ -41,7 +41,9 @@ class ReadSettings(Settings):
         "header",
         description="DICOM grey levels: header uses its VOI window, if any, else percentiles; or always percentiles",
     )
-    volume_planes: tuple[Plane, ...] = Field(("axial",), min_length=1)
+    volume_planes: Literal["acquired"] | Annotated[tuple[Plane, ...], Field(min_length=1)] = Field(
+        "acquired", description="NIfTI: planes that slices are cut along; acquired: the one that the volume was made in"
+    )
     volume_step: Count = Field(1, description="NIfTI: use every k-th slice of a plane")
     volume_slices: int = Field(
         16, ge=0, description="NIfTI: keep the n of them with the most contrast per plane; 0 keeps all"

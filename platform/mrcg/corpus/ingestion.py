@@ -238,6 +238,7 @@ def _scan_row(file: SourceFile, image: Slice, stated: Lesion | None, rules: Rule
         "sequence": file.sequence or facts.sequence or _sequence_of_name(file, facts),
         "spacing_mm": facts.spacing,
         "position_mm": facts.position,
+        "masked": facts.masked,
         "pixel_hash": pixels,
         "difference_hash": difference_hash(image.pixels),
         **lesion_columns(first_known(stated or Lesion(), facts.lesion or Lesion())),

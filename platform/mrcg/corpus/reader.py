@@ -31,8 +31,9 @@ def scans_in(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     table = schemas.from_parquet(data, [name for name in names if name in present])
     for name in names:
         if name not in present:
-            assert name in schemas.LESION, name
-            table = table.append_column(schemas.SCANS.field(name), pa.nulls(table.num_rows, pa.float32()))
+            assert name in schemas.ADDED_SCANS, name
+            field = schemas.SCANS.field(name)
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
     return table.select(names)
 
 

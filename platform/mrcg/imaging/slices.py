@@ -41,6 +41,7 @@ class ScanFacts:
         acquired: day of acquisition.
         position: mm along the normal of the slice, for sorting.
         spacing: mm between pixel rows.
+        masked: share of the slice's pixels without a finite value, which are black; None if all have one.
         lesion: where the lesion lies and how it looks, if the format has a mask of it.
     """
 
@@ -55,6 +56,7 @@ class ScanFacts:
     acquired: datetime.date | None = field(default=None, repr=False)
     position: float | None = None
     spacing: float | None = None
+    masked: float | None = None
     lesion: Lesion | None = None
 
 

@@ -1,7 +1,7 @@
 """Arrow schemas of all tables on disk.
 
 Whoever changes one must raise the kind's number in ``mrcg.stages.registry``, so that nothing made earlier is used
-again; or, for new columns that may be null, list them here as columns that earlier versions lack (``LESION``).
+again; or, for new columns that may be null, add them to ``ADDED_SCANS``, the columns that earlier versions lack.
 """
 
 from __future__ import annotations
@@ -59,8 +59,11 @@ SCANS = pa.schema(
         pa.field("pixel_hash", pa.string(), nullable=False),
         pa.field("difference_hash", pa.binary(32), nullable=False),
         *(pa.field(name, pa.float32()) for name in LESION),
+        pa.field("masked", pa.float32()),  # share of its pixels without a finite value: black; null if none
     ]
 )
+#: Columns of scans that earlier versions did not write; they are null there.
+ADDED_SCANS = (*LESION, "masked")
 
 #: corpus/quarantine/*.parquet: files and frames that could not be used, and why.
 QUARANTINE = pa.schema(

@@ -140,10 +140,75 @@ def test_only_the_blank_slice_is_refused():
     assert len(reading.slices) == 19
 
 
-def floats(value):
+def floats(value, inside=slice(3, 4)):
+    """A volume with some voxels inside that have no finite value."""
     volume = VOLUME.astype(np.float32)
-    volume[1, 2, 3] = value
+    volume[inside, inside, inside] = value
     return volume
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_background_without_values_is_black_and_the_slices_say_how_much_of_them_it_is(value):
+    volume = VOLUME.astype(np.float32)
+    volume[:3] = volume[:, :, -2:] = value
+    finite = np.isfinite(volume)
+    reading = read_nifti(nifti(volume), AXIAL)
+    assert [(one.frame, one.reason) for one in reading.refused] == [(200_018, "blank"), (200_019, "blank")]
+    assert [one.facts.masked for one in reading.slices] == [3 / 16] * 18
+    expected = np.where(finite, 0, 0).astype(np.uint8)
+    low, high = np.percentile(volume[finite], (0.5, 99.5))
+    expected[finite] = np.round(np.clip((volume[finite] - low) * 255 / (high - low), 0, 255))
+    for number, one in enumerate(reading.slices):
+        assert np.abs(one.pixels.astype(int) - expected[::-1, ::-1, number].T).max() <= 1
+
+
+def test_a_single_voxel_without_a_value_is_black():
+    reading = read_nifti(nifti(floats(np.nan)), AXIAL)
+    assert len(reading.slices) == 20
+    assert [one.frame for one in reading.slices if one.facts.masked] == [200_003]
+    assert read_nifti(nifti(), AXIAL).slices[3].facts.masked is None
+
+
+ACQUIRED = SETTINGS.model_copy(update={"volume_planes": "acquired"})
+
+
+def stack(axis, thickness, slices=20, side=32):
+    """Slices of some thickness along an axis, and the zooms of their volume."""
+    shape, zooms = [side] * 3, [1.0] * 3
+    shape[axis], zooms[axis] = slices, thickness
+    return np.random.default_rng(axis).integers(0, 1000, shape).astype(np.int16), np.diag([*zooms, 1.0])
+
+
+@pytest.mark.parametrize(("axis", "plane"), list(enumerate(["sagittal", "coronal", "axial"])))
+@pytest.mark.parametrize("thickness", [1.3, 5.0])
+def test_a_volume_is_cut_along_the_plane_in_which_it_was_acquired(axis, plane, thickness):
+    slices = read_nifti(nifti(*stack(axis, thickness)), ACQUIRED).slices
+    assert {one.facts.plane for one in slices} == {plane}
+    assert {one.pixels.shape for one in slices} == {(32, 32)}
+    assert len(slices) == 20
+
+
+def test_where_no_axis_is_thicker_the_header_says_along_which_slices_were_made_else_they_are_axial():
+    volume, affine = stack(0, 1.0, 32)
+    image = nibabel.Nifti1Image(volume, affine)
+    assert {one.facts.plane for one in read_nifti(image.to_bytes(), ACQUIRED).slices} == {"axial"}
+    image.header.set_dim_info(slice=1)
+    assert {one.facts.plane for one in read_nifti(image.to_bytes(), ACQUIRED).slices} == {"coronal"}
+    turned = nibabel.Nifti1Image(volume, affine[[1, 0, 2, 3]])
+    turned.header.set_dim_info(slice=1)
+    assert {one.facts.plane for one in read_nifti(turned.to_bytes(), ACQUIRED).slices} == {"sagittal"}
+
+
+@pytest.mark.parametrize(("slices", "expected"), [(8, "too_small"), (20, "thin_plane")])
+def test_strips_through_a_stack_of_thick_slices_never_become_scans(slices, expected):
+    data = nifti(*stack(0, 5.0, slices))
+    with pytest.raises(ImageError, match="sagittal") as caught:
+        read_nifti(data, AXIAL)
+    assert caught.value.reason == expected
+    # A plane that is too thin does not take the good one along.
+    reading = read_nifti(data, SETTINGS)
+    assert {one.facts.plane for one in reading.slices} == {"sagittal"}
+    assert [(one.frame, one.reason) for one in reading.refused] == [(200_000, expected), (100_000, expected)]
 
 
 COLOUR = np.zeros(VOLUME.shape, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
@@ -156,12 +221,11 @@ COLOUR = np.zeros(VOLUME.shape, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
         (nifti(VOLUME[..., None, None].repeat(3, axis=4)), "four_dimensional"),
         (nifti(VOLUME[:, 0, 0]), "not_a_volume"),
         (nifti(COLOUR), "colour"),
-        (nifti(floats(np.nan)), "not_finite"),
-        (nifti(floats(np.inf)), "not_finite"),
+        (nifti(floats(np.nan, slice(2, 6))), "not_finite"),
+        (nifti(floats(np.inf, slice(2, 6))), "not_finite"),
         (nifti(np.full(VOLUME.shape, 5, np.int16)), "blank"),
         (nifti(affine=np.diag([1, 1, 60, 1.0])), "absurd_spacing"),
         (nifti(affine=np.diag([0.001, 1, 1, 1.0])), "absurd_spacing"),
-        (nifti(VOLUME[:8]), "too_small"),
         (nifti(np.zeros((40, 40, 40), np.int8)), "too_many_pixels"),
         (nifti()[:-1], "truncated"),
         (nifti()[:360], "truncated"),
@@ -208,7 +272,12 @@ def test_complex_voxels_are_refused():
 
 def test_the_limit_applies_to_every_plane():
     settings = SETTINGS.model_copy(update={"max_pixels": 16 * 18})
-    assert reason(nifti(), settings) == "too_many_pixels"
+    reading = read_nifti(nifti(), settings)
+    assert [(one.frame, one.reason) for one in reading.refused] == [
+        (100_000, "too_many_pixels"),
+        (0, "too_many_pixels"),
+    ]
+    assert {one.facts.plane for one in reading.slices} == {"axial"}
     assert len(read_nifti(nifti(), settings.model_copy(update={"volume_planes": ("axial",)})).slices) == 20
 
 
