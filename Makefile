@@ -23,7 +23,7 @@ demo: $(INSTALLED) ## phantoms -> pipeline -> release -> service -> ranked hits 
 
 # Two tests side by side on two cores: with one thread each, they do not wait for each other. In random order; draws are
 # seeded by the tests themselves.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --randomly-dont-reset-seed
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --no-loadscope-reorder --randomly-dont-reset-seed
 
 test: tools lint types contracts ## lint, types, import contracts and all tests but the longest
 	$(PYTEST) tests -m "not platform"

@@ -14,6 +14,7 @@ from typing import Any
 import hypothesis
 import pytest
 from filelock import FileLock
+from xdist.scheduler import LoadScopeScheduling
 
 from mrcg.execution import ray_environment
 from mrcg.imaging.samples import write_samples
@@ -26,37 +27,50 @@ hypothesis.settings.register_profile("mrcg", deadline=None, derandomize=True, ma
 hypothesis.settings.load_profile("mrcg")
 
 REPOSITORY = Path(__file__).parents[1]
-#: Fixtures that are a running service.
-SERVICES = ("service", "watched_service")
+#: Fixtures that are a running service, and the modules that share it.
+SERVICES = {
+    "service": ("congruence/test_grpc.py", "congruence/test_service.py", "web/test_http.py"),
+    "watched_service": ("web/test_strangers.py", "web/test_watching.py"),
+}
 
 
 # Before any test module imports Ray, which reads these variables once.
 ray_environment.prepare()
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Let the order of the tests be decided in two steps, before and after other plugins."""
-    config.pluginmanager.register(_ServicesLast())
-
-
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Side by side (`-n 2 --dist loadgroup`), tests that share a service or a module's stores stay in one process."""
+    """Run modules with slow tests first, those of a running service after the others, and quick modules at the end.
+
+    Two processes then end at about the same time, and a service is up for as short as can be.
+    """
     for item in items:
-        if item.get_closest_marker("slow"):
-            item.add_marker(pytest.mark.xdist_group(_service_of(item) or item.nodeid.split("::")[0]))
+        slow = item.get_closest_marker("slow")  # others have fakes of that name
+        used = [name for name in SERVICES if slow and name in getattr(item, "fixturenames", ())]
+        assert used in ([], [_service_of(item.nodeid)]), f"add the module of {item.nodeid} to SERVICES in {__file__}"
+    long = {_module_of(item.nodeid) for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (_module_of(item.nodeid) not in long, _service_of(item.nodeid)))
 
 
-class _ServicesLast:
-    """Tests of a running service come last, one after the other: it takes a part of the machine while it is up."""
-
-    @pytest.hookimpl(trylast=True)
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items.sort(key=_service_of)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Side by side (`-n 2`), tests that share a service or a module's stores stay in one process."""
+    return _Scheduling(config, log)
 
 
-def _service_of(item: pytest.Item) -> str:
-    return next((name for name in SERVICES if name in getattr(item, "fixturenames", ())), "")
+class _Scheduling(LoadScopeScheduling):
+    # Not `--dist loadgroup`: pytest-xdist 3.8 writes groups to an attribute that pytest 9.2 no longer reads.
+    def _split_scope(self, nodeid: str) -> str:
+        return _service_of(nodeid) or _module_of(nodeid)
+
+
+def _module_of(nodeid: str) -> str:
+    return nodeid.split("::")[0]
+
+
+def _service_of(nodeid: str) -> str:
+    module = _module_of(nodeid).removeprefix("tests/")
+    return next((name for name, modules in SERVICES.items() if module in modules), "")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.factories import MRCG, TINY
+from tests.factories import MRCG, TWO_WORKERS
 
 from mrcg.corpus.reader import read_scans
 from mrcg.releases.gc import sweep
@@ -67,7 +67,7 @@ def kill_at(kind, moment, words):
 
 def test_a_run_killed_in_every_stage_finishes_as_if_undisturbed(ray_run, cluster, tmp_path):
     store = Store(str(tmp_path / "store"))
-    words = ["run", "--source", str(ray_run.source), "--store", store.url, "--ray", cluster, *TINY]
+    words = ["run", "--source", str(ray_run.source), "--store", store.url, "--ray", cluster, *TWO_WORKERS]
     undisturbed = visible(ray_run.store)
     done = set()
     for kind, moment in MOMENTS.items():

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 
 import pytest
-from tests.factories import MRCG, TINY
+from tests.factories import MRCG, TWO_WORKERS
 
 from mrcg.releases.release import release_numbers
 from mrcg.stages.registry import pipeline_stages
@@ -22,7 +22,7 @@ def test_both_end_well_with_the_same_versions_and_one_release(ray_run, tmp_path,
     store = Store(str(tmp_path / "store"))
     for kind in there:
         shutil.copytree(f"{ray_run.store.root}/{kind}", f"{store.root}/{kind}")
-    words = [MRCG, "run", "--source", str(ray_run.source), "--store", store.url, *TINY, "--json"]
+    words = [MRCG, "run", "--source", str(ray_run.source), "--store", store.url, *TWO_WORKERS, "--json"]
     runs = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     results = []
     for run in runs:

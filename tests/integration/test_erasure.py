@@ -134,9 +134,7 @@ def story(ground, cluster, tmp_path_factory):
     told = Story(folder / "before", person, found(Path(store.root), person), folder / "receipt.json")
     scan, theirs = ground.scans(ground.trained)[0], person.words["image_id"]
     with serving(store) as client:
-        before = time.time()
-        assert theirs <= set(hits_of(client, scan)), "they find themselves"
-        told.asked.append((before, True))
+        told.asked.append((time.time(), theirs <= set(hits_of(client, scan))))
         preview = f"/v1/images/{min(theirs)}/preview"
         told.preview_before = client.get(preview).status_code
         words = [factories.MRCG, "erase", "--store", store.url, "--patient", ground.trained, "--ray", cluster]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from mrcg.frozen import Frozen
+from mrcg.text import normalised
 
 GroupBy = Literal["none", "patient", "study"]
 
@@ -20,6 +21,11 @@ class Filters(Frozen):
     sequence: tuple[str, ...] = ()
     plane: tuple[str, ...] = ()
     years: tuple[int, int] | None = Field(None, description="first and last year of acquisition, both included")
+
+    @field_validator("label", "site", "sequence", "plane", mode="after")
+    @classmethod
+    def _equal_forms(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(normalised, values))
 
 
 @dataclass(frozen=True)

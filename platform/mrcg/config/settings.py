@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mrcg.frozen import Frozen
+from mrcg.text import normalised, normalised_or_none
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -22,6 +23,17 @@ Plane = Literal["sagittal", "coronal", "axial"]
 
 class Settings(Frozen):
     """Base of every group of settings: frozen, and unknown keys are rejected."""
+
+
+#: What lies beside scans in folders as programs write them: sidecars and tables of BIDS, viewers and notes on patient
+#: CDs, what macOS and Windows leave, logos. Series of BIDS that have a time axis are no scans here, either.
+NOT_SCANS = (
+    "*.json", "*.tsv", "*.csv", "*.bval", "*.bvec", "*.txt", "*.md", "*.rst", "*.log", "*.xml", "*.html", "*.htm",
+    "*.css", "*.js", "*.pdf", "*.rtf", "*.doc", "*.docx", "*.xls", "*.xlsx", "*.py", "*.sh", "*.bat", "*.exe", "*.dll",
+    "*.so", "*.jar", "*.inf", "*.ini", "*.ico", "*.lnk", "*.url", "*.db", "*.app", "readme*", "changes", "license*",
+    "citation*", "__macosx", "$recycle.bin", "system volume information", "*logo*", "*_bold.nii*", "*_sbref.nii*",
+    "*_dwi.nii*", "*_epi.nii*", "*_asl.nii*",
+)  # fmt: skip
 
 
 class ReadSettings(Settings):
@@ -62,6 +74,13 @@ class IngestSettings(ReadSettings):
     classes: tuple[str, ...] | None = Field(
         None, description="folder names that are labels; null: all of them, or none if a pseudonym key is set"
     )
+    include: tuple[str, ...] = Field(
+        (),
+        description="globs of the files that are scans, such as *.dcm; none: all that are not excluded",
+    )
+    exclude: tuple[str, ...] = Field(
+        NOT_SCANS, description="globs of files that are no scans: counted, not read, not held against the source"
+    )
     tenant: str | None = Field(None, description="tenant that owns every scan of the source")
     site: str | None = Field(None, description="site of every scan without a site in the manifest")
     near_duplicate_bits: int = Field(
@@ -71,6 +90,16 @@ class IngestSettings(ReadSettings):
     images_per_row_group: Count = Field(
         8, description="images per Parquet row group: reading one image reads its group"
     )
+
+    @field_validator("classes", mode="after")
+    @classmethod
+    def _equal_forms(cls, classes: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if classes is None else tuple(map(normalised, classes))
+
+    @field_validator("tenant", "site", mode="after")
+    @classmethod
+    def _equal_form(cls, name: str | None) -> str | None:
+        return normalised_or_none(name)
 
 
 class SplitSettings(Settings):

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
 from types import TracebackType
 from typing import Any
 
@@ -17,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mrcg.config.settings import IngestSettings
+from mrcg.corpus.folder_walk import UNUSABLE, unusable
 from mrcg.corpus.reader import pixels_writer
 from mrcg.corpus.sources import SourceFile, lesion_columns
 from mrcg.errors import ImageError
@@ -31,8 +35,8 @@ from mrcg.storage import schemas
 from mrcg.storage.filesystem import HashingFile
 from mrcg.storage.manifest import FileEntry
 
-#: Quarantine reasons that do not count as bad files: a DICOMDIR, an entry of the suppression list.
-HARMLESS_REASONS = frozenset({"dicomdir", "suppressed"})
+#: Quarantine reasons that do not count as bad files: they are no scans, or on the suppression list.
+HARMLESS_REASONS = frozenset({"dicomdir", "not_a_file", "not_a_scan", "suppressed"})
 
 OpenOutput = Callable[[str], AbstractContextManager[HashingFile]]
 
@@ -52,6 +56,16 @@ class Rules:
     pseudonyms: Pseudonyms | None
     suppressed: frozenset[str]
     generation: int
+
+    def litter(self, key: str) -> str | None:
+        """Return why the name of a file says that it is no scan, by the settings; None for all others."""
+        name, suffix = key.lower(), PurePosixPath(key).suffix.lower()
+        kind = f"a file of type {suffix}" if re.fullmatch(r"\.[a-z0-9]{1,5}", suffix) else "a file of another type"
+        if any(_matches(name, glob) for glob in self.settings.exclude):
+            return f"{kind}, left out by ingest.exclude"
+        if self.settings.include and not any(_matches(name, glob) for glob in self.settings.include):
+            return f"{kind}, not in ingest.include"
+        return None
 
     def stored_key(self, key: str) -> str:
         """Return a source path as it is stored: with a key only its keyed hash, because paths may contain names."""
@@ -93,6 +107,9 @@ def ingest_files(
     quarantined: list[dict[str, Any]] = []
     files_read = 0
     for file in files:
+        if (kind := rules.litter(file.key)) is not None:
+            quarantined.append(_quarantine_row(file, rules, None, "not_a_scan", kind))
+            continue
         files_read += 1
         try:
             reading = _read(file, read, decode, rules)
@@ -199,17 +216,26 @@ class ImagesWriter:
         self._writer, self._sink, self._rows = None, None, 0
 
 
+def _matches(name: str, glob: str) -> bool:
+    """Return whether a lower-case path matches a glob; a glob without a slash is compared with each of its parts."""
+    glob = glob.lower()
+    return fnmatchcase(name, glob) if "/" in glob else any(fnmatchcase(part, glob) for part in name.split("/"))
+
+
 def _read(
     file: SourceFile, read: Callable[[SourceFile], bytes], decode: Callable[[bytes], Reading], rules: Rules
 ) -> Reading:
     if file.size < 0:
-        raise ImageError("missing", "there is no such file")
+        raise ImageError(file.stamp, UNUSABLE[file.stamp])
     if file.size > rules.settings.max_file_bytes:
         raise ImageError("too_many_bytes", f"{file.size:,} bytes, the limit is {rules.settings.max_file_bytes:,}")
     try:
         data = read(file)
     except OSError as error:
-        raise ImageError("unreadable", f"it cannot be read ({type(error).__name__})") from error
+        reason = unusable(error)
+        raise ImageError(reason, f"{UNUSABLE[reason]} ({type(error).__name__})") from error
+    if file.size and len(data) != file.size:
+        raise ImageError("changed", "it changed while it was read: the next ingestion reads it again")
     if rules.pseudonyms is None and (name := format_of(data)) in IDENTIFYING:
         raise missing_key_error(f"{'DICOM' if name == 'dicom' else 'MATLAB'} files")
     return decode(data)

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mrcg.corpus.folder_walk import UNUSABLE
 from mrcg.corpus.ingestion import Rules
 from mrcg.corpus.reader import QUARANTINE, SCANS
 from mrcg.corpus.sources import Source, SourceFile, SourceReader, Surveyor, files_in_listing, listing_table
@@ -36,7 +37,7 @@ SAMPLE_FILES = 32
 #: With more new files than this, a sample is read before cutting, to estimate the bytes of pixels per file.
 MEASURE_ABOVE_FILES = 2048
 #: Quarantine reasons that may not recur: such files are read again by the next ingestion.
-TRANSIENT_REASONS = frozenset({"missing", "unreadable", "timeout", "crashed", "too_much_memory"})
+TRANSIENT_REASONS = frozenset({*UNUSABLE, "changed", "timeout", "crashed", "too_much_memory"})
 
 Digests = npt.NDArray[np.uint64]
 

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass, field
 from pathlib import PurePosixPath
-from stat import S_ISREG
 from typing import IO, Any, Protocol
 
 import pyarrow as pa
@@ -20,6 +18,7 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+from mrcg.corpus.folder_walk import original_name, stamp_of, unusable, walk
 from mrcg.corpus.splits import TEST_NAMES, TRAIN_NAMES, VALIDATION_NAMES
 from mrcg.errors import ImageError, SourceError
 from mrcg.imaging.lesion import Lesion
@@ -27,6 +26,7 @@ from mrcg.imaging.matlab import read_folds
 from mrcg.imaging.sequences import PLANES
 from mrcg.storage import schemas
 from mrcg.storage.filesystem import open_url, retrying
+from mrcg.text import normalised_or_none
 
 SPLIT_NAMES = TRAIN_NAMES | TEST_NAMES | VALIDATION_NAMES
 FOLD = re.compile(r"fold[-_]?(\d+)", re.IGNORECASE)
@@ -35,6 +35,7 @@ COLUMNS = ("label", "patient", "study", "site", "plane", "sequence", "acquired",
 _MANIFESTS = (".csv", ".parquet")
 #: File names of formats that may name patients, recognised before the files are read.
 _IDENTIFYING = re.compile(r"\.(dcm|dicom|mat)$|(^|/)dicomdir$", re.IGNORECASE)
+_BIDS_ENTITY = re.compile(r"(sub|ses)-", re.IGNORECASE)
 _FOLDS_FILE = "cvind.mat"
 #: A manifest at the top of a folder lists scans and is none itself.
 MANIFEST = "manifest.csv"
@@ -49,8 +50,9 @@ class SourceFile:
 
     Attributes:
         key: path within the source, or as the manifest states it.
-        stamp: changes with the file: its ETag, else its size and modification time; ``missing`` without a file.
-        size: in bytes; -1 if the file is missing.
+        stamp: changes with the file: its ETag, else its size and modification time; the reason (``UNUSABLE``) where
+            there is no file to be read.
+        size: in bytes; -1 if the stamp is a reason.
         label: from the manifest, else the folder name.
         labelled: whether a manifest states the label (None then means unlabelled); a folder name is only a possible
             label.
@@ -172,7 +174,7 @@ class FolderSource:
     def walk(self) -> Iterator[SourceFile]:
         """Yield all files, ordered by key."""
         folds = self._folds()
-        for key, size, stamp in _walk(self._fs, self._root, ""):
+        for key, size, stamp in walk(self._fs, self._root, self.location):
             if key in (_FOLDS_FILE, MANIFEST):
                 continue
             label, split, fold = _folder_facts(key)
@@ -183,7 +185,8 @@ class FolderSource:
 
     def read(self, file: SourceFile) -> bytes:
         """Return the content of a file."""
-        return _read(self._fs, f"{self._root}/{file.key}")
+        path = f"{self._root}/{file.key}"
+        return _read(self._fs, original_name(path) if isinstance(self._fs, LocalFileSystem) else path)
 
     def _folds(self) -> list[int]:
         path = f"{self._root}/{_FOLDS_FILE}"
@@ -218,13 +221,8 @@ class ManifestSource:
             key = (row.get("path") or "").strip()
             if not key:
                 raise SourceError(f"--source {self.location}: row {number} has no path")
-            fs, path = self._resolve(key)
-            try:
-                info: Mapping[str, Any] = fs.info(path)
-                size, stamp = int(info.get("size") or 0), _stamp(info)
-            except FileNotFoundError:
-                size, stamp = -1, "missing"
-            values = {name: (row.get(name) or "").strip() or None for name in COLUMNS}
+            size, stamp = self._state_of(key)
+            values = {name: normalised_or_none(row.get(name)) for name in COLUMNS}
             self._check(number, values)
             fold = values.pop("fold")
             lesion = Lesion(*(_number(values[name]) for name in schemas.LESION))
@@ -238,6 +236,17 @@ class ManifestSource:
     def read(self, file: SourceFile) -> bytes:
         """Return the content of a file."""
         return _read(*self._resolve(file.key))
+
+    def _state_of(self, key: str) -> tuple[int, str]:
+        """Return size and stamp of the file of a row; size -1 and the reason if it cannot be read."""
+        fs, path = self._resolve(key)
+        try:
+            info: Mapping[str, Any] = retrying(fs, lambda: fs.info(path))
+        except OSError as error:
+            return -1, unusable(error)
+        if info.get("type") == "directory":
+            return -1, "not_a_file"
+        return int(info.get("size") or 0), stamp_of(info)
 
     def _resolve(self, key: str) -> tuple[AbstractFileSystem, str]:
         if "://" in key:
@@ -310,48 +319,6 @@ def files_in_listing(table: pa.Table) -> list[SourceFile]:
     return files
 
 
-def _walk(
-    fs: AbstractFileSystem, folder: str, prefix: str, parents: tuple[str, ...] = ()
-) -> Iterator[tuple[str, int, str]]:
-    """Yield (key, size, stamp) of all files below a folder, ordered by key.
-
-    Only the listings of the folders on the current path are in memory.
-    """
-    if isinstance(fs, LocalFileSystem):
-        real = os.path.realpath(folder)
-        if real in parents:
-            return  # a symbolic link to a parent folder
-        parents = (*parents, real)
-        with os.scandir(folder) as children:
-            names = sorted((f"{child.name}/" if child.is_dir() else child.name) for child in children)
-        entries: list[tuple[str, Mapping[str, Any]]] = [(name, {}) for name in names]
-    else:
-        fs.invalidate_cache(folder)
-        entries = []
-        for info in fs.ls(folder, detail=True):
-            path = str(info["name"]).rstrip("/")
-            if path == folder.rstrip("/"):
-                continue  # object stores list the folder's own marker object
-            entries.append((path.rsplit("/", 1)[-1] + ("/" if info["type"] == "directory" else ""), info))
-        entries.sort(key=lambda entry: entry[0])
-    for name, info in entries:
-        if name.startswith("."):
-            continue
-        if name.endswith("/"):
-            yield from _walk(fs, f"{folder}/{name[:-1]}", prefix + name, parents)
-            continue
-        if isinstance(fs, LocalFileSystem):
-            try:
-                stat = os.stat(f"{folder}/{name}")
-            except FileNotFoundError:  # a broken symbolic link
-                yield prefix + name, -1, "missing"
-                continue
-            if not S_ISREG(stat.st_mode):
-                continue  # reading a pipe or a device could block forever
-            info = {"size": stat.st_size, "mtime": stat.st_mtime}
-        yield prefix + name, int(info.get("size") or 0), _stamp(info)
-
-
 def _number(text: str | None) -> float | None:
     """Return the number in a text; None without one. NaN is a number that no range includes."""
     try:
@@ -366,12 +333,6 @@ def _read(fs: AbstractFileSystem, path: str) -> bytes:
     return data
 
 
-def _stamp(info: Mapping[str, Any]) -> str:
-    # An object store's ETag changes with the content. A file's size and modification time do too, unless a write
-    # keeps the size and resets the time.
-    return str(info.get("ETag") or f"{info.get('size')}-{info.get('mtime', '')}")
-
-
 def _folder_facts(key: str) -> tuple[str | None, str | None, int | None]:
     """Return the label, split and fold that a file's folders give."""
     folders = key.split("/")[:-1]
@@ -380,7 +341,9 @@ def _folder_facts(key: str) -> tuple[str | None, str | None, int | None]:
         split, folders = folders[0], folders[1:]
     elif folders and (match := FOLD.fullmatch(folders[0])):
         fold, folders = int(match[1]), folders[1:]
-    return (folders[0] if folders else None), split, fold
+    # In a BIDS tree the folder of a file is a subject or a session, and no class.
+    label = normalised_or_none(folders[0]) if folders and not _BIDS_ENTITY.match(folders[0]) else None
+    return label, split, fold
 
 
 @dataclass(frozen=True)

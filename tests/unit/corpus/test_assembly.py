@@ -19,7 +19,7 @@ def segment(*files, rules=None):
 def test_copies_share_a_cluster_across_segments():
     data = encoded(slice_of())
     parts = [
-        factories.ingest([SourceFile(key, "", 1, "a")], lambda file: data, factories.rules_of())
+        factories.ingest([SourceFile(key, "", 0, "a")], lambda file: data, factories.rules_of())
         for key in ("a/1", "a/2")
     ]
     joined, out = factories.join(parts, factories.rules_of())
@@ -31,7 +31,7 @@ def test_copies_share_a_cluster_across_segments():
 
 
 def test_a_file_listed_twice_is_ingested_once():
-    file = SourceFile("1.png", "s", 1)
+    file = SourceFile("1.png", "s", 0)
     joined, out = factories.join([segment(file), segment(file)], factories.rules_of())
     assert joined.counts.images == 1
     refused = schemas.from_parquet(out.content["quarantine/00000.parquet"])
@@ -50,7 +50,7 @@ def test_bad_files_exclude_bad_slices_and_harmless_reasons():
 
 
 def test_without_usable_files_tables_are_empty_and_the_first_reason_is_reported():
-    bad = factories.ingest([SourceFile("x", "s", 1)], lambda file: b"words", factories.rules_of())
+    bad = factories.ingest([SourceFile("x", "s", 0)], lambda file: b"words", factories.rules_of())
     joined, out = factories.join([bad], factories.rules_of())
     assert (joined.counts.images, joined.bad_files, joined.first_bad) == (0, 1, ("x", "not_an_image"))
     assert schemas.from_parquet(out.content["scans/00000.parquet"]).num_rows == 0

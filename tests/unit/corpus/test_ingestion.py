@@ -33,7 +33,7 @@ def test_bad_files_are_quarantined_with_a_reason_and_good_ones_kept():
             raise PermissionError(13, "Permission denied")
         return contents[file.key]
 
-    files = [SourceFile(key, "", 1, "a") for key in sorted([*contents, "a/locked.png"])]
+    files = [SourceFile(key, "", 0, "a") for key in sorted([*contents, "a/locked.png"])]
     files += [SourceFile("a/gone.png", "missing", -1, "a"), SourceFile("a/huge.png", "", 2**40, "a")]
     out = factories.Files()
     segment = factories.ingest(files, read, factories.rules_of(), out)
@@ -58,7 +58,7 @@ def test_bad_files_are_quarantined_with_a_reason_and_good_ones_kept():
 
 def test_pixel_files_roll_over_and_row_groups_are_small():
     settings = IngestSettings(file_bytes=2**16, images_per_row_group=4)
-    files = [SourceFile(f"{n}.png", "", 1) for n in range(30)]
+    files = [SourceFile(f"{n}.png", "", 0) for n in range(30)]
     contents = {file.key: encoded(slice_of(100 + n)) for n, file in enumerate(files)}
     out = factories.Files()
     segment = factories.ingest(files, lambda file: contents[file.key], factories.rules_of(settings), out)
@@ -89,7 +89,7 @@ def test_a_pixel_file_is_not_published_after_an_error():
         ImagesWriter(out.open, "x", IngestSettings(images_per_row_group=1)) as images,
     ):
         ingest_files(
-            [SourceFile(str(n), "", 1) for n in range(4)], read, decoded(ScanFacts()), factories.rules_of(), images
+            [SourceFile(str(n), "", 0) for n in range(4)], read, decoded(ScanFacts()), factories.rules_of(), images
         )
     assert out.content == {}
 
@@ -111,7 +111,7 @@ def one_row(file, rules, facts=FACTS):
 
 
 def test_identifiers_become_pseudonyms_and_facts_columns():
-    row = one_row(SourceFile("JANE/1.dcm", "s", 1, "JANE"), factories.rules_of(pseudonyms=NAMES))
+    row = one_row(SourceFile("JANE/1.dcm", "s", 0, "JANE"), factories.rules_of(pseudonyms=NAMES))
     assert row["patient"] == NAMES.name("patient", "DOE^JANE")
     assert row["study"] == NAMES.name("study", "1.2.3")
     assert row["accession"] == NAMES.name("accession", "A77")
@@ -127,16 +127,16 @@ def test_identifiers_become_pseudonyms_and_facts_columns():
 
 def test_with_a_key_only_listed_folders_are_labels():
     rules = factories.rules_of(IngestSettings(classes=("glioma",)), NAMES)
-    assert one_row(SourceFile("glioma/1", "s", 1, "glioma"), rules)["label"] == "glioma"
-    assert one_row(SourceFile("JANE/1", "s", 1, "JANE"), rules)["label"] is None
+    assert one_row(SourceFile("glioma/1", "s", 0, "glioma"), rules)["label"] == "glioma"
+    assert one_row(SourceFile("JANE/1", "s", 0, "JANE"), rules)["label"] is None
     plain = ScanFacts()
-    assert one_row(SourceFile("any/1", "s", 1, "any"), factories.rules_of(), plain)["label"] == "any"
-    assert one_row(SourceFile("any/1", "s", 1, "any"), factories.rules_of(rules.settings), plain)["label"] is None
+    assert one_row(SourceFile("any/1", "s", 0, "any"), factories.rules_of(), plain)["label"] == "any"
+    assert one_row(SourceFile("any/1", "s", 0, "any"), factories.rules_of(rules.settings), plain)["label"] is None
 
 
 def test_the_manifest_takes_precedence_over_the_file():
     said = SourceFile(
-        "1", "s", 1, label=None, labelled=True, patient="P1", site="north", plane="sagittal", sequence="T1",
+        "1", "s", 0, label=None, labelled=True, patient="P1", site="north", plane="sagittal", sequence="T1",
         acquired="2021-05-06",
     )  # fmt: skip
     row = one_row(said, factories.rules_of(pseudonyms=NAMES), ScanFacts(label="glioma", patient="X", plane="axial"))
@@ -148,24 +148,24 @@ def test_the_manifest_takes_precedence_over_the_file():
         2021,
     )
     assert row["patient"] == NAMES.name("patient", "P1")
-    stated = SourceFile("1", "s", 1, label="folder")
+    stated = SourceFile("1", "s", 0, label="folder")
     assert one_row(stated, factories.rules_of(), ScanFacts(label="glioma"))["label"] == "glioma"
 
 
 def test_a_volume_takes_its_sequence_from_its_name():
     volume = ScanFacts(plane="axial", position=1.0)
-    assert one_row(SourceFile("a/sub-01_T1w.nii.gz", "s", 1), factories.rules_of(), volume)["sequence"] == "T1"
+    assert one_row(SourceFile("a/sub-01_T1w.nii.gz", "s", 0), factories.rules_of(), volume)["sequence"] == "T1"
 
 
 def test_identifying_formats_need_a_key():
     data = b"\0" * 128 + b"DICM" + b"\0" * 100
     with pytest.raises(UsageError, match=r"DICOM files identify patients .*mrcg keys new --kind pseudonym"):
-        factories.ingest([SourceFile("1", "s", 1)], lambda _: data, factories.rules_of())
+        factories.ingest([SourceFile("1", "s", 0)], lambda _: data, factories.rules_of())
 
 
 @pytest.mark.parametrize("kind", [PATIENT, IMAGE, PIXELS])
 def test_suppressed_scans_are_not_stored(kind):
-    file, rules = SourceFile("1", "s", 1), factories.rules_of(pseudonyms=NAMES)
+    file, rules = SourceFile("1", "s", 0), factories.rules_of(pseudonyms=NAMES)
     row = one_row(file, rules)
     value = {PATIENT: row["patient"], IMAGE: row["image_id"], PIXELS: row["pixel_hash"]}[kind]
     out = factories.Files()

@@ -52,7 +52,7 @@ def test_the_walk_is_ordered_by_key(tmp_path):
     memory.rm("/walked", recursive=True)
 
 
-def test_links_are_followed_without_cycles_and_pipes_are_skipped(tmp_path):
+def test_links_are_followed_without_cycles_and_what_cannot_be_read_has_an_entry(tmp_path):
     where = folder(tmp_path / "src", "a/1.png")
     folder(tmp_path / "elsewhere", "2.png")
     os.symlink(tmp_path / "elsewhere", tmp_path / "src" / "b")
@@ -60,8 +60,9 @@ def test_links_are_followed_without_cycles_and_pipes_are_skipped(tmp_path):
     os.symlink(tmp_path / "nowhere", tmp_path / "src" / "c.png")
     os.mkfifo(tmp_path / "src" / "pipe.png")
     assert [(file.key, file.size >= 0) for file in walked(where)] == [
-        ("a/1.png", True), ("b/2.png", True), ("c.png", False),
+        ("a/1.png", True), ("b/2.png", True), ("c.png", False), ("pipe.png", False),
     ]  # fmt: skip
+    assert [file.stamp for file in walked(where)][2:] == ["missing", "not_a_file"]
 
 
 def test_the_digest_changes_with_the_files(tmp_path):

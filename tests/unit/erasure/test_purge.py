@@ -86,7 +86,7 @@ def source(tmp_path_factory):
     """DICOM of 16 patients, and a file that is no scan of anybody."""
     folder = tmp_path_factory.mktemp("patients") / "scans"
     write_samples(folder, 56, 1, SampleFormat.dicom)
-    (folder / "glioma_tumor" / "notes.txt").write_text("words")
+    (folder / "glioma_tumor" / "notes.png").write_text("words")
     return folder
 
 
