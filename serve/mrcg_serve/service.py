@@ -85,7 +85,8 @@ class Service:
     def __enter__(self) -> Service:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         try:
-            ray.init(**ray_environment.init_options(self._ray_address))
+            with ray_environment.outside_working_folder():
+                ray.init(**ray_environment.init_options(self._ray_address))
         except (ConnectionError, RayError, ValueError) as error:
             raise UsageError(f"--ray {self._ray_address}: {' '.join(str(error).split())[:200]}") from error
         # After ray.init, which installs its own handlers. Both signals end the block, so the replicas drain.
@@ -123,7 +124,7 @@ class Service:
         deadline = time.monotonic() + READY_SECONDS
         while time.monotonic() < deadline:
             try:
-                answer = httpx.get(f"{self.url}/readyz", timeout=5.0)
+                answer = httpx.get(f"{self.url}/readyz", timeout=5.0, trust_env=False)
                 if answer.is_success:
                     return int(answer.json()["release"])
             except httpx.HTTPError:

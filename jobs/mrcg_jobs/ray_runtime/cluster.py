@@ -28,7 +28,8 @@ def start(address: str | None) -> None:
     if ray.is_initialized():
         return
     try:
-        ray.init(**ray_environment.init_options(address))
+        with ray_environment.outside_working_folder():
+            ray.init(**ray_environment.init_options(address))
     except (ConnectionError, RayError, ValueError) as error:
         raise UsageError(f"--ray {address}: {' '.join(str(error).split())[:200]}") from error
     context = ray.data.DataContext.get_current()

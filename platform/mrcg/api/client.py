@@ -25,6 +25,7 @@ from tenacity import (
 from mrcg.api.requests import EmbeddingQuery, ImageIdQuery, SearchParams
 from mrcg.api.responses import Answer, BatchLine
 from mrcg.errors import MrcgError, ServiceError, from_code
+from mrcg.proxies import SCHEMES, stays_inside
 
 #: Status codes after which a retry may succeed: the service is overloaded or changing releases, or a replica died.
 RETRY_STATUS = {502, 503, 504}
@@ -112,6 +113,8 @@ class Client(_BaseClient):
         timeout: of one HTTP request, in seconds; no retry starts later than this after the start of a call.
         retries: maximum number of retries while the service is overloaded, changing releases or unreachable.
 
+    A proxy of the environment is used only for a service outside the private network (`docs/serving.md#environment`).
+
     Raises (every method):
         ServiceError: the service cannot be reached, or its answer cannot be read.
         MrcgError: the service rejected the call; the same error that ``LocalPipeline`` raises.
@@ -119,7 +122,8 @@ class Client(_BaseClient):
 
     def __init__(self, url: str, timeout: float = 60.0, retries: int = 3) -> None:
         super().__init__(url, timeout, retries)
-        self._http = httpx.Client(base_url=self.url, timeout=timeout)
+        direct = dict.fromkeys(SCHEMES, httpx.HTTPTransport()) if stays_inside(self.url) else None
+        self._http = httpx.Client(base_url=self.url, timeout=timeout, mounts=direct)
 
     def __enter__(self) -> Self:
         return self
@@ -172,7 +176,8 @@ class AsyncClient(_BaseClient):
 
     def __init__(self, url: str, timeout: float = 60.0, retries: int = 3) -> None:
         super().__init__(url, timeout, retries)
-        self._http = httpx.AsyncClient(base_url=self.url, timeout=timeout)
+        direct = dict.fromkeys(SCHEMES, httpx.AsyncHTTPTransport()) if stays_inside(self.url) else None
+        self._http = httpx.AsyncClient(base_url=self.url, timeout=timeout, mounts=direct)
 
     async def __aenter__(self) -> Self:
         return self

@@ -5,20 +5,20 @@ Files are yielded one by one in a fixed order, so that a source of any size can 
 
 from __future__ import annotations
 
-import csv
+import datetime
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass, field
 from pathlib import PurePosixPath
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from mrcg.corpus.folder_walk import original_name, stamp_of, unusable, walk
+from mrcg.corpus.manifest_table import ManifestTable
 from mrcg.corpus.splits import TEST_NAMES, TRAIN_NAMES, VALIDATION_NAMES
 from mrcg.errors import ImageError, SourceError
 from mrcg.imaging.lesion import Lesion
@@ -208,21 +208,22 @@ class ManifestSource:
         self._fs = fs
         self._root = root
         self.location = root if isinstance(fs, LocalFileSystem) else location
-        names = self._names()
+        self._table = ManifestTable(fs, root, location, ("path", *COLUMNS))
+        names = self._table.columns
         if "path" not in names:
             optional = ", ".join(COLUMNS)
             raise SourceError(f"--source {location} has no column path; a manifest needs path and any of {optional}")
         self._has_labels = "label" in names
-        self.declares_patients = bool({"patient", "study"} & set(names))
+        self.declares_patients = bool({"patient", "study"} & names)
 
     def walk(self) -> Iterator[SourceFile]:
         """Yield the file of each row, in the order of the rows; size -1 if the file is missing."""
-        for number, row in enumerate(self._rows(), 1):
-            key = (row.get("path") or "").strip()
+        for number, row in self._table.rows():
+            key = row["path"]
             if not key:
                 raise SourceError(f"--source {self.location}: row {number} has no path")
             size, stamp = self._state_of(key)
-            values = {name: normalised_or_none(row.get(name)) for name in COLUMNS}
+            values = {name: row.get(name) for name in COLUMNS}
             self._check(number, values)
             fold = values.pop("fold")
             lesion = Lesion(*(_number(values[name]) for name in schemas.LESION))
@@ -259,8 +260,8 @@ class ManifestSource:
 
         if values["fold"] is not None and not re.fullmatch(r"\d{1,6}", values["fold"]):
             raise error("fold", "a whole number of at most 6 digits")
-        if values["acquired"] is not None and not re.fullmatch(r"\d{4}-\d\d-\d\d", values["acquired"]):
-            raise error("acquired", "a date like 2026-01-31")
+        if values["acquired"] is not None and not _is_day(values["acquired"]):
+            raise error("acquired", "a day like 2026-01-31")
         if values["plane"] is not None and values["plane"] not in PLANES:
             raise error("plane", f"one of {', '.join(PLANES)}")
         for name in schemas.LESION:
@@ -270,32 +271,6 @@ class ManifestSource:
                 raise error(name, f"a number between {low} and 1")
             if name == "lesion_area" and fact == 0:
                 raise error(name, "above 0; leave the columns of the lesion empty where there is none")
-
-    def _names(self) -> list[str]:
-        if self._root.lower().endswith(".parquet"):
-            with self._fs.open(self._root, "rb") as file:
-                return list(pq.read_schema(file).names)
-        with self._text() as file:
-            return next(csv.reader(file), [])
-
-    def _text(self) -> IO[str]:
-        file: IO[str] = self._fs.open(self._root, "r", encoding="utf-8-sig", newline="")
-        return file
-
-    def _rows(self) -> Iterator[Mapping[str, str | None]]:
-        try:
-            if not self._root.lower().endswith(".parquet"):
-                with self._text() as text:
-                    yield from csv.DictReader(text)
-                return
-            with self._fs.open(self._root, "rb") as file:
-                columns = [name for name in self._names() if name in ("path", *COLUMNS)]
-                # Without threads: see `schemas.from_parquet`.
-                for batch in pq.ParquetFile(file).iter_batches(columns=columns, use_threads=False):
-                    for row in batch.to_pylist():
-                        yield {name: None if value is None else str(value) for name, value in row.items()}
-        except (UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
-            raise SourceError(f"--source {self.location} is not a readable table: {error}") from error
 
 
 def listing_table(files: list[SourceFile]) -> pa.Table:
@@ -317,6 +292,13 @@ def files_in_listing(table: pa.Table) -> list[SourceFile]:
         lesion = Lesion(*(row.pop(name, None) for name in schemas.LESION))
         files.append(SourceFile(**row, lesion=None if lesion == Lesion() else lesion))
     return files
+
+
+def _is_day(text: str) -> bool:
+    try:
+        return datetime.date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
 
 
 def _number(text: str | None) -> float | None:

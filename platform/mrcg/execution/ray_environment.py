@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import secrets
+import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
+from mrcg import proxies
+from mrcg.errors import UsageError
+
 LOCAL_OBJECT_STORE = 1 * 2**30
+#: Characters of Ray's folder: with what Ray appends, the path of a socket has at most the 107 that Linux allows.
+_LONGEST_FOLDER = 40
 #: glibc allocator settings for a process that trains or embeds. Ray runs our code in a thread, and glibc returns memory
 #: that a thread frees to the system at once. Without these settings every batch faults its activations in again page by
 #: page, which takes a third of the time.
@@ -24,6 +34,7 @@ def prepare() -> None:
     Scans are private: joining a cluster requires its token (all nodes need the same auth mode), and Ray's usage
     statistics are switched off.
     """
+    proxies.bypass_for_this_machine()
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray's errors reach us as exceptions and its logs are in files, so the output of its C++ backend between our
@@ -53,9 +64,53 @@ def prepare_serving() -> None:
     os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.25")
 
 
+def outside_working_folder() -> contextlib.AbstractContextManager[None]:
+    """Return a context in which ``ray.init`` has to be called.
+
+    Ray puts the driver's working folder in front of the modules of all workers. There a user's random.py or pydicom.py
+    would be imported instead of the library.
+    """
+    return contextlib.chdir(sys.prefix)
+
+
 def init_options(address: str | None) -> dict[str, Any]:
     """Return the arguments of ``ray.init`` for a given cluster, or for a local one that ends with this process."""
     options: dict[str, Any] = {"address": address or "local", "log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
-        options |= {"include_dashboard": False, "object_store_memory": LOCAL_OBJECT_STORE}
+        options |= {"include_dashboard": False, "object_store_memory": LOCAL_OBJECT_STORE, "_temp_dir": _ray_folder()}
+        _ensure_token()
     return options
+
+
+def _ray_folder() -> str:
+    """Return a folder for the sockets and logs of a local Ray: the usual one, or another where that cannot be used.
+
+    Raises:
+        UsageError: there is none.
+    """
+    stated = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    own = f"ray-{os.getuid()}"
+    for folder in (f"{stated}/ray", f"{stated}/{own}", "/tmp/ray", f"/tmp/{own}"):
+        if len(folder) <= _LONGEST_FOLDER and _is_writable(folder):
+            return folder
+    raise UsageError(
+        f"Ray cannot use {stated}/ray: it belongs to another user, or its path has more than {_LONGEST_FOLDER} "
+        "characters; set TMPDIR to a short path of a folder of your own"
+    )
+
+
+def _is_writable(folder: str) -> bool:
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
+def _ensure_token() -> None:
+    """Give a local cluster a token of its own where the home folder has no room for Ray's token file."""
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    folder = Path("~/.ray").expanduser()
+    if not (folder / "auth_token").is_file() and not _is_writable(str(folder)):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

@@ -21,7 +21,7 @@ def start_child(module: str, *setup: Any) -> tuple[subprocess.Popen[bytes], Conn
     """Start a child process that runs ``module`` as a script on one end of a pipe, and wait until it is ready.
 
     Args:
-        module: run by ``python -m`` with the file descriptor of its end of the pipe as argument.
+        module: run by ``python -P -m`` with the file descriptor of its end of the pipe as argument.
         setup: objects that are sent to the child first; it answers with one message when it is ready.
 
     Returns:
@@ -34,7 +34,8 @@ def start_child(module: str, *setup: Any) -> tuple[subprocess.Popen[bytes], Conn
     # One thread per decoder: the readers already share out the cores of the machine.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     child = subprocess.Popen(
-        [sys.executable, "-m", module, str(child_end.fileno())],
+        # -P: a module of the working folder, such as a user's random.py, is not imported.
+        [sys.executable, "-P", "-m", module, str(child_end.fileno())],
         pass_fds=[child_end.fileno()],
         env=environment,
         stdin=subprocess.DEVNULL,

@@ -181,7 +181,7 @@ def test_a_manifest_may_be_parquet(tmp_path):
     [
         ("file,label\n1.png,a\n", "has no column path; a manifest needs path and any of label, patient"),
         ("path,fold\n1.png,first\n", "row 1: fold is not a whole number of at most 6 digits"),
-        ("path,acquired\n1.png,3.2.2021\n", "row 1: acquired is not a date like"),
+        ("path,acquired\n1.png,3.2.2021\n", "row 1: acquired is not a day like"),
         ("path,plane\n1.png,front\n", "row 1: plane is not one of sagittal, coronal, axial"),
         ("path,label\n1.png,a\n ,b\n", "row 2 has no path"),
         ("path,lesion_y\n1.png,0.5\n1.png,12\n", "row 2: lesion_y is not a number between 0 and 1"),

@@ -235,3 +235,11 @@ def test_a_child_that_dies_before_it_is_ready_is_reported():
         caught = type(error)
     gc.collect()  # the warning about a child that was not waited for must appear here, not in another test
     assert caught is RuntimeError
+
+
+@pytest.mark.parametrize("name", ["random", "json", "pydicom", "faiss", "numpy", "mrcg"])
+def test_modules_of_the_working_folder_are_not_imported(tmp_path, monkeypatch, name):
+    (tmp_path / f"{name}.py").write_text("raise SystemExit('a script of the user')")
+    monkeypatch.chdir(tmp_path)
+    with IsolatedReader(SETTINGS, 30.0, MEMORY) as reader:
+        assert reader.read(GOOD).slices
