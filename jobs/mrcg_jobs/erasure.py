@@ -87,7 +87,7 @@ class Eraser:
         """Erase a target and return the signed receipt; erasing it again returns the same receipt.
 
         Raises:
-            NotFoundError: no corpus has the image.
+            NotFoundError: no corpus has the image, or scans of the patient.
             UsageError: a corpus that has it was made with another pseudonym key.
             StoreError: a running job uses a version that must be deleted.
             IntegrityError: erased data is still in the store.
@@ -149,13 +149,13 @@ class Eraser:
 
     def _records_of(self, target: ErasureTarget) -> list[ErasureRecord]:
         """Return earlier erasures of this target, oldest first; found by its token because its scans may be gone."""
-        target_token = token(self.pseudonyms, target.kind, target.value)
+        tokens = {token(self.pseudonyms, target.kind, value) for value in target.values}
         records = [
             ErasureRecord.model_validate(self.store.read_json(f"{RECORDS}/{name}"))
             for name in self.store.listdir(RECORDS)
             if name.endswith(".json")
         ]
-        return sorted((r for r in records if target_token in r.suppressed), key=lambda r: (r.times, r.ident))
+        return sorted((r for r in records if tokens & set(r.suppressed)), key=lambda r: (r.times, r.ident))
 
     def _came_back(self, record: ErasureRecord) -> bool:
         """Return whether erased scans or removed versions are in the store again, e.g. restored from a backup."""

@@ -23,12 +23,15 @@ from mrcg.storage.store import Store
 pytestmark = pytest.mark.slow
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-#: What this version does by default and earlier ones did not.
-AS_BEFORE = tuple(
-    word
-    for setting in ("embed.appearance.components=0", "evaluate.order=score", "evaluate.known_items=0")
-    for word in ("--set", setting)
-)
+
+
+def words(*settings):
+    return tuple(word for setting in settings for word in ("--set", setting))
+
+
+#: What this version does by default and earlier ones did not: when they read a source, and in all else.
+AS_READ = words("ingest.exclude=[]", "ingest.unknown_patients=[]", "ingest.volume_planes=[axial]")
+AS_BEFORE = (*AS_READ, *words("embed.appearance.components=0", "evaluate.order=score", "evaluate.known_items=0"))
 COMMON = ("--store", "store", "--source", "source/scans.csv")
 
 
@@ -112,7 +115,7 @@ def test_a_run_with_the_same_settings_makes_only_the_report_again(old, on):
 
 def test_a_run_with_todays_settings_gives_it_an_appearance_part_and_the_fused_order(old, on):
     before = read_release(old.store)
-    result = json.loads(old.mrcg("run", *COMMON, *on, *SETTINGS, "--promote", "always", "--json"))
+    result = json.loads(old.mrcg("run", *COMMON, *on, *SETTINGS, *AS_READ, "--promote", "always", "--json"))
     ran = [stage["stage"] for stage in result["stages"] if stage["ran"]]
     assert ran == ["embed", "build-index", "build-graphs", "train-reranker", "evaluate"], "nothing is learned again"
     after = read_release(old.store)

@@ -9,7 +9,7 @@ import typer
 
 from mrcg.cli import console
 from mrcg.cli.console import JsonOption, SetOption, StoreOption
-from mrcg.errors import IntegrityError, UsageError
+from mrcg.errors import IntegrityError, NotFoundError, UsageError
 from mrcg_jobs.commands.run import PromoteWhen, RayOption, SourceOption, gate_of, show_stages, stop_ray
 
 # `mrcg --help` reads this module: what is heavy is imported by the functions that need it.
@@ -109,6 +109,10 @@ def erase(
             executor = LocalExecutor() if here else None
             sweep = cache_sweeper(opened, ray, here)
             signed = Eraser(opened, pseudonyms, signer, executor, ray, bars.stage, sweep).erase(target)
+    except NotFoundError as error:
+        if patient is None or pseudonyms is None:
+            raise
+        raise _with_similar(error, opened, patient, pseudonyms) from error
     finally:
         stop_ray()
     if out is not None:
@@ -120,16 +124,25 @@ def erase(
 
 
 def _target(patient: str | None, image: str | None, pseudonyms: Pseudonyms | None) -> ErasureTarget:
-    from mrcg.erasure.records import ErasureTarget
-    from mrcg.privacy.suppression import IMAGE, PATIENT
+    from mrcg.erasure.records import ErasureTarget, patient_target
+    from mrcg.privacy.suppression import IMAGE
 
     if patient is None:
         return ErasureTarget(kind=IMAGE, value=str(image))
     if pseudonyms is None:
         raise UsageError("--patient needs the key that the pseudonyms were made with: set MRCG_PSEUDONYM_KEY")
-    if not patient.strip():
-        raise UsageError("--patient is empty: give the patient id as in the source")
-    return ErasureTarget(kind=PATIENT, value=pseudonyms.name("patient", patient.strip()))
+    return patient_target(patient, pseudonyms)
+
+
+def _with_similar(error: NotFoundError, store: Store, patient: str, pseudonyms: Pseudonyms) -> NotFoundError:
+    """Return the error with the ids that the user may have meant."""
+    from mrcg.erasure.records import count_similar
+
+    similar = count_similar(store, patient, pseudonyms)
+    if not similar:
+        return NotFoundError(f"{error}; check the id against the source")
+    known = ", ".join(f"{ident} ({count} scans)" for ident, count in similar.items())
+    return NotFoundError(f"{error}; similar ids are known: {known}")
 
 
 def _say_receipt(store: Store, receipt: Receipt) -> None:

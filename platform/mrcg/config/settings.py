@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from mrcg.config.not_scans import NOT_SCANS, PLACEHOLDERS
 from mrcg.frozen import Frozen
 from mrcg.text import normalised, normalised_or_none
 
@@ -23,17 +24,6 @@ Plane = Literal["sagittal", "coronal", "axial"]
 
 class Settings(Frozen):
     """Base of every group of settings: frozen, and unknown keys are rejected."""
-
-
-#: What lies beside scans in folders as programs write them: sidecars and tables of BIDS, viewers and notes on patient
-#: CDs, what macOS and Windows leave, logos. Series of BIDS that have a time axis are no scans here, either.
-NOT_SCANS = (
-    "*.json", "*.tsv", "*.csv", "*.bval", "*.bvec", "*.txt", "*.md", "*.rst", "*.log", "*.xml", "*.html", "*.htm",
-    "*.css", "*.js", "*.pdf", "*.rtf", "*.doc", "*.docx", "*.xls", "*.xlsx", "*.py", "*.sh", "*.bat", "*.exe", "*.dll",
-    "*.so", "*.jar", "*.inf", "*.ini", "*.ico", "*.lnk", "*.url", "*.db", "*.app", "readme*", "changes", "license*",
-    "citation*", "__macosx", "$recycle.bin", "system volume information", "*logo*", "*_bold.nii*", "*_sbref.nii*",
-    "*_dwi.nii*", "*_epi.nii*", "*_asl.nii*",
-)  # fmt: skip
 
 
 class ReadSettings(Settings):
@@ -83,6 +73,9 @@ class IngestSettings(ReadSettings):
     )
     tenant: str | None = Field(None, description="tenant that owns every scan of the source")
     site: str | None = Field(None, description="site of every scan without a site in the manifest")
+    unknown_patients: tuple[str, ...] = Field(
+        PLACEHOLDERS, description="patient ids that name nobody, without case: the study is the group of such scans"
+    )
     near_duplicate_bits: int = Field(
         12, ge=0, le=64, description="bits by which the 256-bit difference hashes of two near-duplicates differ at most"
     )
@@ -388,6 +381,7 @@ class ComputeSettings(Settings):
 #: this value, a setting is left out of manifests and versions, so that artefacts of earlier versions are found (all but
 #: reports, which have more in them now).
 ADDED_LATER: Mapping[str, Mapping[str, Any]] = {
+    "ingest": {"include": [], "exclude": [], "unknown_patients": []},
     "embed": {"appearance": {"components": 0}},
     "evaluate": {"order": "score", "known_items": 0},
 }

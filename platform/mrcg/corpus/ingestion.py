@@ -29,6 +29,7 @@ from mrcg.imaging.near_duplicates import difference_hash
 from mrcg.imaging.readers import IDENTIFYING, format_of
 from mrcg.imaging.sequences import sequence_of_text
 from mrcg.imaging.slices import Reading, ScanFacts, Slice, image_id, pixel_hash
+from mrcg.privacy.identity import earlier_forms, patient_id
 from mrcg.privacy.pseudonyms import Pseudonyms, missing_key_error
 from mrcg.privacy.suppression import IMAGE, PATIENT, PIXELS, token
 from mrcg.storage import schemas
@@ -121,7 +122,7 @@ def ingest_files(
         stated = file.lesion if len(reading.slices) + len(reading.refused) == 1 else None
         for image in reading.slices:
             row = _scan_row(file, image, stated, rules)
-            if is_suppressed(row, rules):
+            if is_suppressed(row, rules, _stated_patient(file, image.facts, rules)):
                 continue
             row["file"], row["file_row"] = images.add(row["image_id"], image)
             scans.append(row)
@@ -268,19 +269,26 @@ def _scan_row(file: SourceFile, image: Slice, stated: Lesion | None, rules: Rule
         "pixel_hash": pixels,
         "difference_hash": difference_hash(image.pixels),
         **lesion_columns(first_known(stated or Lesion(), facts.lesion or Lesion())),
-        **_pseudonymous(file, facts, rules.pseudonyms),
+        **_pseudonymous(file, facts, rules),
     }
 
 
-def _pseudonymous(file: SourceFile, facts: ScanFacts, pseudonyms: Pseudonyms | None) -> dict[str, Any]:
+def _stated_patient(file: SourceFile, facts: ScanFacts, rules: Rules) -> str | None:
+    """Return the id that the manifest states, else the file; None where both name nobody."""
+    stated = (file.patient, facts.patient)
+    return next((one for one in stated if patient_id(one, rules.settings.unknown_patients) is not None), None)
+
+
+def _pseudonymous(file: SourceFile, facts: ScanFacts, rules: Rules) -> dict[str, Any]:
     """Return the columns made from identifiers: pseudonyms, and the shifted day and true year of acquisition."""
+    pseudonyms = rules.pseudonyms
     acquired = datetime.date.fromisoformat(file.acquired) if file.acquired else facts.acquired
     columns: dict[str, Any] = {"year": None if acquired is None else acquired.year}
     if pseudonyms is None:
         assert file.patient is None
         assert facts.patient is None
         return columns
-    patient, study = file.patient or facts.patient, file.study or facts.study
+    patient, study = patient_id(_stated_patient(file, facts, rules)), file.study or facts.study
     for kind, value in (("patient", patient), ("study", study), ("accession", facts.accession)):
         columns[kind] = None if value is None else pseudonyms.name(kind, value)
     for kind, value in (("series", facts.series), ("instance", facts.instance)):
@@ -313,13 +321,21 @@ def _sequence_of_name(file: SourceFile, facts: ScanFacts) -> str | None:
     return sequence_of_text(file.key.rsplit("/", 1)[-1]) if volume else None
 
 
-def is_suppressed(row: dict[str, Any], rules: Rules) -> bool:
-    """Return whether a scan's id, pixels or patient is on the suppression list."""
+def is_suppressed(row: dict[str, Any], rules: Rules, stated: str | None = None) -> bool:
+    """Return whether a scan's id, pixels or patient is on the suppression list.
+
+    Args:
+        row: of the scan.
+        rules: of the ingestion.
+        stated: id of the patient as the source states it: who was erased by an earlier version stays erased.
+    """
     if not rules.suppressed:
         return False
     candidates = [(IMAGE, row["image_id"]), (PIXELS, row["pixel_hash"])]
     if row.get("patient"):
         candidates.append((PATIENT, row["patient"]))
+    if stated is not None and rules.pseudonyms is not None:
+        candidates += [(PATIENT, rules.pseudonyms.name("patient", form)) for form in earlier_forms(stated)]
     return any(token(rules.pseudonyms, kind, value) in rules.suppressed for kind, value in candidates)
 
 

@@ -26,9 +26,10 @@ from mrcg.erasure.discovery import (
 from mrcg.errors import IntegrityError, NotFoundError, UsageError
 from mrcg.frozen import Frozen
 from mrcg.hashing import digest
+from mrcg.privacy.identity import earlier_forms, patient_id, similar_ids
 from mrcg.privacy.pseudonyms import ENVIRONMENT, Pseudonyms
 from mrcg.privacy.signing import Signature, is_signed
-from mrcg.privacy.suppression import IMAGE, PIXELS, token
+from mrcg.privacy.suppression import IMAGE, PATIENT, PIXELS, token
 from mrcg.privacy.tombstones import entry_of
 from mrcg.storage.catalog import all_manifests, name_of
 from mrcg.storage.manifest import Manifest
@@ -42,10 +43,46 @@ IDENTIFYING_COLUMNS_OF_IMAGE = ("image_id", "instance")
 
 
 class ErasureTarget(Frozen):
-    """What to erase: a patient (by pseudonym) or an image (by id); ``kind`` is ``patient`` or ``image``."""
+    """What to erase: a patient (by pseudonym) or an image (by id); ``kind`` is ``patient`` or ``image``.
+
+    Attributes:
+        kind: ``patient`` or ``image``.
+        value: the pseudonym or the id.
+        others: further pseudonyms of the same patient, as earlier versions of MRCG made them.
+    """
 
     kind: str
     value: str
+    others: tuple[str, ...] = ()
+
+    @property
+    def values(self) -> list[str]:
+        """All that names the target."""
+        return [self.value, *self.others]
+
+
+def patient_target(stated: str, pseudonyms: Pseudonyms) -> ErasureTarget:
+    """Return the target of a patient by the id that a source or a person states.
+
+    Raises:
+        UsageError: the id names nobody.
+    """
+    ident = patient_id(stated)
+    if ident is None:
+        raise UsageError("--patient is empty: give the patient id as in the source")
+    value = pseudonyms.name("patient", ident)
+    others = {pseudonyms.name("patient", form) for form in earlier_forms(stated)} - {value}
+    return ErasureTarget(kind=PATIENT, value=value, others=tuple(sorted(others)))
+
+
+def count_similar(store: Store, stated: str, pseudonyms: Pseudonyms) -> dict[str, int]:
+    """Return the number of scans of each id that is similar to one that no corpus has."""
+    names = {pseudonyms.name("patient", one): one for one in similar_ids(stated)}
+    found: dict[str, set[str]] = {}
+    for match in locate(store, "patient", list(names)):
+        for name, image in zip(*(match.matching[col].to_pylist() for col in ("patient", "image_id")), strict=True):
+            found.setdefault(names[name], set()).add(image)
+    return {one: len(images) for one, images in sorted(found.items())}
 
 
 class ErasureRecord(Frozen):
@@ -126,11 +163,11 @@ def plan_erasure(store: Store, target: ErasureTarget, pseudonyms: Pseudonyms | N
     """Collect everything that an erasure needs to know before it removes anything.
 
     Raises:
-        NotFoundError: there is no such image. (A patient without scans can still be put on the suppression list.)
+        NotFoundError: no corpus has such an image, or scans of such a patient.
         UsageError: a corpus with the target was made with another pseudonym key, so the target could not be kept out of
             later corpora.
     """
-    column, values = "image_id" if target.kind == IMAGE else "patient", [target.value]
+    column, values = "image_id" if target.kind == IMAGE else "patient", target.values
     matches = locate(store, column, values)
     if not matches and target.kind == IMAGE:
         raise NotFoundError(f"no corpus in {store.url} has an image {target.value}: `mrcg query` shows ids")
@@ -142,7 +179,7 @@ def plan_erasure(store: Store, target: ErasureTarget, pseudonyms: Pseudonyms | N
     images = {image_id for match in matches for image_id in match.matching["image_id"].to_pylist()}
     columns = IDENTIFYING_COLUMNS_OF_IMAGE if target.kind == IMAGE else IDENTIFYING_COLUMNS
     # Groups and clusters are named after an image id. If they have other members they are renamed, so no id may remain.
-    names = {target.value} | {
+    names = {*target.values} | {
         name for match in matches for col in columns for name in match.matching[col].to_pylist() if name
     }
     copies: set[str] = set()
@@ -153,12 +190,16 @@ def plan_erasure(store: Store, target: ErasureTarget, pseudonyms: Pseudonyms | N
         is_copy = pc.is_in(match.others["pixel_hash"], pa.array(sorted(pixels), pa.string()))
         copies.update(match.others["image_id"].filter(is_copy).to_pylist())
     manifests = all_manifests(store)
-    suppressions = [(target.kind, target.value)]
+    unlisted = with_unlisted_rows(store, manifests)
+    if not matches and not unlisted:
+        # With rows that no table lists any more, whose they are is not known: they go in any case.
+        raise NotFoundError(f"no corpus in {store.url} has scans of this patient: nothing was erased")
+    suppressions = [(target.kind, value) for value in target.values]
     if target.kind == IMAGE:
         suppressions += [(PIXELS, value) for value in sorted(pixels)]
     keys = {pseudonyms, *(_key_of(manifests["corpus", match.corpus], pseudonyms) for match in matches)}
     entries = sorted({token(key, *suppression) for key in keys for suppression in suppressions})
-    roots = [*(("corpus", match.corpus) for match in matches), *with_unlisted_rows(store, manifests)]
+    roots = [*(("corpus", match.corpus) for match in matches), *unlisted]
     doomed = affected_versions(manifests, roots)
     return ErasureRecord(
         ident=digest(["erase", entries, sorted(images)], 16),
