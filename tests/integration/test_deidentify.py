@@ -73,8 +73,8 @@ def planted_file(path: Path) -> set[str]:
         ):
             planted.add(plant(dataset, tag, vr, n))
     dataset.PatientID, dataset.StudyInstanceUID = "ZQPATIENT4711", "1.2.826.0.1.4711.31415"
-    dataset.SeriesInstanceUID, dataset.StudyDate = generate_uid(entropy_srcs=["x"]), "19530713"
-    planted |= {"ZQPATIENT4711", "1.2.826.0.1.4711.31415", str(dataset.SeriesInstanceUID), "19530713"}
+    dataset.SeriesInstanceUID, dataset.StudyDate = generate_uid(entropy_srcs=["x"]), "19830713"
+    planted |= {"ZQPATIENT4711", "1.2.826.0.1.4711.31415", str(dataset.SeriesInstanceUID), "19830713"}
     block = dataset.private_block(0x0029, "ZqPrivateCreator", create=True)
     block.add_new(0x01, "LO", "ZqPrivateName")
     block.add_new(0x02, "UN", b"ZqPrivateBytes")
