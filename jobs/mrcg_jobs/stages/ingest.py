@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from mrcg.corpus.assembly import AssembledCorpus, assemble_corpus
+from mrcg.corpus.assembly import AssembledCorpus, assemble_corpus, labels_that_differ_by_case
 from mrcg.corpus.ingest_worker import SegmentReader, SegmentWork
 from mrcg.corpus.ingestion import ImagesWriter, Rules, ingest_files
 from mrcg.corpus.listing import MEASURE_ABOVE_FILES, Plan, cut_segments, known_files, write_listing
@@ -39,6 +40,8 @@ from mrcg.storage.store import Store
 from mrcg_jobs.job import Job, Outcome
 from mrcg_jobs.ray_runtime.cluster import each_row, own_errors
 from mrcg_jobs.ray_runtime.progress import Watch, part_reporter
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,8 @@ def run(job: Job) -> Outcome:
         job.progress(plan.files, plan.files, "grouping near-duplicates")
         corpus: AssembledCorpus = ray.get(_assemble.remote(task, len(plan.segments)))
     _check_bad_files(job, corpus)
+    for names in labels_that_differ_by_case(corpus.counts.classes):
+        log.warning("labels that differ only by case are different classes: %s", ", ".join(names))
     counts = corpus.counts.model_copy(
         update={
             "files": job.source.files,

@@ -89,6 +89,14 @@ def assemble_corpus(
     )
 
 
+def labels_that_differ_by_case(labels: Iterable[str]) -> list[list[str]]:
+    """Return the groups of labels that are equal without case: most likely one class, spelt in several ways."""
+    spelt: dict[str, list[str]] = {}
+    for label in sorted(labels):
+        spelt.setdefault(label.casefold(), []).append(label)
+    return [names for names in spelt.values() if len(names) > 1]
+
+
 def bad_rows(quarantine: pa.Table) -> pa.Table:
     """Return the quarantine rows of files that are bad as a whole, without single slices and harmless reasons."""
     harmful = pa.array([reason not in HARMLESS_REASONS for reason in quarantine["reason"].to_pylist()], pa.bool_())

@@ -109,6 +109,13 @@ def _empty_part_message(scans: pa.Table, settings: SplitSettings) -> str:
             "no scan has a label: with a pseudonym key, folder names are labels only if ingest.classes lists them "
             "(--set 'ingest.classes=[glioma,meningioma]'); set it, or use a manifest with a column label"
         )
+    groups = set(scans["group_id"].to_pylist())
+    if settings.protocol == "dedup" and len(groups) == 1:
+        kind = "of one patient" if scans["patient"].null_count == 0 else "in one group (a study, or near-duplicates)"
+        return (
+            f"protocol {settings.protocol}: all {scans.num_rows} scans are {kind}, and a group is never divided; "
+            "if their id is a placeholder, add it to ingest.unknown_patients, else add scans of others"
+        )
     return (
         f"protocol {settings.protocol}: the train or the test part has no labelled scan; "
         "add scans or set another split.protocol (given: folders train and test; folds: folders fold0, fold1, …)"

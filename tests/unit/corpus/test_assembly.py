@@ -6,7 +6,7 @@ from tests import factories
 from tests.unit.imaging.test_raster import encoded, slice_of
 
 from mrcg.corpus import assembly
-from mrcg.corpus.assembly import bad_rows, rename_groups_of_removed
+from mrcg.corpus.assembly import bad_rows, labels_that_differ_by_case, rename_groups_of_removed
 from mrcg.corpus.sources import SourceFile
 from mrcg.storage import schemas
 
@@ -160,3 +160,8 @@ def test_a_cluster_named_after_a_removed_scan_is_renamed_to_its_smallest_member(
     assert renamed["cluster_id"].to_pylist() == wanted
     assert renamed.drop_columns("cluster_id").equals(table.drop_columns("cluster_id"))
     assert renamed.schema == schemas.SCANS
+
+
+def test_labels_that_differ_by_case_are_named_together():
+    assert labels_that_differ_by_case(["gliome", "other", "Gliome", "GLIOME"]) == [["GLIOME", "Gliome", "gliome"]]
+    assert labels_that_differ_by_case(["a", "b"]) == []

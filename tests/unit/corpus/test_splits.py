@@ -99,3 +99,10 @@ def test_held_out_scans_are_whole_training_groups_outside_validation(groups):
     without = split(made, "dedup")
     assert not any(without["held_out"].to_pylist())
     assert table.drop_columns(["held_out"]).equals(without.drop_columns(["held_out"]))
+
+
+@pytest.mark.parametrize(("patient", "why"), [("p", "are of one patient"), (None, "are in one group")])
+def test_where_all_scans_are_of_one_patient_the_message_says_so(patient, why):
+    table = scans(24, [0] * 24, patient=[patient] * 24)
+    with pytest.raises(SourceError, match=f"all 24 scans {why}.*ingest.unknown_patients"):
+        split(table, "dedup")
