@@ -18,6 +18,7 @@ from mrcg.erasure.records import (
     RECORDS,
     ErasureTarget,
     check_receipt,
+    count_similar,
     plan_erasure,
     read_receipt,
     reappeared_versions,
@@ -105,6 +106,12 @@ def test_who_is_in_no_corpus_is_an_error(made):
     with pytest.raises(NotFoundError, match="no corpus in .* has scans of this patient: nothing was erased"):
         plan_erasure(store, ErasureTarget(kind=PATIENT, value=pseudonym(NOBODY)), KEY)
     assert suppressed(store) == frozenset()
+
+
+def test_ids_that_are_similar_to_an_unknown_one_are_counted(made):
+    store, _ = made
+    assert count_similar(store, f"0{JANE}", KEY) == {JANE: 4}
+    assert count_similar(store, NOBODY, KEY) == {}
 
 
 def test_accession_numbers_do_not_identify_scans(made):
