@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from fnmatch import translate
 from pathlib import PurePosixPath
 from types import TracebackType
 from typing import Any
@@ -62,9 +63,9 @@ class Rules:
         """Return why the name of a file says that it is no scan, by the settings; None for all others."""
         name, suffix = key.lower(), PurePosixPath(key).suffix.lower()
         kind = f"a file of type {suffix}" if re.fullmatch(r"\.[a-z0-9]{1,5}", suffix) else "a file of another type"
-        if any(_matches(name, glob) for glob in self.settings.exclude):
+        if _matches(name, self.settings.exclude):
             return f"{kind}, left out by ingest.exclude"
-        if self.settings.include and not any(_matches(name, glob) for glob in self.settings.include):
+        if self.settings.include and not _matches(name, self.settings.include):
             return f"{kind}, not in ingest.include"
         return None
 
@@ -217,10 +218,17 @@ class ImagesWriter:
         self._writer, self._sink, self._rows = None, None, 0
 
 
-def _matches(name: str, glob: str) -> bool:
-    """Return whether a lower-case path matches a glob; a glob without a slash is compared with each of its parts."""
-    glob = glob.lower()
-    return fnmatchcase(name, glob) if "/" in glob else any(fnmatchcase(part, glob) for part in name.split("/"))
+@functools.lru_cache(maxsize=8)
+def _pattern(globs: tuple[str, ...]) -> re.Pattern[str]:
+    """Return what matches a name that one of some globs matches: one search, however many globs there are."""
+    return re.compile("|".join(translate(glob.lower()) for glob in globs) or r"(?!)")
+
+
+def _matches(name: str, globs: tuple[str, ...]) -> bool:
+    """Return whether a lower-case path matches a glob; one without a slash is compared with each of its parts."""
+    of_paths = tuple(glob for glob in globs if "/" in glob)
+    of_parts = tuple(glob for glob in globs if "/" not in glob)
+    return bool(_pattern(of_paths).match(name)) or any(_pattern(of_parts).match(part) for part in name.split("/"))
 
 
 def _read(

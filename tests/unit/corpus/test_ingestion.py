@@ -6,7 +6,7 @@ from tests import factories
 from tests.unit.imaging.test_raster import encoded, slice_of
 
 from mrcg.config.settings import IngestSettings
-from mrcg.corpus.ingestion import ImagesWriter, ingest_files
+from mrcg.corpus.ingestion import HARMLESS_REASONS, ImagesWriter, ingest_files
 from mrcg.corpus.sources import SourceFile
 from mrcg.errors import UsageError
 from mrcg.imaging.slices import Reading, ScanFacts, Slice, image_id, pixel_hash
@@ -177,3 +177,48 @@ def test_suppressed_scans_are_not_stored(kind):
     assert segment.quarantine["reason"].to_pylist() == ["suppressed"]
     other = factories.rules_of(pseudonyms=NAMES, suppressed=[token(None, kind, value)])
     assert one_row(file, other)["image_id"] == row["image_id"], "an entry made with another key matches nothing"
+
+
+def litter(key, **settings):
+    return factories.rules_of(IngestSettings(**settings)).litter(key)
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [
+        ("sub-01/anat/sub-01_T1w.json", "a file of type .json, left out by ingest.exclude"),
+        ("README", "a file of another type, left out by ingest.exclude"),
+        ("cd/AUTORUN.INF", "a file of type .inf, left out by ingest.exclude"),
+        ("cd/viewer/Hospital_Logo.jpg", "a file of type .jpg, left out by ingest.exclude"),
+        ("__MACOSX/a/1.png", "a file of type .png, left out by ingest.exclude"),
+        ("sub-01/func/sub-01_task-rest_bold.nii.gz", "a file of type .gz, left out by ingest.exclude"),
+        ("sub-01/anat/sub-01_T1w.nii.gz", None),
+        ("glioma/1.png", None),
+        ("IM0001", None),
+        ("jsonian/1.dcm", None),
+    ],
+)
+def test_what_lies_beside_scans_is_left_out_by_its_name(key, kind):
+    assert litter(key) == kind
+    assert litter(key, exclude=()) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "included"),
+    [("a/ANAT/1.png", True), ("a/func/1.png", False), ("2.dcm", True), ("b/2.DCM", True), ("1", False)],
+)
+def test_globs_say_which_files_are_scans(key, included):
+    assert (litter(key, include=("*.dcm", "a/anat/*")) is None) is included
+
+
+def test_what_is_left_out_is_counted_and_not_read():
+    def read(file):
+        raise AssertionError(file.key)
+
+    segment = factories.ingest([SourceFile("a/notes.txt", "s", 5)], read, factories.rules_of())
+    (row,) = segment.quarantine.to_pylist()
+    assert (row["source_key"], row["reason"], row["detail"]) == (
+        "a/notes.txt", "not_a_scan", "a file of type .txt, left out by ingest.exclude",
+    )  # fmt: skip
+    assert row["reason"] in HARMLESS_REASONS
+    assert segment.files_read == 0
