@@ -404,9 +404,8 @@ def test_it_names_none_where_they_were_no_part_of_the_training(ground, story, tm
     shutil.copytree(story.before, tmp_path / "store")
     store = Store(str(tmp_path / "store"))
     person = ground.person(ground.tested, tmp_path / "store")
-    tested, trained = (
-        ErasureTarget(kind=PATIENT, value=ground.pseudonym(one)) for one in (ground.tested, ground.trained)
-    )
+    names = map(ground.pseudonym, (ground.tested, ground.trained))
+    tested, trained = (ErasureTarget(kind=PATIENT, value=name) for name in names)
     receipt = erasure_factories.eraser(store, ground.key).erase(tested).receipt
     assert (receipt.trained_on_them, receipt.scans, receipt.release) == ((), 4, 2)
     assert found(tmp_path / "store", person) == {}
@@ -418,5 +417,4 @@ def test_it_names_none_where_they_were_no_part_of_the_training(ground, story, tm
     tests = set(table.filter(np.array(table["split"].to_pylist()) == "test")["image_id"].to_pylist())
     scans = read_scans(store.artefact("corpus", read_release(store).corpus)).to_pylist()
     another = next(row["patient"] for row in scans if row["image_id"] in tests)
-    assert (another,) in erasure_factories.scans_of(store, read_release(store).corpus, "patient")
     assert plan_erasure(store, ErasureTarget(kind=PATIENT, value=another), ground.key).models == ()
