@@ -20,7 +20,7 @@ from mrcg.imaging.dicom_header import Frame, frame_count, items_of, number_of, s
 from mrcg.imaging.dicom_levels import grey_levels
 from mrcg.imaging.mosaic import mosaic_of
 from mrcg.imaging.sequences import normal_of, plane_of, sequence_of_text, sequence_of_times
-from mrcg.imaging.slices import Reading, Refusal, ScanFacts, Slice, check_size, check_spacing, finish
+from mrcg.imaging.slices import Grey, Reading, Refusal, ScanFacts, Slice, check_size, check_spacing, finish
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -78,8 +78,7 @@ def read_dicom(data: bytes, settings: ReadSettings) -> Reading:
     for decoded, stored in enumerate(_decoded(dataset), 1):
         view, frame = Frame(dataset, decoded - 1), decoded - 1
         try:
-            facts = _facts(view)
-            grey = grey_levels(stored, view, settings)
+            facts, grey = _applied(stored, view, settings)
             cut = [(frame, grey, facts)] if mosaic is None else list(mosaic.slices(grey, facts))
         except ImageError as error:
             if count == 1:
@@ -98,6 +97,17 @@ def read_dicom(data: bytes, settings: ReadSettings) -> Reading:
         raise ImageError("wrong_dimensions", f"the header states {count} frames, the file has {decoded}")
     slices.sort(key=lambda s: (s.facts.position is None, s.facts.position or 0.0, s.frame))
     return Reading(slices, refused)
+
+
+def _applied(stored: npt.NDArray[Any], view: Frame, settings: ReadSettings) -> tuple[ScanFacts, Grey]:
+    """Return the facts and grey levels of a frame."""
+    try:
+        return _facts(view), grey_levels(stored, view, settings)
+    except (ImageError, MemoryError, MissingExtraError):
+        raise
+    except Exception as error:
+        # pydicom parses values lazily, and a damaged value can raise any error.
+        raise ImageError("unreadable", f"the DICOM header is damaged ({type(error).__name__})") from error
 
 
 def _decoded(dataset: Dataset) -> Iterator[npt.NDArray[Any]]:

@@ -63,6 +63,15 @@ def test_a_fault_of_the_header_names_its_attribute(keyword, value):
     assert caught.value.reason == "unreadable"
 
 
+@pytest.mark.parametrize("error", [ValueError, IndexError, RuntimeError])
+def test_a_value_that_fails_when_it_is_applied_is_a_reason(monkeypatch, error):
+    def failing(*_):
+        raise error("JANE^DOE42")
+
+    monkeypatch.setattr("mrcg.imaging.dicom.grey_levels", failing)
+    assert reason(mr()) == "unreadable"
+
+
 def lut(depth, values):
     item = Dataset()
     item.LUTDescriptor = [256, 0, depth]
