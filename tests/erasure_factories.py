@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ PATIENTS = (f"ingest.classes=[{','.join(CLASSES)}]", "split.protocol=dedup", "in
 KEY = Pseudonyms(bytes(range(32)))
 SIGNER = Signer(bytes(range(1, 33)))
 #: What names a scan: those of the columns whose values no other scan has are looked for.
-WORDS = ("image_id", "group_id", "cluster_id", "patient", "study", "series", "instance", "accession")
+WORDS = ("image_id", "group_id", "cluster_id", "patient", "bare_id", "study", "series", "instance", "accession")
 #: Sides that reports and previews draw scans in; a scan that is smaller is drawn as it is.
 SIDES = (112, 256)
 
@@ -99,7 +99,8 @@ def person_of(folder: Path, column: str, value: str) -> Person:
     ids = {row["image_id"] for row in mine}
     others = [row for row in scans if row["image_id"] not in ids]
     words = {
-        name: frozenset({row[name] for row in mine if row[name]} - {row[name] for row in others}) for name in WORDS
+        name: frozenset({row[name] for row in mine if row.get(name)} - {row.get(name) for row in others})
+        for name in WORDS
     }
     # Clusters that others are in bear the name of an image that goes.
     words["cluster_id"] |= ids & {row["cluster_id"] for row in scans}
@@ -188,11 +189,7 @@ def write_patients(folder: Path, images: int, seed: int = 1) -> None:
 
 def make_release(store: Store, folder: Path, config: Config, pseudonyms: Pseudonyms | None = KEY) -> Release:
     """All stages by library calls, as ``factories.make_release`` does, of a source that may name patients."""
-    source = survey(open_source(str(folder)))
-    ancestry = ancestry_of(store, config, source, pseudonyms)
-    steps = {step.stage.kind: step for step in plan(config, source, "none", ancestry)}
-    factories.publish_corpus(store, steps["corpus"], folder, config, pseudonyms)
-    counted(store, "corpus", steps["corpus"].version, source=source_name(source, pseudonyms))
+    steps = made_corpus(store, folder, config, pseudonyms)
     table = read_scans(store.artefact("corpus", steps["corpus"].version))
     splits = schemas.to_parquet(make_splits(table, config.split, config.seed))
     factories.publish(store, steps["splits"], {SPLITS: splits}, {"protocol": config.split.protocol})
@@ -206,14 +203,22 @@ def make_release(store: Store, folder: Path, config: Config, pseudonyms: Pseudon
     return promote(store, steps["reports"].version, None).release
 
 
-def make_unreleased(store: Store, folder: Path, config: Config, pseudonyms: Pseudonyms | None = KEY) -> dict[str, str]:
-    """A version of each kind in a second: embeddings are drawn, models are empty, nothing is released."""
+def made_corpus(
+    store: Store, folder: Path, config: Config, pseudonyms: Pseudonyms | None = KEY, suppressed: Collection[str] = ()
+) -> dict[str, Step]:
+    """A corpus of a source that may name patients, and the steps from it to a report."""
     source = survey(open_source(str(folder)))
     steps = {
         one.stage.kind: one for one in plan(config, source, "none", ancestry_of(store, config, source, pseudonyms))
     }
-    factories.publish_corpus(store, steps["corpus"], folder, config, pseudonyms)
+    factories.publish_corpus(store, steps["corpus"], folder, config, pseudonyms, suppressed)
     counted(store, "corpus", steps["corpus"].version, source=source_name(source, pseudonyms))
+    return steps
+
+
+def make_unreleased(store: Store, folder: Path, config: Config, pseudonyms: Pseudonyms | None = KEY) -> dict[str, str]:
+    """A version of each kind in a second: embeddings are drawn, models are empty, nothing is released."""
+    steps = made_corpus(store, folder, config, pseudonyms)
     corpus = Corpus(store.artefact("corpus", steps["corpus"].version))
     splits = schemas.to_parquet(make_splits(corpus.scans, config.split, config.seed))
     factories.publish(store, steps["splits"], {SPLITS: splits}, {"protocol": config.split.protocol})
@@ -283,9 +288,9 @@ def eraser(store: Store, pseudonyms: Pseudonyms | None = KEY, **more: Any) -> Er
     return dataclasses.replace(made, **more)
 
 
-def pseudonym(raw: str) -> str:
-    """Of a patient, as a corpus has it."""
-    return KEY.name("patient", raw)
+def pseudonym(raw: str, key: Pseudonyms = KEY) -> str:
+    """Of a patient whose id nobody is named for, as a corpus has it."""
+    return key.person("", key.name("patient", raw))
 
 
 def scans_of(store: Store, corpus: str, *columns: str) -> list[tuple[Any, ...]]:

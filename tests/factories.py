@@ -168,9 +168,11 @@ def join(segments: list[Segment], rules: Rules, base: Any = None, kept: Any = No
     return assemble_corpus(parts, base, kept, rules, out.write), out
 
 
-def publish_corpus(store: Store, step: Step, folder: Path, config: Config, pseudonyms: Any = None) -> Manifest:
+def publish_corpus(
+    store: Store, step: Step, folder: Path, config: Config, pseudonyms: Any = None, suppressed: Any = ()
+) -> Manifest:
     """A corpus by library calls, without Ray."""
-    source, rules = open_source(str(folder)), rules_of(config.ingest, pseudonyms)
+    source, rules = open_source(str(folder)), rules_of(config.ingest, pseudonyms, suppressed)
     pixels = Files()
     segment = ingest(list(source.walk()), source.read, rules, pixels)
     joined, tables = join([segment], rules)

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import datetime
 import logging
-import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from mrcg.corpus.sources import Source
 from mrcg.erasure.discovery import affected_versions, find_traces, with_unlisted_rows
-from mrcg.erasure.purge import purge_corpus
 from mrcg.erasure.records import (
     RECEIPTS,
     RECORDS,
@@ -23,7 +21,6 @@ from mrcg.erasure.records import (
     Receipt,
     SignedReceipt,
     has_erased_scans,
-    key_fingerprint,
     merge_records,
     plan_erasure,
     reappeared_versions,
@@ -31,6 +28,7 @@ from mrcg.erasure.records import (
 from mrcg.errors import IntegrityError, LostRaceError, NotFoundError, StoreError
 from mrcg.execution.executor import Executor, Progress
 from mrcg.pipeline.plan import Step
+from mrcg.pipeline.rebuild import make_rebuilt
 from mrcg.pipeline.update import ReleaseUpdate, purged_corpus
 from mrcg.privacy.pseudonyms import Pseudonyms
 from mrcg.privacy.signing import Signer
@@ -39,7 +37,7 @@ from mrcg.privacy.tombstones import tombstone
 from mrcg.releases.release import promote, read_release, release_numbers
 from mrcg.stages.counts import CorpusCounts
 from mrcg.stages.registry import artefact_kinds
-from mrcg.storage.attempts import abandoned_attempts, begin, busy_versions, inputs_of_live_attempts
+from mrcg.storage.attempts import abandoned_attempts, busy_versions, inputs_of_live_attempts
 from mrcg.storage.cache import Cache
 from mrcg.storage.catalog import (
     Key,
@@ -51,7 +49,7 @@ from mrcg.storage.catalog import (
     remove_versions,
     with_dependencies,
 )
-from mrcg.storage.manifest import Manifest, make_manifest
+from mrcg.storage.manifest import Manifest
 from mrcg.storage.store import Store
 from mrcg.version import __version__
 from mrcg_jobs.runner import run_stages
@@ -123,10 +121,10 @@ class Eraser:
 
     def _start(self, target: ErasureTarget) -> ErasureRecord:
         """Hide the scans from searches and block their ingestion, then write and return the record of the erasure."""
-        earlier = self._records_of(target)
-        for record in earlier:
+        for record in self._records_with({*self._tokens(target), *target.marks}):
             if self._receipt_of(record) is None:
                 return record  # unfinished: resume it
+        earlier = self._records_with({*self._tokens(target), *target.earlier})
         if earlier and not any(map(self._came_back, earlier)):
             return earlier[-1]
         record = self._new_record(target, earlier)
@@ -147,15 +145,19 @@ class Eraser:
             record = merge_records(record, earlier_record)
         return record
 
-    def _records_of(self, target: ErasureTarget) -> list[ErasureRecord]:
-        """Return earlier erasures of this target, oldest first; found by its token because its scans may be gone."""
-        tokens = {token(self.pseudonyms, target.kind, value) for value in target.values}
+    def _tokens(self, target: ErasureTarget) -> set[str]:
+        return {token(self.pseudonyms, target.kind, target.value)}
+
+    def _records_with(self, tokens: Collection[str]) -> list[ErasureRecord]:
+        """Return earlier erasures, oldest first; found by their tokens because the scans may be gone."""
         records = [
             ErasureRecord.model_validate(self.store.read_json(f"{RECORDS}/{name}"))
             for name in self.store.listdir(RECORDS)
             if name.endswith(".json")
         ]
-        return sorted((r for r in records if tokens & set(r.suppressed)), key=lambda r: (r.times, r.ident))
+        return sorted(
+            (r for r in records if not set(tokens).isdisjoint(r.suppressed)), key=lambda r: (r.times, r.ident)
+        )
 
     def _came_back(self, record: ErasureRecord) -> bool:
         """Return whether erased scans or removed versions are in the store again, e.g. restored from a backup."""
@@ -210,14 +212,8 @@ class Eraser:
         return None
 
     def _make_corpus(self, step: Step) -> None:
-        if self.store.has("corpus", step.version):
-            return
         self.progress_of("purge corpus")(0, 0, "removing the erased scans")
-        base = self.store.artefact("corpus", step.inputs["corpus"])
-        with begin(self.store, "corpus", step.version, step.inputs) as attempt:
-            corpus = purge_corpus(base, attempt, self.pseudonyms if key_fingerprint(base.manifest) else None)
-            manifest = make_manifest("corpus", step.version, step.settings, step.inputs, corpus.counts, corpus.files)
-            self.store.record_run(attempt.publish(manifest), {"started": time.time()})
+        make_rebuilt(self.store, step, self.pseudonyms)
 
     def _purge(self, record: ErasureRecord) -> list[str]:
         """Delete all versions that hold erased data or derive from such a version; return their names.

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mrcg.config.loading import load_config
     from mrcg.errors import (
         AlreadyExistsError,
+        AmbiguousError,
         FingerprintError,
         ForbiddenError,
         ImageError,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AlreadyExistsError",
+    "AmbiguousError",
     "AsyncClient",
     "Client",
     "EmbeddingQuery",

@@ -12,6 +12,7 @@
     ├── ImageError                   one image cannot be used; carries a machine-readable reason
     ├── StoreError                   the store cannot be read or written
     │   ├── NotFoundError            no such version, release, image or file
+    │   ├── AmbiguousError           one name stands for several things
     │   ├── AlreadyExistsError       another writer created the file first
     │   └── IntegrityError           stored bytes differ from what the manifest states
     ├── TrainingError                training cannot start or continue
@@ -115,6 +116,12 @@ class NotFoundError(StoreError):
     """The store has no such version, release, image or file."""
 
     code = "not_found"
+
+
+class AmbiguousError(StoreError):
+    """One name stands for several things of the store, and which is meant was not said."""
+
+    code = "ambiguous"
 
 
 class AlreadyExistsError(StoreError):

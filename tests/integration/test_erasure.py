@@ -56,7 +56,7 @@ class Ground:
     tested: str
 
     def pseudonym(self, raw: str) -> str:
-        return self.key.name("patient", raw)
+        return erasure_factories.pseudonym(raw, self.key)
 
     def person(self, raw: str, store: Path | None = None) -> Person:
         return person_of(store or Path(self.store.root), "patient", self.pseudonym(raw))
@@ -95,7 +95,7 @@ def ground(keys, cluster, tmp_path_factory):
             attempt.write(name, artefact.read_bytes(name))
         raise KeyboardInterrupt
     raw = {
-        key.name("patient", one): one
+        erasure_factories.pseudonym(one, key): one
         for label in erasure_factories.CLASSES
         for one in (f"PH-{label}-{n}-1" for n in range(10))
     }

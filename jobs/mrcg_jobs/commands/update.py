@@ -14,6 +14,7 @@ from mrcg_jobs.commands.run import PromoteWhen, RayOption, SourceOption, gate_of
 
 # `mrcg --help` reads this module: what is heavy is imported by the functions that need it.
 if TYPE_CHECKING:
+    from mrcg.erasure.people import AskedPatient
     from mrcg.erasure.records import ErasureTarget, Receipt
     from mrcg.privacy.pseudonyms import Pseudonyms
     from mrcg.storage.store import Store
@@ -73,6 +74,11 @@ def _say_up_to_date(number: int, as_json: bool) -> None:
 def erase(
     store: StoreOption,
     patient: Annotated[str | None, typer.Option("--patient", help="Patient id, as in the source.")] = None,
+    issuer: Annotated[
+        str | None, typer.Option("--issuer", help="Who assigned the patient id (IssuerOfPatientID); '' for none.")
+    ] = None,
+    tenant: Annotated[str | None, typer.Option("--tenant", help="Tenant whose patient it is.")] = None,
+    site: Annotated[str | None, typer.Option("--site", help="Site at which the patient was scanned.")] = None,
     image: Annotated[str | None, typer.Option("--image", help="Image id, as shown in search hits.")] = None,
     verify: Annotated[
         Path | None,
@@ -84,6 +90,7 @@ def erase(
     as_json: JsonOption = False,
 ) -> None:
     """Erase a patient or an image immediately and permanently, and sign a receipt."""
+    from mrcg.erasure.people import AskedPatient
     from mrcg.execution.executor import LocalExecutor
     from mrcg.privacy.pseudonyms import pseudonyms_from_environment
     from mrcg.privacy.signing import missing_signing_key_error, signer_from_environment
@@ -91,6 +98,9 @@ def erase(
 
     if sum(option is not None for option in (patient, image, verify)) != 1:
         raise UsageError("give exactly one of --patient ID, --image ID or --verify RECEIPT")
+    asked = None if patient is None else AskedPatient(patient=patient, issuer=issuer, tenant=tenant, site=site)
+    if asked is None and any(option is not None for option in (issuer, tenant, site)):
+        raise UsageError("--issuer, --tenant and --site say whose --patient it is: give --patient, too")
     if verify is not None:
         _verify_receipt(Store(store), verify, as_json)
         return
@@ -99,20 +109,22 @@ def erase(
     signer, pseudonyms = signer_from_environment(), pseudonyms_from_environment()
     if signer is None:
         raise missing_signing_key_error()
-    target = _target(patient, image, pseudonyms)
+    if asked is not None and pseudonyms is None:
+        raise UsageError("--patient needs the key that the pseudonyms were made with: set MRCG_PSEUDONYM_KEY")
     opened = Store(store)
     opened.check_writable()
-    if patient is not None:
+    if asked is not None:
         _check_pseudonym_key(opened, pseudonyms)
+    target = _target(opened, asked, image, pseudonyms)
     try:
         with console.StageBars(quiet=as_json) as bars:
             executor = LocalExecutor() if here else None
             sweep = cache_sweeper(opened, ray, here)
             signed = Eraser(opened, pseudonyms, signer, executor, ray, bars.stage, sweep).erase(target)
     except NotFoundError as error:
-        if patient is None or pseudonyms is None:
+        if asked is None or pseudonyms is None:
             raise
-        raise _with_similar(error, opened, patient, pseudonyms) from error
+        raise _with_similar(error, opened, asked, pseudonyms) from error
     finally:
         stop_ray()
     if out is not None:
@@ -123,26 +135,27 @@ def erase(
         _say_receipt(opened, signed.receipt)
 
 
-def _target(patient: str | None, image: str | None, pseudonyms: Pseudonyms | None) -> ErasureTarget:
-    from mrcg.erasure.records import ErasureTarget, patient_target
+def _target(
+    store: Store, asked: AskedPatient | None, image: str | None, pseudonyms: Pseudonyms | None
+) -> ErasureTarget:
+    from mrcg.erasure.people import find_patient
+    from mrcg.erasure.records import ErasureTarget
     from mrcg.privacy.suppression import IMAGE
 
-    if patient is None:
+    if asked is None:
         return ErasureTarget(kind=IMAGE, value=str(image))
-    if pseudonyms is None:
-        raise UsageError("--patient needs the key that the pseudonyms were made with: set MRCG_PSEUDONYM_KEY")
-    return patient_target(patient, pseudonyms)
+    assert pseudonyms is not None
+    return find_patient(store, asked, pseudonyms)
 
 
-def _with_similar(error: NotFoundError, store: Store, patient: str, pseudonyms: Pseudonyms) -> NotFoundError:
-    """Return the error with the ids that the user may have meant."""
-    from mrcg.erasure.records import count_similar
+def _with_similar(error: NotFoundError, store: Store, asked: AskedPatient, pseudonyms: Pseudonyms) -> NotFoundError:
+    """Return the error with those whom the user may have meant."""
+    from mrcg.erasure.people import describe_similar
 
-    similar = count_similar(store, patient, pseudonyms)
+    similar = describe_similar(store, asked, pseudonyms)
     if not similar:
         return NotFoundError(f"{error}; check the id against the source")
-    known = ", ".join(f"{ident} ({count} scans)" for ident, count in similar.items())
-    return NotFoundError(f"{error}; similar ids are known: {known}")
+    return NotFoundError(f"{error}; known are: {', '.join(similar)}")
 
 
 def _say_receipt(store: Store, receipt: Receipt) -> None:

@@ -100,6 +100,36 @@ def corpus_report(
         )
 
 
+@corpus_app.command("migrate")
+def corpus_migrate(
+    store: StoreOption,
+    corpus: Annotated[
+        str | None, typer.Option("--corpus", help="Version of the corpus; the newest by default.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring a corpus of an earlier privacy policy to the present one without its source; `reindex` extends it."""
+    from mrcg.corpus.report import newest_corpus
+    from mrcg.pipeline.rebuild import migrate_corpus
+    from mrcg.privacy.pseudonyms import pseudonyms_from_environment
+    from mrcg.stages.counts import CorpusCounts
+    from mrcg.storage.store import Store
+
+    opened = Store(store)
+    opened.check_writable()
+    base = opened.find(f"corpus/{corpus}") if corpus else newest_corpus(opened)
+    made = migrate_corpus(opened, base, pseudonyms_from_environment())
+    counts, before = made.counts_as(CorpusCounts), base.counts_as(CorpusCounts)
+    if as_json:
+        console.emit_json({"corpus": made.version, "counts": counts.model_dump(mode="json")})
+        return
+    console.say(
+        f"corpus/{made.version}: {counts.images} scans of {counts.patients} patients ({before.patients} before). "
+        "`mrcg ingest`, `mrcg run` and `mrcg reindex` of the same source with the same settings extend it; "
+        "with the source at hand they read all of it again instead if you do not migrate"
+    )
+
+
 def _show_inventory(inventory: Inventory, refused: Mapping[str, Sequence[tuple[str, str, Any]]]) -> None:
     nested = {"by", "reasons", "splits", "version"}
     facts = [[name.replace("_", " "), _format_value(value)] for name, value in inventory if name not in nested]

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from mrcg.corpus.grouping import conflicts, group_scans, separate_repeats
 from mrcg.corpus.ingestion import HARMLESS_REASONS, Rules, is_suppressed
 from mrcg.corpus.listing import TRANSIENT_REASONS, Digests, row_digests
+from mrcg.corpus.patients import resolve_patients, undecided, with_bare_ids
 from mrcg.corpus.reader import QUARANTINE, SCANS, keep_rows, read_quarantine, read_scans, rows_in
 from mrcg.stages.counts import CorpusCounts
 from mrcg.storage import schemas
@@ -74,6 +75,8 @@ def assemble_corpus(
         # No scan is new, so searching the whole corpus for near-duplicates again would find no further pairs.
         table = _rename_clusters(table)
     else:
+        if rules.pseudonyms is not None:
+            table = resolve_patients(table, rules.pseudonyms)
         table = group_scans(table, rules.generation, rules.settings.near_duplicate_bits)
     for number, start in enumerate(range(0, max(1, table.num_rows), ROWS_PER_FILE)):
         part = table.slice(start, ROWS_PER_FILE)
@@ -110,13 +113,19 @@ def _kept_from_base(
     if base is None:
         return schemas.SCANS.empty_table(), schemas.QUARANTINE.empty_table(), []
     scans, quarantine = read_scans(base), read_quarantine(base)
+    policy = base.manifest.settings["policy"]
+    if not purge and policy is not None and policy["version"] == 1:
+        scans = with_bare_ids(scans)
     scans = scans.filter(pa.array(np.isin(row_digests(scans), kept)))
     permanent = np.array([reason not in TRANSIENT_REASONS for reason in quarantine["reason"].to_pylist()], dtype=bool)
     quarantine = quarantine.filter(pa.array(np.isin(row_digests(quarantine), kept) & permanent))
     rewritten: set[str] = set()
     if rules.suppressed:
         suppressed = pa.array(
-            [is_suppressed(row, rules) for row in scans.select(["image_id", "pixel_hash", "patient"]).to_pylist()],
+            [
+                is_suppressed(row, rules)
+                for row in scans.select(["image_id", "pixel_hash", "patient", "bare_id"]).to_pylist()
+            ],
             pa.bool_(),
         )
         removed, scans = scans.filter(suppressed), scans.filter(pc.invert(suppressed))
@@ -179,8 +188,9 @@ def rename_groups_of_removed(scans: pa.Table, removed: pa.Table) -> pa.Table:
     Returns:
         ``scans`` with ``group_id`` and ``joins`` updated; joins to groups with no member left are dropped.
     """
-    forgotten = {value for name in ("image_id", "patient", "study") for value in removed[name].to_pylist() if value}
-    people = {value for name in ("patient", "study") for value in scans[name].to_pylist() if value}
+    owners = ("patient", "bare_id", "study")
+    forgotten = {value for name in ("image_id", *owners) for value in removed[name].to_pylist() if value}
+    people = {value for name in owners for value in scans[name].to_pylist() if value}
     forgotten -= people  # patients and studies that still have scans keep their group's name
     groups, joins = scans["group_id"].to_pylist(), scans["joins"].to_pylist()
     smallest: dict[str, str] = {}
@@ -236,6 +246,8 @@ def _counts(scans: pa.Table, quarantine: pa.Table, rules: Rules) -> CorpusCounts
         clusters=distinct("cluster_id"),
         distinct=distinct("pixel_hash"),
         patients=distinct("patient"),
+        without_patient=None if rules.pseudonyms is None else scans["patient"].null_count,
+        undecided=undecided(scans),
         conflicts=len(conflicts(scans)),
         classes=dict(sorted(labels.items())),
         generation=rules.generation,

@@ -16,8 +16,9 @@ from mrcg.storage import schemas
 def group_scans(scans: pa.Table, generation: int, near_duplicate_bits: int) -> pa.Table:
     """Fill the columns that depend on the whole corpus: group_id, joins, cluster_id, slice_number.
 
-    ``cluster_id`` joins near-duplicates regardless of the patient. ``group_id`` is the patient if known, else the
-    study, else the cluster. Groups of earlier generations keep their names and members, so that no scan ever changes
+    ``cluster_id`` joins near-duplicates regardless of the patient. ``group_id`` is the id of the patient if known,
+    whoever assigned it, else the study, else the cluster: where one id may stand for one person or for several, no
+    split may tell them apart. Groups of earlier generations keep their names and members, so that no scan ever changes
     its split. A new scan that connects its group with other groups lists these in ``joins``.
 
     Args:
@@ -78,8 +79,7 @@ def _groups(
     """Return ``group_id`` and ``joins`` of each row; ``roots`` and ``clusters`` are the near-duplicate components."""
     is_old = (scans["generation"].to_numpy() < generation).tolist()
     old_groups, old_joins = scans["group_id"].to_pylist(), scans["joins"].to_pylist()
-    # The id of the patient, else of the study.
-    owners = pc.coalesce(scans["patient"], scans["study"]).to_pylist()
+    owners = pc.coalesce(scans["bare_id"], scans["patient"], scans["study"]).to_pylist()
     # Groups in each component: all old groups and the owners of new rows; and the groups of old rows without an owner.
     component_groups: dict[int, set[str]] = {}
     ownerless_groups: dict[int, set[str]] = {}

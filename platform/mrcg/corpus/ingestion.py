@@ -30,7 +30,7 @@ from mrcg.imaging.near_duplicates import difference_hash
 from mrcg.imaging.readers import IDENTIFYING, format_of
 from mrcg.imaging.sequences import sequence_of_text
 from mrcg.imaging.slices import Reading, ScanFacts, Slice, image_id, pixel_hash
-from mrcg.privacy.identity import earlier_forms, patient_id
+from mrcg.privacy.identity import authority_of, earlier_forms, issuer_name, patient_id
 from mrcg.privacy.pseudonyms import Pseudonyms, missing_key_error
 from mrcg.privacy.suppression import IMAGE, PATIENT, PIXELS, token
 from mrcg.storage import schemas
@@ -123,7 +123,7 @@ def ingest_files(
         stated = file.lesion if len(reading.slices) + len(reading.refused) == 1 else None
         for image in reading.slices:
             row = _scan_row(file, image, stated, rules)
-            if is_suppressed(row, rules, _stated_patient(file, image.facts, rules)):
+            if is_suppressed(row, rules, _stated_patient(file, image.facts, rules)[0]):
                 continue
             row["file"], row["file_row"] = images.add(row["image_id"], image)
             scans.append(row)
@@ -255,6 +255,7 @@ def _scan_row(file: SourceFile, image: Slice, stated: Lesion | None, rules: Rule
     pixels = pixel_hash(image.pixels)
     key = rules.stored_key(file.key)
     facts = image.facts
+    tenant, site = rules.settings.tenant, file.site or rules.settings.site
     return {
         "image_id": image_id(key, image.frame, pixels),
         "label": label_of(file, facts, rules),
@@ -267,8 +268,8 @@ def _scan_row(file: SourceFile, image: Slice, stated: Lesion | None, rules: Rule
         "frame": image.frame,
         "source_split": file.split,
         "fold": file.fold,
-        "tenant": rules.settings.tenant,
-        "site": file.site or rules.settings.site,
+        "tenant": tenant,
+        "site": site,
         "plane": file.plane or facts.plane,
         "sequence": file.sequence or facts.sequence or _sequence_of_name(file, facts),
         "spacing_mm": facts.spacing,
@@ -277,17 +278,28 @@ def _scan_row(file: SourceFile, image: Slice, stated: Lesion | None, rules: Rule
         "pixel_hash": pixels,
         "difference_hash": difference_hash(image.pixels),
         **lesion_columns(first_known(stated or Lesion(), facts.lesion or Lesion())),
-        **_pseudonymous(file, facts, rules),
+        **_pseudonymous(file, facts, rules, tenant, site),
     }
 
 
-def _stated_patient(file: SourceFile, facts: ScanFacts, rules: Rules) -> str | None:
-    """Return the id that the manifest states, else the file; None where both name nobody."""
-    stated = (file.patient, facts.patient)
-    return next((one for one in stated if patient_id(one, rules.settings.unknown_patients) is not None), None)
+def _stated_patient(file: SourceFile, facts: ScanFacts, rules: Rules) -> tuple[str | None, str | None]:
+    """Return the id that the manifest states, else the file, and who assigned it; no id where both name nobody.
+
+    The issuer in a header assigned the id in that header: an id that only the manifest states is not his.
+    """
+
+    def ident(stated: str | None) -> str | None:
+        return patient_id(stated, rules.settings.unknown_patients)
+
+    in_table, in_header = ident(file.patient), ident(facts.patient)
+    if in_table is None:
+        return facts.patient if in_header is not None else None, file.issuer or facts.issuer
+    return file.patient, file.issuer or (facts.issuer if in_header == in_table else None)
 
 
-def _pseudonymous(file: SourceFile, facts: ScanFacts, rules: Rules) -> dict[str, Any]:
+def _pseudonymous(
+    file: SourceFile, facts: ScanFacts, rules: Rules, tenant: str | None, site: str | None
+) -> dict[str, Any]:
     """Return the columns made from identifiers: pseudonyms, and the shifted day and true year of acquisition."""
     pseudonyms = rules.pseudonyms
     acquired = datetime.date.fromisoformat(file.acquired) if file.acquired else facts.acquired
@@ -296,8 +308,15 @@ def _pseudonymous(file: SourceFile, facts: ScanFacts, rules: Rules) -> dict[str,
         assert file.patient is None
         assert facts.patient is None
         return columns
-    patient, study = patient_id(_stated_patient(file, facts, rules)), file.study or facts.study
-    for kind, value in (("patient", patient), ("study", study), ("accession", facts.accession)):
+    stated, issuer = _stated_patient(file, facts, rules)
+    issuer = issuer_name(issuer)
+    patient, study = patient_id(stated), file.study or facts.study
+    if patient is not None:
+        columns["bare_id"] = bare_id = pseudonyms.name("patient", patient)
+        columns["issuer"] = issuer = None if issuer is None else pseudonyms.hidden(issuer)
+        # With the rest of the corpus in view, `mrcg.corpus.patients` may find that somebody else assigned the id.
+        columns["patient"] = pseudonyms.person(authority_of(issuer, tenant, site), bare_id)
+    for kind, value in (("study", study), ("accession", facts.accession)):
         columns[kind] = None if value is None else pseudonyms.name(kind, value)
     for kind, value in (("series", facts.series), ("instance", facts.instance)):
         columns[kind] = None if value is None else pseudonyms.uid(kind, value)
@@ -340,8 +359,8 @@ def is_suppressed(row: dict[str, Any], rules: Rules, stated: str | None = None) 
     if not rules.suppressed:
         return False
     candidates = [(IMAGE, row["image_id"]), (PIXELS, row["pixel_hash"])]
-    if row.get("patient"):
-        candidates.append((PATIENT, row["patient"]))
+    # Erasures under policy 1 took everybody who has an id, whoever assigned it.
+    candidates += [(PATIENT, row[name]) for name in ("patient", "bare_id") if row.get(name)]
     if stated is not None and rules.pseudonyms is not None:
         candidates += [(PATIENT, rules.pseudonyms.name("patient", form)) for form in earlier_forms(stated)]
     return any(token(rules.pseudonyms, kind, value) in rules.suppressed for kind, value in candidates)

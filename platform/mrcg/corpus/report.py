@@ -13,6 +13,7 @@ from mrcg.config.settings import IngestSettings
 from mrcg.corpus.assembly import bad_rows
 from mrcg.corpus.grouping import conflicts
 from mrcg.corpus.ingestion import Rules
+from mrcg.corpus.patients import undecided
 from mrcg.corpus.reader import Corpus, read_quarantine
 from mrcg.corpus.sources import open_source
 from mrcg.corpus.splits import SPLITS
@@ -35,7 +36,7 @@ COLUMNS = ("label", "site", "plane", "sequence", "year")
 
 
 class Inventory(BaseModel):
-    """Counts of one corpus; missing values are counted as ``unknown``."""
+    """Counts of one corpus (``CorpusCounts``); missing values are counted as ``unknown``."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -43,6 +44,8 @@ class Inventory(BaseModel):
     files: int
     images: int
     patients: int
+    without_patient: int
+    undecided: int
     groups: int
     exact_copies: int
     near_duplicates: int
@@ -79,6 +82,8 @@ def take_inventory(store: Store, manifest: Manifest) -> Inventory:
         files=files,
         images=scans.num_rows,
         patients=counts.patients,
+        without_patient=scans["patient"].null_count,
+        undecided=undecided(scans),
         groups=counts.groups,
         exact_copies=scans.num_rows - counts.distinct,
         near_duplicates=scans.num_rows - counts.clusters,

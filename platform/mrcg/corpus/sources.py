@@ -31,7 +31,9 @@ from mrcg.text import normalised_or_none
 SPLIT_NAMES = TRAIN_NAMES | TEST_NAMES | VALIDATION_NAMES
 FOLD = re.compile(r"fold[-_]?(\d+)", re.IGNORECASE)
 #: Optional columns of a manifest; ``path`` is required.
-COLUMNS = ("label", "patient", "study", "site", "plane", "sequence", "acquired", "fold", "split", *schemas.LESION)
+COLUMNS = (
+    "label", "patient", "issuer", "study", "site", "plane", "sequence", "acquired", "fold", "split", *schemas.LESION
+)  # fmt: skip
 _MANIFESTS = (".csv", ".parquet")
 #: File names of formats that may name patients, recognised before the files are read.
 _IDENTIFYING = re.compile(r"\.(dcm|dicom|mat)$|(^|/)dicomdir$", re.IGNORECASE)
@@ -57,6 +59,7 @@ class SourceFile:
         labelled: whether a manifest states the label (None then means unlabelled); a folder name is only a possible
             label.
         lesion: from the manifest; not in the ``repr``.
+        issuer: who assigned the id of the patient, from the manifest; not in the ``repr``.
     """
 
     key: str
@@ -73,6 +76,7 @@ class SourceFile:
     acquired: str | None = None
     labelled: bool = False
     lesion: Lesion | None = field(default=None, repr=False)
+    issuer: str | None = field(default=None, repr=False)
 
 
 class SourceReader(Protocol):
@@ -232,6 +236,7 @@ class ManifestSource:
                 label=values["label"], split=values["split"], patient=values["patient"], study=values["study"],
                 site=values["site"], plane=values["plane"], sequence=values["sequence"], acquired=values["acquired"],
                 labelled=self._has_labels, lesion=None if lesion == Lesion() else lesion,
+                issuer=values["issuer"],
             )  # fmt: skip
 
     def read(self, file: SourceFile) -> bytes:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mrcg.arrays import Mask
 from mrcg.config.settings import SplitSettings
@@ -111,7 +112,8 @@ def _empty_part_message(scans: pa.Table, settings: SplitSettings) -> str:
         )
     groups = set(scans["group_id"].to_pylist())
     if settings.protocol == "dedup" and len(groups) == 1:
-        kind = "of one patient" if scans["patient"].null_count == 0 else "in one group (a study, or near-duplicates)"
+        one = scans["patient"].null_count == 0 and pc.count_distinct(scans["patient"]).as_py() == 1
+        kind = "of one patient" if one else "in one group (one id, one study, or near-duplicates)"
         return (
             f"protocol {settings.protocol}: all {scans.num_rows} scans are {kind}, and a group is never divided; "
             "if their id is a placeholder, add it to ingest.unknown_patients, else add scans of others"

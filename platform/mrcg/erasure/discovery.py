@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections import Counter
@@ -49,16 +50,22 @@ class MatchedScans:
     others: pa.Table
 
 
-def locate(store: Store, column: str, values: Sequence[str]) -> list[MatchedScans]:
-    """Return the corpora that have scans with one of the values in a column, whether or not a release uses them."""
-    return [match for match in each_corpus(store, column, values) if match.matching.num_rows]
+def locate(store: Store, wanted: Mapping[str, Sequence[str]]) -> list[MatchedScans]:
+    """Return the corpora that have scans with one of the values in one of the columns, used by a release or not."""
+    return [match for match in each_corpus(store, wanted) if match.matching.num_rows]
 
 
-def each_corpus(store: Store, column: str, values: Sequence[str]) -> Iterator[MatchedScans]:
-    """Yield every corpus, also those without matching scans; one at a time is in memory."""
+def each_corpus(store: Store, wanted: Mapping[str, Sequence[str]]) -> Iterator[MatchedScans]:
+    """Yield every corpus, also those without matching scans; one at a time is in memory.
+
+    Args:
+        store: with the corpora.
+        wanted: values by column; a scan matches if it has one of them in one column.
+    """
     for version in store.versions("corpus"):
         scans = read_scans(store.artefact("corpus", version))
-        matches = pc.is_in(scans[column], pa.array(values, pa.string()))
+        found = [pc.is_in(scans[column], pa.array(values, pa.string())) for column, values in wanted.items()]
+        matches = functools.reduce(pc.or_, found)
         yield MatchedScans(version, scans.filter(matches), scans.filter(pc.invert(matches)))
 
 

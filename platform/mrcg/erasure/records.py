@@ -7,7 +7,7 @@ but nobody can read an id out of them.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,10 +26,9 @@ from mrcg.erasure.discovery import (
 from mrcg.errors import IntegrityError, NotFoundError, UsageError
 from mrcg.frozen import Frozen
 from mrcg.hashing import digest
-from mrcg.privacy.identity import earlier_forms, patient_id, similar_ids
 from mrcg.privacy.pseudonyms import ENVIRONMENT, Pseudonyms
 from mrcg.privacy.signing import Signature, is_signed
-from mrcg.privacy.suppression import IMAGE, PATIENT, PIXELS, token
+from mrcg.privacy.suppression import IMAGE, PIXELS, token
 from mrcg.privacy.tombstones import entry_of
 from mrcg.storage.catalog import all_manifests, name_of
 from mrcg.storage.manifest import Manifest
@@ -37,7 +36,7 @@ from mrcg.storage.store import Store
 
 RECORDS, RECEIPTS = "log/erasures", "log/receipts"
 #: Columns of a scan that identify it or its patient. Accession numbers do not: they are unique within a hospital only.
-IDENTIFYING_COLUMNS = ("image_id", "patient", "study", "series", "instance")
+IDENTIFYING_COLUMNS = ("image_id", "patient", "bare_id", "study", "series", "instance")
 #: The same for the erasure of an image, whose patient is not erased.
 IDENTIFYING_COLUMNS_OF_IMAGE = ("image_id", "instance")
 
@@ -48,41 +47,23 @@ class ErasureTarget(Frozen):
     Attributes:
         kind: ``patient`` or ``image``.
         value: the pseudonym or the id.
-        others: further pseudonyms of the same patient, as earlier versions of MRCG made them.
+        others: further pseudonyms that scans of the same patient have, or would have if they came now.
+        images: scans of the patient in corpora of policy 1, which may have other people's scans under one pseudonym.
+        marks: entries of the suppression list that no scan has, by which the same question finds its erasure again.
+        earlier: entries under which an earlier erasure may have recorded a patient of whom no scans are left.
     """
 
     kind: str
     value: str
     others: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()
+    earlier: tuple[str, ...] = ()
 
     @property
     def values(self) -> list[str]:
         """All that names the target."""
         return [self.value, *self.others]
-
-
-def patient_target(stated: str, pseudonyms: Pseudonyms) -> ErasureTarget:
-    """Return the target of a patient by the id that a source or a person states.
-
-    Raises:
-        UsageError: the id names nobody.
-    """
-    ident = patient_id(stated)
-    if ident is None:
-        raise UsageError("--patient is empty: give the patient id as in the source")
-    value = pseudonyms.name("patient", ident)
-    others = {pseudonyms.name("patient", form) for form in earlier_forms(stated)} - {value}
-    return ErasureTarget(kind=PATIENT, value=value, others=tuple(sorted(others)))
-
-
-def count_similar(store: Store, stated: str, pseudonyms: Pseudonyms) -> dict[str, int]:
-    """Return the number of scans of each id that is similar to one that no corpus has."""
-    names = {pseudonyms.name("patient", one): one for one in similar_ids(stated)}
-    found: dict[str, set[str]] = {}
-    for match in locate(store, "patient", list(names)):
-        for name, image in zip(*(match.matching[col].to_pylist() for col in ("patient", "image_id")), strict=True):
-            found.setdefault(names[name], set()).add(image)
-    return {one: len(images) for one, images in sorted(found.items())}
 
 
 class ErasureRecord(Frozen):
@@ -167,15 +148,15 @@ def plan_erasure(store: Store, target: ErasureTarget, pseudonyms: Pseudonyms | N
         UsageError: a corpus with the target was made with another pseudonym key, so the target could not be kept out of
             later corpora.
     """
-    column, values = "image_id" if target.kind == IMAGE else "patient", target.values
-    matches = locate(store, column, values)
+    wanted = {"image_id": [target.value]} if target.kind == IMAGE else _scans_of_patient(target)
+    matches = locate(store, wanted)
     if not matches and target.kind == IMAGE:
         raise NotFoundError(f"no corpus in {store.url} has an image {target.value}: `mrcg query` shows ids")
     pixels = {value for match in matches for value in match.matching["pixel_hash"].to_pylist()}
     if target.kind == IMAGE:
         # A copy of the file under another name is another image with the same pixels: it is erased as well.
-        column, values = "pixel_hash", sorted(pixels)
-        matches = locate(store, column, values)
+        wanted = {"pixel_hash": sorted(pixels)}
+        matches = locate(store, wanted)
     images = {image_id for match in matches for image_id in match.matching["image_id"].to_pylist()}
     columns = IDENTIFYING_COLUMNS_OF_IMAGE if target.kind == IMAGE else IDENTIFYING_COLUMNS
     # Groups and clusters are named after an image id. If they have other members they are renamed, so no id may remain.
@@ -183,7 +164,7 @@ def plan_erasure(store: Store, target: ErasureTarget, pseudonyms: Pseudonyms | N
         name for match in matches for col in columns for name in match.matching[col].to_pylist() if name
     }
     copies: set[str] = set()
-    for match in each_corpus(store, column, values):
+    for match in each_corpus(store, wanted):
         for col in columns:
             # A name that other scans also have is not erased.
             names -= set(pc.unique(match.others[col].combine_chunks()).to_pylist())
@@ -194,11 +175,11 @@ def plan_erasure(store: Store, target: ErasureTarget, pseudonyms: Pseudonyms | N
     if not matches and not unlisted:
         # With rows that no table lists any more, whose they are is not known: they go in any case.
         raise NotFoundError(f"no corpus in {store.url} has scans of this patient: nothing was erased")
-    suppressions = [(target.kind, value) for value in target.values]
+    suppressions = [(target.kind, value) for value in target.values] + [(IMAGE, value) for value in target.images]
     if target.kind == IMAGE:
         suppressions += [(PIXELS, value) for value in sorted(pixels)]
     keys = {pseudonyms, *(_key_of(manifests["corpus", match.corpus], pseudonyms) for match in matches)}
-    entries = sorted({token(key, *suppression) for key in keys for suppression in suppressions})
+    entries = sorted({*target.marks, *(token(key, *suppression) for key in keys for suppression in suppressions)})
     roots = [*(("corpus", match.corpus) for match in matches), *unlisted]
     doomed = affected_versions(manifests, roots)
     return ErasureRecord(
@@ -211,6 +192,10 @@ def plan_erasure(store: Store, target: ErasureTarget, pseudonyms: Pseudonyms | N
         doomed=tuple(sorted(map(name_of, doomed))),
         models=tuple(sorted(map(name_of, models_trained_on(store, manifests, matches)))),
     )
+
+
+def _scans_of_patient(target: ErasureTarget) -> dict[str, Sequence[str]]:
+    return {"patient": target.values, "image_id": target.images}
 
 
 def merge_records(record: ErasureRecord, earlier: ErasureRecord) -> ErasureRecord:

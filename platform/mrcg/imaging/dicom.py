@@ -217,6 +217,7 @@ def _facts(view: Frame) -> ScanFacts:
     check_spacing(spacing)
     return ScanFacts(
         patient=text_of(dataset, "PatientID"),
+        issuer=_issuer(dataset),
         study=text_of(dataset, "StudyInstanceUID"),
         series=text_of(dataset, "SeriesInstanceUID"),
         instance=text_of(dataset, "SOPInstanceUID"),
@@ -227,6 +228,14 @@ def _facts(view: Frame) -> ScanFacts:
         position=float(normal @ np.array(origin)) if normal is not None and len(origin) == 3 else None,
         spacing=spacing[0] if spacing else None,
     )
+
+
+def _issuer(dataset: Dataset) -> str | None:
+    """Return who assigned the PatientID, as ``local&universal&kind`` (PS3.3 §C.7.1.1)."""
+    parts = [text_of(dataset, "IssuerOfPatientID")]
+    for qualifiers in items_of(dataset, "IssuerOfPatientIDQualifiersSequence")[:1]:
+        parts += [text_of(qualifiers, "UniversalEntityID"), text_of(qualifiers, "UniversalEntityIDType")]
+    return "&".join(part or "" for part in parts) if any(parts) else None
 
 
 def _sequence_name(view: Frame) -> str | None:

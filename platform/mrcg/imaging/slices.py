@@ -36,6 +36,7 @@ class ScanFacts:
     Attributes:
         label: class, if the format has one.
         patient, study, series, instance, accession: raw identifiers.
+        issuer: who assigned the id of the patient, as ``mrcg.privacy.identity.issuer_name`` takes it.
         plane: axial, coronal or sagittal.
         sequence: T1, T1c, T2 or FLAIR.
         acquired: day of acquisition.
@@ -47,6 +48,7 @@ class ScanFacts:
 
     label: str | None = None
     patient: str | None = field(default=None, repr=False)
+    issuer: str | None = field(default=None, repr=False)
     study: str | None = field(default=None, repr=False)
     series: str | None = field(default=None, repr=False)
     instance: str | None = field(default=None, repr=False)

@@ -5,6 +5,7 @@ See docs/corpus.md#incremental-ingestion.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,8 @@ from mrcg.privacy.suppression import list_digest
 from mrcg.stages.counts import CorpusCounts
 from mrcg.storage.manifest import Manifest
 from mrcg.storage.store import Store
+
+log = logging.getLogger(__name__)
 
 #: Settings that may differ between a corpus and its base.
 _MAY_DIFFER = ("listing", "suppressed", "purged")
@@ -49,8 +52,30 @@ def ancestry_of(store: Store, config: Config, source: Source, pseudonyms: Pseudo
     if same:
         # The corpus exists already: keep its base, so that the version stays the same.
         return Ancestry(policy, suppressed, same[0].inputs.get("corpus"), "purged" in same[0].settings)
+    if not related and (outdated := _of_earlier_policy(store, name, settings)):
+        log.warning(
+            "corpus/%s was made under an earlier privacy policy: the source is read again as a whole "
+            "(`mrcg corpus migrate` does without, see docs/corpus.md#who-a-patient-is)",
+            outdated,
+        )
     newest = max(related, key=_generation, default=None)
     return Ancestry(policy, suppressed, None if newest is None else newest.version)
+
+
+def _of_earlier_policy(store: Store, source: str, settings: Mapping[str, Any]) -> str | None:
+    """Return the newest corpus of a source that differs only in the version of its privacy policy."""
+
+    def but_policy(some: Mapping[str, Any]) -> dict[str, Any]:
+        policy = some.get("policy")
+        return {**_must_match(some), "policy": None if policy is None else policy["key"]}
+
+    found = [
+        manifest
+        for manifest in (store.manifest("corpus", version) for version in store.versions("corpus"))
+        if manifest.counts_as(CorpusCounts).source == source and but_policy(manifest.settings) == but_policy(settings)
+    ]
+    newest = max(found, key=_generation, default=None)
+    return None if newest is None else newest.version
 
 
 def _must_match(settings: Mapping[str, Any]) -> dict[str, Any]:

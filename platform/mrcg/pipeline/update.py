@@ -122,5 +122,11 @@ def purged_corpus(base: Manifest, suppressed: str) -> Step:
     return _step(stage_of("corpus"), settings, {"corpus": base.version})
 
 
+def migrated_corpus(base: Manifest, policy: Mapping[str, Any], suppressed: str) -> Step:
+    """Return the step that makes a corpus under another privacy policy from its base alone."""
+    settings = {**base.settings, "policy": dict(policy), "suppressed": suppressed}
+    return _step(stage_of("corpus"), settings, {"corpus": base.version})
+
+
 def _step(stage: Stage, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> Step:
     return Step(stage, derive_version(stage.kind, settings, inputs), settings, inputs)

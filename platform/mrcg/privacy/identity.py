@@ -35,6 +35,32 @@ def patient_id(stated: str | None, unknown: Collection[str] = ()) -> str | None:
     return text
 
 
+def authority_of(issuer: str | None, tenant: str | None, site: str | None) -> str:
+    """Return what names the authority that assigned an id: its issuer, else the tenant, else the site, else nothing.
+
+    Args:
+        issuer: IssuerOfPatientID with its qualifiers, as a row has it (``Pseudonyms.hidden``); None or empty if the
+            source names none.
+        tenant: of the row.
+        site: of the row.
+    """
+    for kind, name in (("issuer", issuer), ("tenant", tenant), ("site", site)):
+        if name:
+            return f"{kind}\x1f{name}"
+    return ""
+
+
+def issuer_name(stated: str | None) -> str | None:
+    """Return the form of an issuer that authorities are named by; None where nobody is named. Idempotent.
+
+    Args:
+        stated: ``local&universal&kind`` as in HL7 (HD): IssuerOfPatientID, and the UniversalEntityID and its type of
+            the qualifiers. What is at the end may be missing; a type without a universal id says nothing.
+    """
+    local, universal, kind = ([normalised(part) for part in (stated or "").split("&", 2)] + ["", ""])[:3]
+    return "&".join([local, universal, kind if universal else ""]).rstrip("&") or None
+
+
 def earlier_forms(stated: str) -> frozenset[str]:
     """Return the forms of an id that earlier versions of MRCG made pseudonyms of, for whoever was erased by them.
 

@@ -9,6 +9,7 @@ compute or test one.
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import hmac
 import os
@@ -21,11 +22,13 @@ from mrcg.errors import IntegrityError, UsageError, require
 ENVIRONMENT = "MRCG_PSEUDONYM_KEY"
 KEY_DIGITS = 64
 #: Increase it with every change to what is kept, so that corpora made under different policies never mix.
-POLICY_VERSION = 1
+#:
+#: 1: a patient is an id. 2: a patient is an id and the authority that assigned it.
+POLICY_VERSION = 2
 #: Header fields that become columns; all others are dropped. Ids become pseudonyms, UIDs are mapped, days are shifted.
 KEPT_FIELDS = (
-    "label", "patient", "study", "series", "instance", "accession", "tenant", "site", "plane", "sequence", "acquired",
-    "year", "spacing_mm", "position_mm",
+    "label", "patient", "issuer", "study", "series", "instance", "accession", "tenant", "site", "plane", "sequence",
+    "acquired", "year", "spacing_mm", "position_mm",
 )  # fmt: skip
 _SHIFT_DAYS = 182
 _NONCE_BYTES = 12
@@ -50,6 +53,41 @@ class Pseudonyms:
     def name(self, kind: str, value: str) -> str:
         """Return the 128-bit pseudonym of an id in hex; the same id gives different pseudonyms for different kinds."""
         return self._mac(kind, value)[:32]
+
+    def person(self, authority: str, bare_id: str) -> str:
+        """Return the 128-bit pseudonym of a patient in hex, from the pseudonym of the id and who assigned the id.
+
+        Args:
+            authority: ``mrcg.privacy.identity.authority_of``.
+            bare_id: ``name("patient", …)`` of the id, the whole pseudonym of a patient under policy 1. So a
+                corpus can be brought to this policy without its source.
+        """
+        return self._mac("person", f"{authority}\x1f{bare_id}")[:32]
+
+    def hidden(self, text: str) -> str:
+        """Encrypt a short text, such as the name of a hospital, for a column (AES-SIV, hex): equal texts look equal.
+
+        Raises:
+            MissingExtraError: cryptography is not installed.
+        """
+        encrypted: bytes = _siv(self._key).encrypt(text.encode("utf-8", "surrogatepass"), None)
+        return encrypted.hex()
+
+    def revealed(self, hidden: str) -> str:
+        """Return the text that ``hidden`` encrypted.
+
+        Raises:
+            IntegrityError: it was changed, or another key encrypted it.
+            MissingExtraError: cryptography is not installed.
+        """
+        invalid = require("cryptography.exceptions").InvalidTag
+        try:
+            text: bytes = _siv(self._key).decrypt(bytes.fromhex(hidden), None)
+        except (invalid, ValueError) as error:
+            raise IntegrityError(
+                "the issuer of a patient id was changed, or encrypted with another key: `mrcg verify` finds damage"
+            ) from error
+        return text.decode("utf-8", "surrogatepass")
 
     def uid(self, kind: str, value: str) -> str:
         """Return a valid replacement for a DICOM UID, never the original (PS3.5 §B.2: ``2.25.`` and 128 bits)."""
@@ -91,12 +129,7 @@ class Pseudonyms:
         return data
 
     def _cipher(self) -> Any:
-        hkdf, hashes = (
-            require("cryptography.hazmat.primitives.kdf.hkdf"),
-            require("cryptography.hazmat.primitives.hashes"),
-        )
-        key = hkdf.HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=b"mrcg seal").derive(self._key)
-        return require("cryptography.hazmat.primitives.ciphers.aead").AESGCM(key)
+        return require("cryptography.hazmat.primitives.ciphers.aead").AESGCM(_derived(self._key, b"mrcg seal"))
 
     def policy(self) -> dict[str, Any]:
         """Return the de-identification policy as the corpus manifest records it."""
@@ -110,6 +143,21 @@ class Pseudonyms:
 
     def _mac(self, kind: str, value: str) -> str:
         return hmac.new(self._key, f"{kind}\x1f{value}".encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()
+
+
+def _derived(key: bytes, purpose: bytes) -> bytes:
+    """Return 32 bytes for one purpose (HKDF-SHA-256)."""
+    hkdf, hashes = (
+        require("cryptography.hazmat.primitives.kdf.hkdf"),
+        require("cryptography.hazmat.primitives.hashes"),
+    )
+    derived: bytes = hkdf.HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=purpose).derive(key)
+    return derived
+
+
+@functools.lru_cache(maxsize=4)
+def _siv(key: bytes) -> Any:
+    return require("cryptography.hazmat.primitives.ciphers.aead").AESSIV(_derived(key, b"mrcg hidden text"))
 
 
 def new_key() -> str:

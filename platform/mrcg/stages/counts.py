@@ -39,6 +39,8 @@ class CorpusCounts(Counts):
         groups: scans that a split keeps together.
         clusters: sets of near-duplicates.
         distinct: different pixel contents.
+        without_patient: scans whose patient is not known: no id, or a placeholder; None if nobody counted them.
+        undecided: scans whose id has no issuer while several issuers of the tenant have it.
         conflicts: copies whose labels differ.
         classes: scans by label.
         generation: corpora that this one extends, one after the other.
@@ -56,6 +58,8 @@ class CorpusCounts(Counts):
     clusters: int = 0
     distinct: int = 0
     patients: int = 0
+    without_patient: int | None = None
+    undecided: int = 0
     conflicts: int = 0
     classes: dict[str, int] = Field(default_factory=dict)
     generation: int = 0

@@ -60,10 +60,12 @@ SCANS = pa.schema(
         pa.field("difference_hash", pa.binary(32), nullable=False),
         *(pa.field(name, pa.float32()) for name in LESION),
         pa.field("masked", pa.float32()),  # share of its pixels without a finite value: black; null if none
+        pa.field("bare_id", pa.string()),  # pseudonym of the patient's id alone, whoever assigned it
+        pa.field("issuer", pa.string()),  # encrypted; "" where none is stated and several assigned this id
     ]
 )
 #: Columns of scans that earlier versions did not write; they are null there.
-ADDED_SCANS = (*LESION, "masked")
+ADDED_SCANS = (*LESION, "masked", "bare_id", "issuer")
 
 #: corpus/quarantine/*.parquet: files and frames that could not be used, and why.
 QUARANTINE = pa.schema(
@@ -82,7 +84,10 @@ LISTING = pa.schema(
         pa.field("key", pa.string(), nullable=False),
         pa.field("stamp", pa.string(), nullable=False),
         pa.field("size", pa.int64(), nullable=False),
-        *(pa.field(name, pa.string()) for name in ("label", "split", "patient", "study", "site", "plane", "sequence")),
+        *(
+            pa.field(name, pa.string())
+            for name in ("label", "split", "patient", "issuer", "study", "site", "plane", "sequence")
+        ),
         pa.field("acquired", pa.string()),
         pa.field("fold", pa.int32()),
         pa.field("labelled", pa.bool_(), nullable=False),

@@ -10,6 +10,7 @@ from mrcg.corpus.ingestion import HARMLESS_REASONS, ImagesWriter, ingest_files
 from mrcg.corpus.sources import SourceFile
 from mrcg.errors import UsageError
 from mrcg.imaging.slices import Reading, ScanFacts, Slice, image_id, pixel_hash
+from mrcg.privacy.identity import authority_of
 from mrcg.privacy.pseudonyms import Pseudonyms
 from mrcg.privacy.suppression import IMAGE, PATIENT, PIXELS, token
 from mrcg.storage import schemas
@@ -112,7 +113,7 @@ def one_row(file, rules, facts=FACTS):
 
 def test_identifiers_become_pseudonyms_and_facts_columns():
     row = one_row(SourceFile("JANE/1.dcm", "s", 0, "JANE"), factories.rules_of(pseudonyms=NAMES))
-    assert row["patient"] == NAMES.name("patient", "DOE^JANE")
+    assert row["patient"] == NAMES.person("", NAMES.name("patient", "DOE^JANE"))
     assert row["study"] == NAMES.name("study", "1.2.3")
     assert row["accession"] == NAMES.name("accession", "A77")
     assert row["series"] == NAMES.uid("series", "1.2.3.4")
@@ -147,7 +148,7 @@ def test_the_manifest_takes_precedence_over_the_file():
         "T1",
         2021,
     )
-    assert row["patient"] == NAMES.name("patient", "P1")
+    assert row["patient"] == NAMES.person(authority_of(None, None, "north"), NAMES.name("patient", "P1"))
     stated = SourceFile("1", "s", 0, label="folder")
     assert one_row(stated, factories.rules_of(), ScanFacts(label="glioma"))["label"] == "glioma"
 

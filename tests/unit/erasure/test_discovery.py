@@ -147,17 +147,17 @@ def model_of(line, splits, name="a"):
 
 
 def learned(store):
-    located = discovery.locate(store, "image_id", MINE)
+    located = discovery.locate(store, {"image_id": MINE})
     return set(discovery.models_trained_on(store, all_manifests(store), located))
 
 
 def test_matching_scans_are_located(store, line):
-    (where,) = discovery.locate(store, "patient", [SCANS[0].patient])
+    (where,) = discovery.locate(store, {"patient": [SCANS[0].patient]})
     assert where.corpus == line.corpus
     assert where.matching["image_id"].to_pylist() == MINE
     assert where.others.num_rows == 36
-    assert discovery.locate(store, "patient", ["nobody"]) == []
-    (nobody,) = discovery.each_corpus(store, "patient", ["nobody"])
+    assert discovery.locate(store, {"patient": ["nobody"]}) == []
+    (nobody,) = discovery.each_corpus(store, {"patient": ["nobody"]})
     assert (nobody.matching.num_rows, nobody.others.num_rows) == (0, 40)
 
 

@@ -13,12 +13,12 @@ from tests.galleries import published
 from mrcg.corpus.ingestion import is_suppressed
 from mrcg.corpus.reader import read_quarantine, read_scans
 from mrcg.erasure.discovery import find_traces
+from mrcg.erasure.people import AskedPatient, describe_similar
 from mrcg.erasure.records import (
     RECEIPTS,
     RECORDS,
     ErasureTarget,
     check_receipt,
-    count_similar,
     plan_erasure,
     read_receipt,
     reappeared_versions,
@@ -89,7 +89,11 @@ def test_record_lists_hashes_of_everything_to_erase(made):
     person, record = jane(store), plan_erasure(store, JANES, KEY)
     ids = person.words["image_id"]
     assert set(record.images) == {entry_of(one) for one in ids}
-    named = {word for kind in ("image_id", "patient", "study", "series", "instance") for word in person.words[kind]}
+    named = {
+        word
+        for kind in ("image_id", "patient", "bare_id", "study", "series", "instance")
+        for word in person.words[kind]
+    }
     assert set(record.names) == {entry_of(word) for word in named}
     assert len(record.vectors) == 3, "four, but one is an identical scan's of another patient, too"
     assert record.suppressed == (token(KEY, PATIENT, pseudonym(JANE)),)
@@ -105,8 +109,8 @@ def test_who_is_in_no_corpus_is_an_error(made):
         plan_erasure(store, ErasureTarget(kind=IMAGE, value="cafe"), KEY)
     with pytest.raises(NotFoundError, match="no corpus in .* has scans of this patient: nothing was erased"):
         plan_erasure(store, ErasureTarget(kind=PATIENT, value=pseudonym(NOBODY)), KEY)
-    assert (suppressed(store), count_similar(store, NOBODY, KEY)) == (frozenset(), {})
-    assert count_similar(store, f"0{JANE}", KEY) == {JANE: 4}
+    assert (suppressed(store), describe_similar(store, AskedPatient(patient=NOBODY), KEY)) == (frozenset(), [])
+    assert describe_similar(store, AskedPatient(patient=f"0{JANE}"), KEY) == [f"{JANE} (4 scans)"]
 
 
 def test_accession_numbers_do_not_identify_scans(made):

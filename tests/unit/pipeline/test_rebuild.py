@@ -14,10 +14,10 @@ from tests.manifests import make_manifest
 from mrcg.corpus.listing import file_digests, known_files
 from mrcg.corpus.reader import Corpus, keep_rows, pixels_writer, read_quarantine, rows_in
 from mrcg.corpus.sources import open_source, survey
-from mrcg.erasure.purge import purge_corpus
 from mrcg.errors import NotFoundError
 from mrcg.imaging.samples import SampleFormat, write_samples
 from mrcg.pipeline.plan import plan
+from mrcg.pipeline.rebuild import rebuild
 from mrcg.pipeline.update import purged_corpus
 from mrcg.privacy.suppression import IMAGE, PATIENT, PIXELS, list_digest, suppress, token
 from mrcg.storage import schemas
@@ -101,7 +101,7 @@ def corpus(store, source):
 def purged(store, base, pseudonyms=erasure_factories.KEY):
     step = purged_corpus(base.artefact.manifest, list_digest(store))
     with begin(store, "corpus", step.version, step.inputs) as attempt:
-        joined = purge_corpus(base.artefact, attempt, pseudonyms)
+        joined = rebuild(base.artefact, attempt, pseudonyms, purge=True)
         attempt.publish(make_manifest("corpus", step.version, step.settings, step.inputs, joined.counts, joined.files))
     return Corpus(store.artefact("corpus", step.version))
 
