@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,8 @@ from mrcg.imaging.samples import write_samples
 from mrcg.releases.release import Release, read_release
 from mrcg.storage.store import Store
 from tests import factories
-from tests.serving import serving
+from tests.clusters import ray_cluster
+from tests.serving import ONE_OF_EACH, serving, started
 
 hypothesis.settings.register_profile("mrcg", deadline=None, derandomize=True, max_examples=40)
 hypothesis.settings.load_profile("mrcg")
@@ -30,6 +29,7 @@ REPOSITORY = Path(__file__).parents[1]
 #: Fixtures that are a running service, and the modules that share it.
 SERVICES = {
     "service": ("congruence/test_grpc.py", "congruence/test_service.py", "web/test_http.py"),
+    "small_service": ("faults/test_uploads.py", "web/test_openapi.py"),
     "watched_service": ("web/test_strangers.py", "web/test_watching.py"),
 }
 
@@ -151,16 +151,16 @@ def service(ray_run: RayRun, grpc_port: int) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def small_service(scans: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
+    """URL and process id of ``mrcg serve``, one replica of each stage, on a store whose releases tests may change."""
+    store = Store(str(tmp_path_factory.mktemp("small_service") / "store"))
+    factories.make_release(store, scans)
+    with started(store.url, *ONE_OF_EACH) as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
 def cluster() -> Iterator[str]:
-    """Address of a Ray cluster that outlives the runs on it, as a hospital's does."""
-    code = (
-        "from mrcg.execution import ray_environment; ray_environment.prepare(); import ray, sys; ray.init(**ray_environment.init_options(None));"
-        "print(ray.get_runtime_context().gcs_address, flush=True); sys.stdin.read(); ray.shutdown()"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    yield process.stdout.readline().strip()
-    process.stdin.close()
-    process.wait(timeout=60)
-    process.stdout.close()
+    """Address of a Ray cluster that all tests of this process share."""
+    with ray_cluster() as address:
+        yield address

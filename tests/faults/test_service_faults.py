@@ -179,15 +179,26 @@ def test_a_file_of_the_index_that_is_gone_keeps_new_replicas_out_until_it_is_bac
     assert not any(answer.partial for answer in load.answers)
 
 
-def test_without_one_part_of_the_index_the_other_answers_and_says_so(scans, tmp_path):
-    store = Store(str(tmp_path / "store"))
+@pytest.fixture(scope="module")
+def narrow(scans, tmp_path_factory):
+    """A service with its index in two parts, which takes one request at a time and lets one wait."""
+    store = Store(str(tmp_path_factory.mktemp("narrow") / "store"))
     make_release(store, scans)
+    settings = (
+        *("serve.searcher_parts=2", "serve.part_ms=1000"),
+        *("serve.gateway.max_ongoing_requests=1", "serve.gateway.max_queued_requests=1"),
+    )
+    with started(store.url, *ONE_OF_EACH, *(word for one in settings for word in ("--set", one))) as (url, pid):
+        yield url, psutil.Process(pid)
+
+
+def test_without_one_part_of_the_index_the_other_answers_and_says_so(narrow, scans):
+    url, service = narrow
     image = sorted(scans.rglob("*.png"))[3].read_bytes()
-    words = ("--set", "serve.searcher_parts=2", "--set", "serve.part_ms=1000")
-    with started(store.url, *words) as (url, pid), Client(url, timeout=60) as client:
+    with Client(url, timeout=60) as client:
         whole = client.search(image, WANTED)
         assert (whole.partial, whole.shards_answered) == (False, whole.shards)
-        lost = processes(psutil.Process(pid), "ServeReplica:mrcg:Searcher1")
+        lost = processes(service, "ServeReplica:mrcg:Searcher1")
         assert lost
         for one in lost:
             one.suspend()
@@ -202,27 +213,24 @@ def test_without_one_part_of_the_index_the_other_answers_and_says_so(scans, tmp_
         wait_until(lambda: client.search(image, WANTED).hits == whole.hits)
 
 
-def test_whoever_finds_the_queue_full_is_told_when_to_ask_again(scans, tmp_path):
-    store = Store(str(tmp_path / "store"))
-    make_release(store, scans)
+def test_whoever_finds_the_queue_full_is_told_when_to_ask_again(narrow, scans):
+    url, service = narrow
     image = sorted(scans.rglob("*.png"))[3].read_bytes()
-    words = ("--set", "serve.gateway.max_ongoing_requests=1", "--set", "serve.gateway.max_queued_requests=1")
-    with started(store.url, *ONE_OF_EACH, *words) as (url, pid):
-        busy = processes(psutil.Process(pid), "ServeReplica:mrcg:Embedder")
-        assert busy
+    busy = processes(service, "ServeReplica:mrcg:Embedder")
+    assert busy
+    for one in busy:
+        one.suspend()
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(httpx.post, f"{url}/v1/search", files={"image": image}, timeout=60) for _ in range(8)]
+        wait_until(lambda: any(one.done() for one in asked))  # the others wait for the embedder
         for one in busy:
-            one.suspend()
-        with ThreadPoolExecutor(8) as pool:
-            asked = [pool.submit(httpx.post, f"{url}/v1/search", files={"image": image}, timeout=60) for _ in range(8)]
-            wait_until(lambda: any(one.done() for one in asked))  # the others wait for the embedder
-            for one in busy:
-                one.resume()
-            answers = [one.result() for one in asked]
-        refused = [one for one in answers if one.status_code == 503]
-        assert refused
-        assert {one.headers.get("Retry-After") for one in refused} == {"1"}
-        assert [one.status_code for one in answers if one not in refused] == [200] * (8 - len(refused))
-        assert len(refused) < 8
-        with Load(url, image) as load:
-            wait_until(lambda: len(load.answers) > 20)
-        assert load.errors == []
+            one.resume()
+        answers = [one.result() for one in asked]
+    refused = [one for one in answers if one.status_code == 503]
+    assert refused
+    assert {one.headers.get("Retry-After") for one in refused} == {"1"}
+    assert [one.status_code for one in answers if one not in refused] == [200] * (8 - len(refused))
+    assert len(refused) < 8
+    with Load(url, image) as load:
+        wait_until(lambda: len(load.answers) > 20)
+    assert load.errors == []

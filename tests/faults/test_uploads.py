@@ -6,23 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import psutil
 import pytest
-from tests.factories import make_release
 from tests.faults.test_fuzz import dicom, jpeg, matlab, mutants, nifti, png
-from tests.serving import ONE_OF_EACH, started
-
-from mrcg.storage.store import Store
 
 pytestmark = pytest.mark.slow
 
 CLIENTS, MOST_GROWTH = 8, 60e6
-
-
-@pytest.fixture(scope="module")
-def served(scans, tmp_path_factory):
-    store = Store(str(tmp_path_factory.mktemp("uploads") / "store"))
-    make_release(store, scans)
-    with started(store.url, *ONE_OF_EACH) as (url, pid):
-        yield url, psutil.Process(pid)
 
 
 def memory(service):
@@ -36,8 +24,9 @@ def memory(service):
 
 # In the first requests caches fill.
 @pytest.mark.parametrize(("requests", "warm"), [(800, 300), pytest.param(5000, 1000, marks=pytest.mark.platform)])
-def test_thousands_of_uploads_leave_the_service_as_it_was(served, scans, tmp_path, requests, warm):
-    url, service = served
+def test_thousands_of_uploads_leave_the_service_as_it_was(small_service, scans, tmp_path, requests, warm):
+    url, pid = small_service
+    service = psutil.Process(pid)
     damaged = [data for kind in (nifti, png, jpeg, matlab) for data in mutants(kind(tmp_path))]
     # Fewer of those whose decoders take the time that they are given.
     damaged += itertools.islice(mutants(dicom(tmp_path)), 100)

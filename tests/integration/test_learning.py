@@ -81,6 +81,7 @@ def alone(source, prepared, cluster, tmp_path_factory):
     return train_encoder(source, copied(prepared, tmp_path_factory.mktemp("alone") / "store"), cluster, *PLAIN)
 
 
+@pytest.mark.platform
 def test_two_workers_go_down_the_same_curve_as_one(alone, source, prepared, cluster, tmp_path):
     two = train_encoder(
         source, copied(prepared, tmp_path / "two"), cluster, *PLAIN, *setting("compute.encoder_workers=2")

@@ -5,11 +5,13 @@ import os
 import subprocess
 import sys
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import fsspec
 import pytest
 from tests import factories
+from tests.clusters import ray_cluster
 
 from mrcg.corpus.reader import Corpus, read_quarantine
 from mrcg.corpus.report import newest_corpus
@@ -49,8 +51,15 @@ def endpoint(tmp_path_factory):
     fsspec.filesystem("s3").clear_instance_cache()
 
 
-def ingest(source, store):
-    done = factories.mrcg("ingest", "--source", source, "--store", store, *SMALL, "--json")
+@pytest.fixture(scope="module")
+def ingest(endpoint):
+    """Ingests on a cluster whose nodes reach that server; the manifest's facts."""
+    with ray_cluster() as address:
+        yield partial(ingested, address)
+
+
+def ingested(address, source, store):
+    done = factories.mrcg("ingest", "--source", source, "--store", store, "--ray", address, *SMALL, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)["stages"][0]
 
@@ -74,7 +83,7 @@ def content(url):
     return corpus, files, corpus.scans.select(names).to_pylist(), refused
 
 
-def test_the_corpus_on_a_failing_s3_is_the_local_one(endpoint, tmp_path):
+def test_the_corpus_on_a_failing_s3_is_the_local_one(endpoint, ingest, tmp_path):
     source = tmp_path / "scans"
     write_samples(source, 200, seed=1)
     (source / "bad.png").write_text("words")

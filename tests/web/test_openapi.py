@@ -6,27 +6,15 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
-from tests.factories import make_release
-from tests.serving import serving
-
-from mrcg.storage.store import Store
 
 pytestmark = pytest.mark.slow
 
 OPERATIONS, EXAMPLES = 12, 25
 
 
-@pytest.fixture(scope="module")
-def url(scans, tmp_path_factory):
-    """URL of a service that no other test uses: the requests promote and roll back releases."""
-    store = Store(str(tmp_path_factory.mktemp("openapi") / "store"))
-    make_release(store, scans)
-    with serving(store.url) as url:
-        yield url
-
-
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
-def test_every_response_is_documented_and_none_is_a_server_error(url, mode):
+def test_every_response_is_documented_and_none_is_a_server_error(small_service, mode):
+    url, _ = small_service
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
     operations = [result.ok() for result in schema.get_all_operations()]
     assert len(operations) == OPERATIONS
@@ -43,7 +31,8 @@ def test_every_response_is_documented_and_none_is_a_server_error(url, mode):
             follows_the_document()  # the other operations have no input that could be invalid
 
 
-def test_the_document_describes_every_route_with_an_example(url):
+def test_the_document_describes_every_route_with_an_example(small_service):
+    url, _ = small_service
     document = httpx.get(f"{url}/openapi.json").json()
     assert {path for path in document["paths"] if path.startswith("/v1/search")} == {"/v1/search", "/v1/search:batch"}
     json_body = document["paths"]["/v1/search"]["post"]["requestBody"]["content"]["application/json"]
