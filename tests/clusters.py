@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 
 _CODE = (
-    "from mrcg.execution import ray_environment; ray_environment.prepare(); import ray, sys; ray.init(**ray_environment.init_options(None));"
+    "from mrcg.execution import ray_environment; ray_environment.prepare(); import ray, sys; ray_environment.connect(ray, None);"
     "print(ray.get_runtime_context().gcs_address, flush=True); sys.stdin.read(); ray.shutdown()"
 )
 

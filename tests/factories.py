@@ -154,10 +154,10 @@ def rules_of(
     return Rules(settings or IngestSettings(), pseudonyms, frozenset(suppressed), generation)
 
 
-def ingest(files: list[SourceFile], read_file: Any, rules: Rules, out: Files | None = None) -> Segment:
+def ingest(files: list[SourceFile], read_file: Any, rules: Rules, out: Files | None = None, **more: Any) -> Segment:
     """Ingest files in this process."""
     with ImagesWriter((out or Files()).open, "images/g000-00000", rules.settings) as images:
-        return ingest_files(files, read_file, lambda data: read(data, rules.settings), rules, images)
+        return ingest_files(files, read_file, lambda data: read(data, rules.settings), rules, images, **more)
 
 
 def join(segments: list[Segment], rules: Rules, base: Any = None, kept: Any = None) -> tuple[AssembledCorpus, Files]:

@@ -85,8 +85,7 @@ class Service:
     def __enter__(self) -> Service:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         try:
-            with ray_environment.outside_working_folder():
-                ray.init(**ray_environment.init_options(self._ray_address))
+            ray_environment.connect(ray, self._ray_address)
         except (ConnectionError, RayError, ValueError) as error:
             raise UsageError(f"--ray {self._ray_address}: {' '.join(str(error).split())[:200]}") from error
         # After ray.init, which installs its own handlers. Both signals end the block, so the replicas drain.

@@ -28,8 +28,7 @@ def start(address: str | None) -> None:
     if ray.is_initialized():
         return
     try:
-        with ray_environment.outside_working_folder():
-            ray.init(**ray_environment.init_options(address))
+        ray_environment.connect(ray, address)
     except (ConnectionError, RayError, ValueError) as error:
         raise UsageError(f"--ray {address}: {' '.join(str(error).split())[:200]}") from error
     context = ray.data.DataContext.get_current()

@@ -141,7 +141,7 @@ def ingest_segment(work: SegmentWork, decode: Callable[[bytes], Reading], report
         return store.writer(f"{work.output}/{name}")
 
     with ImagesWriter(open_output, work.prefix, work.rules.settings) as images:
-        return ingest_files(files(), source.read, decode, work.rules, images)
+        return ingest_files(files(), source.read, decode, work.rules, images, source.read_beside)
 
 
 def serve(pipe: Connection) -> None:

@@ -9,9 +9,9 @@ import contextlib
 import datetime
 import functools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import translate
 from pathlib import PurePosixPath
 from types import TracebackType
@@ -29,6 +29,8 @@ from mrcg.imaging.lesion import Lesion, first_known
 from mrcg.imaging.near_duplicates import difference_hash
 from mrcg.imaging.readers import IDENTIFYING, format_of
 from mrcg.imaging.sequences import sequence_of_text
+from mrcg.imaging.sidecar import MAX_BYTES as SIDECAR_BYTES
+from mrcg.imaging.sidecar import read_sidecar, sidecar_key
 from mrcg.imaging.slices import Reading, ScanFacts, Slice, image_id, pixel_hash
 from mrcg.privacy.identity import authority_of, earlier_forms, issuer_name, patient_id
 from mrcg.privacy.pseudonyms import Pseudonyms, missing_key_error
@@ -90,6 +92,7 @@ def ingest_files(
     decode: Callable[[bytes], Reading],
     rules: Rules,
     images: ImagesWriter,
+    read_beside: Callable[[str, int], bytes | None] = lambda key, most: None,
 ) -> Segment:
     """Read, decode, de-identify, hash and write some files.
 
@@ -101,6 +104,7 @@ def ingest_files(
         decode: returns the slices of a content, such as ``readers.read`` or ``IsolatedReader.read``.
         rules: of this ingestion.
         images: writes the pixels.
+        read_beside: returns the content of another file by key and size limit, None if there is none such.
 
     Raises:
         UsageError: a file may name patients and no pseudonym key is set.
@@ -118,10 +122,10 @@ def ingest_files(
         except ImageError as error:
             quarantined.append(_quarantine_row(file, rules, None, error.reason, str(error)))
             continue
-        kept = 0
+        kept, beside = 0, _sidecar(file, read_beside)
         # A manifest states the lesion of a file: of which of several slices is not known.
         stated = file.lesion if len(reading.slices) + len(reading.refused) == 1 else None
-        for image in reading.slices:
+        for image in _with_facts(reading.slices, beside):
             row = _scan_row(file, image, stated, rules)
             if is_suppressed(row, rules, _stated_patient(file, image.facts, rules)[0]):
                 continue
@@ -248,6 +252,20 @@ def _read(
     if rules.pseudonyms is None and (name := format_of(data)) in IDENTIFYING:
         raise missing_key_error(f"{'DICOM' if name == 'dicom' else 'MATLAB'} files")
     return decode(data)
+
+
+def _sidecar(file: SourceFile, read_beside: Callable[[str, int], bytes | None]) -> ScanFacts:
+    """Return what the sidecar of a volume says; nothing for other files, and without one."""
+    key = sidecar_key(file.key)
+    data = None if key is None else read_beside(key, SIDECAR_BYTES)
+    return ScanFacts() if data is None else read_sidecar(data)
+
+
+def _with_facts(slices: Iterable[Slice], beside: ScanFacts) -> Iterator[Slice]:
+    """Yield slices with the facts of a sidecar where the file itself states none."""
+    for one in slices:
+        sequence, acquired = one.facts.sequence or beside.sequence, one.facts.acquired or beside.acquired
+        yield replace(one, facts=replace(one.facts, sequence=sequence, acquired=acquired))
 
 
 def _scan_row(file: SourceFile, image: Slice, stated: Lesion | None, rules: Rules) -> dict[str, Any]:

@@ -102,6 +102,10 @@ class SourceReader(Protocol):
         """
         ...
 
+    def read_beside(self, key: str, most: int) -> bytes | None:
+        """Return the content of a small file beside those of the source; None if it is larger or cannot be read."""
+        ...
+
 
 def open_source(location: str) -> SourceReader:
     """Open the source at a folder or manifest.
@@ -189,8 +193,15 @@ class FolderSource:
 
     def read(self, file: SourceFile) -> bytes:
         """Return the content of a file."""
-        path = f"{self._root}/{file.key}"
-        return _read(self._fs, original_name(path) if isinstance(self._fs, LocalFileSystem) else path)
+        return _read(self._fs, self._path(file.key))
+
+    def read_beside(self, key: str, most: int) -> bytes | None:
+        """Return the content of a small file of the folder; None if it is larger or cannot be read."""
+        return _read_small(self._fs, self._path(key), most)
+
+    def _path(self, key: str) -> str:
+        path = f"{self._root}/{key}"
+        return original_name(path) if isinstance(self._fs, LocalFileSystem) else path
 
     def _folds(self) -> list[int]:
         path = f"{self._root}/{_FOLDS_FILE}"
@@ -242,6 +253,10 @@ class ManifestSource:
     def read(self, file: SourceFile) -> bytes:
         """Return the content of a file."""
         return _read(*self._resolve(file.key))
+
+    def read_beside(self, key: str, most: int) -> bytes | None:
+        """Return the content of a small file beside a listed one; None if it is larger or cannot be read."""
+        return _read_small(*self._resolve(key), most)
 
     def _state_of(self, key: str) -> tuple[int, str]:
         """Return size and stamp of the file of a row; size -1 and the reason if it cannot be read."""
@@ -318,6 +333,13 @@ def _read(fs: AbstractFileSystem, path: str) -> bytes:
     data = retrying(fs, lambda: fs.cat_file(path))
     assert isinstance(data, bytes)
     return data
+
+
+def _read_small(fs: AbstractFileSystem, path: str, most: int) -> bytes | None:
+    try:
+        return _read(fs, path) if fs.isfile(path) and fs.size(path) <= most else None
+    except OSError:
+        return None  # it only adds to what the files themselves say
 
 
 def _folder_facts(key: str) -> tuple[str | None, str | None, int | None]:

@@ -8,6 +8,7 @@ import os
 import secrets
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +65,35 @@ def prepare_serving() -> None:
     os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.25")
 
 
-def outside_working_folder() -> contextlib.AbstractContextManager[None]:
-    """Return a context in which ``ray.init`` has to be called.
+def connect(ray: Any, address: str | None) -> None:
+    """Call ``ray.init``: connect to a cluster, or start a local one that ends with this process.
 
     Ray puts the driver's working folder in front of the modules of all workers. There a user's random.py or pydicom.py
-    would be imported instead of the library.
+    would be imported instead of the library, so ``ray.init`` is called in another folder.
+
+    Args:
+        ray: the module, which this one does not import.
+        address: of the cluster; None starts a local one.
     """
-    return contextlib.chdir(sys.prefix)
+    with contextlib.chdir(sys.prefix), contextlib.ExitStack() as stack:
+        if address is None:
+            stack.enter_context(_without_usage_reporter(ray._private.services))
+        ray.init(**init_options(address))
+
+
+@contextlib.contextmanager
+def _without_usage_reporter(services: Any) -> Iterator[None]:
+    """Let a local Ray start without the process that reports usage.
+
+    Without a dashboard it has no other work. Also where reports are off, it first asks the metadata services of three
+    clouds where it runs, and no setting of Ray 2.60 prevents that. Ray takes this answer as "it did not start".
+    """
+    original = services.start_api_server
+    services.start_api_server = lambda *_, **__: (None, None)
+    try:
+        yield
+    finally:
+        services.start_api_server = original
 
 
 def init_options(address: str | None) -> dict[str, Any]:

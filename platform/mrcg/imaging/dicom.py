@@ -20,7 +20,7 @@ from mrcg.imaging.dicom_header import Frame, frame_count, items_of, number_of, s
 from mrcg.imaging.dicom_levels import grey_levels
 from mrcg.imaging.mosaic import mosaic_of
 from mrcg.imaging.sequences import normal_of, plane_of, sequence_of_text, sequence_of_times
-from mrcg.imaging.slices import Grey, Reading, Refusal, ScanFacts, Slice, check_size, check_spacing, finish
+from mrcg.imaging.slices import YEARS, Grey, Reading, Refusal, ScanFacts, Slice, check_size, check_spacing, finish
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -38,8 +38,6 @@ _TIMES = (
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 #: Bits of a stored value that pixels can have.
 _BITS = (1, 8, 16, 32, 64)
-#: Years that scans were made in; a year outside them is of another calendar or wrong.
-YEARS = range(1970, 2101)
 
 
 def is_dicom(data: bytes) -> bool:

@@ -80,11 +80,16 @@ def _to_grey(image: Image.Image, data: bytes) -> Grey:
         image = image.convert("RGB")
     gamma = facts.get("gamma", _GAMMA)
     if "icc_profile" not in facts and "srgb" not in facts and gamma > 0 and abs(gamma - _GAMMA) > _GAMMA_TOLERANCE:
-        levels = [round(255 * (level / 255) ** (_GAMMA / gamma)) for level in range(256)]
+        levels = [round(255 * _srgb((level / 255) ** (1 / gamma))) for level in range(256)]
         image = image.point(levels * len(image.getbands()))
     if alpha is not None:
         image = Image.composite(image.convert("RGB"), below, alpha)
     return np.asarray(image.convert("L"), dtype=np.uint8)
+
+
+def _srgb(light: float) -> float:
+    """Return the sRGB value of an amount of light, both from 0 to 1 (IEC 61966-2-1)."""
+    return 12.92 * light if light <= 0.0031308 else 1.055 * light ** (1 / 2.4) - 0.055
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -26,6 +26,8 @@ Levels = npt.NDArray[np.float32]
 BLANK = 0.999
 #: Range of plausible pixel spacings in mm; a value outside it means that the header is wrong.
 SPACING_MM = (0.01, 50.0)
+#: Years that scans were made in; a year outside them is of another calendar or wrong.
+YEARS = range(1970, 2101)
 _PERCENTILES = (0.5, 99.5)
 
 
