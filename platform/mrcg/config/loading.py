@@ -120,15 +120,28 @@ def _explain(error: ValidationError) -> str:
     return f"{key} = {first['input']!r} is not allowed: {first['msg'][:1].lower()}{first['msg'][1:]}"
 
 
+class _WithoutRepeats(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping; YAML forbids it, and PyYAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for (key, _), name in zip(node.value, keys, strict=True):
+            if keys.count(name) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{name} stands here twice", key.start_mark)
+        return dict(super().construct_mapping(node, deep))
+
+
 def _read_recipe(recipe: str) -> dict[str, Any]:
     path = Path(recipe)
     if not path.suffix:
         path = recipe_folder() / f"{recipe}.yaml"
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_bytes(), _WithoutRepeats)  # in UTF-8 or UTF-16, as YAML says
     except OSError as error:
         names = ", ".join(recipe_names())
         raise SettingsError(f"no recipe {recipe}: use a shipped one ({names}) or the path of a .yaml file") from error
+    except yaml.reader.ReaderError as error:
+        raise SettingsError(f"recipe {recipe} is neither UTF-8 nor UTF-16: save it as UTF-8") from error
     except yaml.YAMLError as error:
         raise SettingsError(f"recipe {recipe} is not valid YAML: {' '.join(str(error).split())}") from error
     if tree is None:

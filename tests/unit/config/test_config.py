@@ -79,3 +79,26 @@ def test_override_sets_the_value(epochs):
 
 def test_known_keys_include_nested_keys():
     assert {"seed", "encoder.weights", "serve.gateway.cpus"} <= set(known_keys())
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le-sig"])
+def test_a_recipe_may_be_in_any_encoding_of_yaml(encoding, tmp_path):
+    text = "# größer\nencoder:\n  epochs: 3\n"
+    data = b"\xff\xfe" + text.encode("utf-16-le") if encoding == "utf-16-le-sig" else text.encode(encoding)
+    (tmp_path / "mine.yaml").write_bytes(data)
+    assert load_config(str(tmp_path / "mine.yaml")).encoder.epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("# größer\nseed: 3\n".encode("latin-1"), r"recipe \S+ is neither UTF-8 nor UTF-16: save it as UTF-8"),
+        (b"encoder:\n  epochs: 3\n  epochs: 4\n", r"epochs stands here twice .* line 2"),
+        (b"seed: 1\nencoder: {}\nseed: 2\n", r"seed stands here twice .* line 1"),
+    ],
+)
+def test_a_recipe_in_another_encoding_or_with_a_key_twice_is_refused_in_a_line(data, message, tmp_path):
+    (tmp_path / "mine.yaml").write_bytes(data)
+    with pytest.raises(SettingsError, match=message) as raised:
+        load_config(str(tmp_path / "mine.yaml"))
+    assert "\n" not in str(raised.value)
