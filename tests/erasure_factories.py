@@ -135,9 +135,9 @@ def found(folder: Path, person: Person) -> dict[str, set[str]]:
     return dict(hits)
 
 
-def is_drawn(folder: Path, patient: str) -> bool:
+def is_drawn(folder: Path, raw: str, key: Pseudonyms) -> bool:
     """Whether a report of a store has a picture of one of a patient's scans."""
-    return "picture" in found(folder / "reports", person_of(folder, "patient", patient))
+    return "picture" in found(folder / "reports", person_of(folder, "patient", pseudonym(raw, key)))
 
 
 def decoded(data: bytes, name: str = "") -> Iterator[bytes]:

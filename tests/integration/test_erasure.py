@@ -105,7 +105,7 @@ def ground(keys, cluster, tmp_path_factory):
     patients = {raw[one]: part_of[ident] for ident, one in scans}
     trained, tested = (sorted(one for one in patients if patients[one] == part) for part in ("train", "test"))
     # Keys are new each time, and so is whom the report happens to draw: somebody whom it drew comes first.
-    trained.sort(key=lambda one: not erasure_factories.is_drawn(Path(store.root), key.name("patient", one)))
+    trained.sort(key=lambda one: not erasure_factories.is_drawn(Path(store.root), one, key))
     return Ground(source, store, key, trained[0], trained[-1], tested[0])
 
 

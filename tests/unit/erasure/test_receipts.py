@@ -89,12 +89,8 @@ def test_record_lists_hashes_of_everything_to_erase(made):
     person, record = jane(store), plan_erasure(store, JANES, KEY)
     ids = person.words["image_id"]
     assert set(record.images) == {entry_of(one) for one in ids}
-    named = {
-        word
-        for kind in ("image_id", "patient", "bare_id", "study", "series", "instance")
-        for word in person.words[kind]
-    }
-    assert set(record.names) == {entry_of(word) for word in named}
+    kinds = ("image_id", "patient", "bare_id", "study", "series", "instance")
+    assert set(record.names) == {entry_of(word) for kind in kinds for word in person.words[kind]}
     assert len(record.vectors) == 3, "four, but one is an identical scan's of another patient, too"
     assert record.suppressed == (token(KEY, PATIENT, pseudonym(JANE)),)
     assert record.copies == 1
