@@ -337,7 +337,8 @@ def _read(fs: AbstractFileSystem, path: str) -> bytes:
 
 def _read_small(fs: AbstractFileSystem, path: str, most: int) -> bytes | None:
     try:
-        return _read(fs, path) if fs.isfile(path) and fs.size(path) <= most else None
+        info: Mapping[str, Any] = retrying(fs, lambda: fs.info(path))
+        return _read(fs, path) if info.get("type") == "file" and int(info.get("size") or 0) <= most else None
     except OSError:
         return None  # it only adds to what the files themselves say
 
