@@ -212,7 +212,7 @@ def _without_issuer(person: Person, bare_id: str, several: bool, pseudonyms: Pse
 
 
 def _ambiguous(asked: AskedPatient, people: Sequence[Person], pseudonyms: Pseudonyms) -> AmbiguousError:
-    known = "; ".join(person.described(pseudonyms) for person in people)
+    known = "; ".join(sorted(person.described(pseudonyms) for person in people))
     return AmbiguousError(
         f"patient id {asked.patient} is that of several people ({known}): nothing was erased; say whom you mean with "
         "--issuer, --tenant or --site, and --issuer '' where the source names none"

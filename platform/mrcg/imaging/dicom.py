@@ -20,7 +20,7 @@ from mrcg.imaging.dicom_header import Frame, frame_count, items_of, number_of, s
 from mrcg.imaging.dicom_levels import grey_levels
 from mrcg.imaging.mosaic import mosaic_of
 from mrcg.imaging.sequences import normal_of, plane_of, sequence_of_text, sequence_of_times
-from mrcg.imaging.slices import YEARS, Grey, Reading, Refusal, ScanFacts, Slice, check_size, check_spacing, finish
+from mrcg.imaging.slices import Grey, Reading, Refusal, ScanFacts, Slice, check_size, check_spacing, finish, first_day
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -249,12 +249,5 @@ def _sequence_name(view: Frame) -> str | None:
 
 
 def _acquisition_day(dataset: Dataset) -> datetime.date | None:
-    for keyword in ("AcquisitionDate", "AcquisitionDateTime", "SeriesDate", "StudyDate", "ContentDate"):
-        text = (text_of(dataset, keyword) or "").replace(".", "")[:8]
-        try:
-            day = datetime.datetime.strptime(text, "%Y%m%d").date()
-        except ValueError:
-            continue
-        if day.year in YEARS:
-            return day
-    return None
+    keywords = ("AcquisitionDate", "AcquisitionDateTime", "SeriesDate", "StudyDate", "ContentDate")
+    return first_day(text_of(dataset, keyword) or "" for keyword in keywords)

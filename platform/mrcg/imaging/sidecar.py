@@ -5,13 +5,12 @@ Only listed fields are read, as of a DICOM header; names, ids and birth dates th
 
 from __future__ import annotations
 
-import datetime
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from mrcg.imaging.sequences import sequence_of_text, sequence_of_times
-from mrcg.imaging.slices import YEARS, ScanFacts
+from mrcg.imaging.slices import ScanFacts, first_day
 
 #: A sidecar is a few KiB; a larger file is none.
 MAX_BYTES = 2**20
@@ -39,7 +38,8 @@ def read_sidecar(data: bytes) -> ScanFacts:
     times = (_milliseconds(content.get(f"{name}Time")) for name in ("Repetition", "Echo", "Inversion"))
     sequence = sequence_of_text(words) or sequence_of_times(*times)
     contrast = any(_text(content, name) for name in _CONTRAST)
-    return ScanFacts(sequence="T1c" if sequence == "T1" and contrast else sequence, acquired=_day(content))
+    acquired = first_day(_text(content, name) for name in _DAYS)
+    return ScanFacts(sequence="T1c" if sequence == "T1" and contrast else sequence, acquired=acquired)
 
 
 def _text(content: Mapping[str, Any], name: str) -> str:
@@ -50,15 +50,3 @@ def _text(content: Mapping[str, Any], name: str) -> str:
 def _milliseconds(seconds: Any) -> float | None:
     number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
     return 1000.0 * seconds if number and 0 <= seconds < 1e6 else None
-
-
-def _day(content: Mapping[str, Any]) -> datetime.date | None:
-    for name in _DAYS:
-        digits = _text(content, name).replace("-", "")[:8]
-        try:
-            day = datetime.datetime.strptime(digits, "%Y%m%d").date()
-        except ValueError:
-            continue
-        if day.year in YEARS:
-            return day
-    return None

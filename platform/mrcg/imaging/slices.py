@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -88,6 +88,19 @@ class Reading:
 
     slices: Sequence[Slice]
     refused: Sequence[Refusal] = ()
+
+
+def first_day(texts: Iterable[str]) -> datetime.date | None:
+    """Return the first day that texts begin with, as 20260131, 2026.01.31 or 2026-01-31; None if none does."""
+    for text in texts:
+        digits = text.replace(".", "").replace("-", "")[:8]
+        try:
+            day = datetime.datetime.strptime(digits, "%Y%m%d").date()
+        except ValueError:
+            continue
+        if day.year in YEARS:
+            return day
+    return None
 
 
 def stretch(levels: Levels, mask: npt.NDArray[np.bool_] | None = None) -> Grey:
