@@ -13,6 +13,7 @@ from mrcg.storage.manifest import FileEntry, Manifest
 REQUIRED: Mapping[str, Mapping[str, Any]] = {
     "corpus": {"images": 0},
     "splits": {"protocol": "paper"},
+    "features": {"images": 0, "width": 1},
     "encoders": {"epochs": 0},
     "embeddings": {"fingerprint": "ab", "dim": 1},
     "indexes": {"recall_at_50": 1.0},

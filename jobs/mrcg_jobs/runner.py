@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from mrcg.config.settings import Config
@@ -61,8 +61,8 @@ def plan_steps(store: Store, config: Config, location: str, last: str | None = N
         )
     names = [stage.name for stage in pipeline_stages()]
     count = len(names) if last is None else names.index(last) + 1
-    # Resolving weights may download them, so stages before the encoder skip it.
-    weights = resolve_weights(config.encoder).digest if stage_of("encoders").name in names[:count] else ""
+    # Resolving weights may download them, so stages before those that read them skip it.
+    weights = resolve_weights(config.encoder).digest if stage_of("features").name in names[:count] else ""
     source = survey(files)
     ancestry = ancestry_of(store, config, source, pseudonyms_from_environment())
     selected = set(names[:count])
@@ -93,7 +93,10 @@ def run_stages(
         The result of each step when it is done.
     """
     store.check_writable()
+    steps = tuple(steps)
     for step in steps:
+        if step.stage.working and not _is_needed(store, step, steps):
+            continue
         start = time.monotonic()
         if store.has(step.stage.kind, step.version):
             manifest, ran = store.manifest(step.stage.kind, step.version), False
@@ -102,6 +105,12 @@ def run_stages(
             manifest, ran = runner.run(step, progress_of(step.name)), True
         seconds = time.monotonic() - start
         yield StageResult(step.name, step.stage.kind, step.version, ran, seconds, manifest.counts)
+
+
+def _is_needed(store: Store, working: Step, steps: Sequence[Step]) -> bool:
+    """Return whether a step remains that reads what this one makes; alone, a step is wanted for its own sake."""
+    readers = [step for step in steps if working.version in step.inputs.values()]
+    return not readers or not all(store.has(step.stage.kind, step.version) for step in readers)
 
 
 @dataclass(frozen=True)
@@ -141,5 +150,15 @@ class _StepRunner:
 
 
 def steps_of(steps: Iterable[Step], name: str) -> tuple[Step, ...]:
-    """Return the steps of one stage: the main step, then one per fold if the stage is cross-fitted."""
-    return tuple(step for step in steps if step.stage.name == name)
+    """Return the steps of one stage: the main step, then one per fold if the stage is cross-fitted.
+
+    Raises:
+        SettingsError: a run with these settings does not have the stage.
+    """
+    found = tuple(step for step in steps if step.stage.name == name)
+    if not found:
+        raise SettingsError(
+            f"{name}: these settings have no such stage; the trunk runs as a stage of its own with "
+            "encoder.freeze=convolutions and encoder.cache_trunk=true"
+        )
+    return found

@@ -13,6 +13,10 @@ import numpy as np
 import pytest
 from tests.factories import MRCG, TINY, mrcg
 
+from mrcg.corpus.embeddings import embeddings_of
+from mrcg.corpus.reader import IMAGES, Corpus
+from mrcg.encoder.appearance import read_appearance
+from mrcg.encoder.embedder import Embedder
 from mrcg.encoder.spec import HISTORY, read_spec
 from mrcg.evaluation.paper_systems import MARGINS, SYSTEMS, Reproduction, reproduction_markdown
 from mrcg.imaging.samples import write_samples
@@ -48,9 +52,9 @@ def stage_words(name, source, store, cluster, *more):
 
 @pytest.fixture(scope="module")
 def prepared(source, cluster, tmp_path_factory):
-    """A store with the corpus and the splits that all trainings read."""
+    """A store with the corpus, the splits and the trunk features that all trainings read."""
     store = Store(str(tmp_path_factory.mktemp("prepared") / "store"))
-    for name in ("ingest", "split"):
+    for name in ("ingest", "split", "extract-features"):
         done = mrcg(*stage_words(name, source, store, cluster, *PLAIN))
         assert done.returncode == 0, done.stderr
     return store
@@ -89,6 +93,26 @@ def test_two_workers_go_down_the_same_curve_as_one(alone, source, prepared, clus
     curve = losses(alone)
     assert len(curve) == 3 and curve[-1] < 0.99 * curve[0]
     assert np.allclose(losses(two), curve, rtol=1e-4)
+
+
+def test_embedding_runs_the_branches_on_stored_features_and_gives_what_the_network_gives(
+    alone, source, cluster, tmp_path
+):
+    store = alone.store
+    done = mrcg(*stage_words("embed", source, store, cluster, *PLAIN))
+    assert done.returncode == 0, done.stderr
+    (version,) = store.versions("embeddings")
+    embeddings, corpus = (
+        store.artefact("embeddings", version),
+        Corpus(store.artefact("corpus", *store.versions("corpus"))),
+    )
+    assert embeddings.manifest.inputs["features"] in store.versions("features")
+    embedder = Embedder.open(alone, appearance=read_appearance(embeddings))
+    names = corpus.artefact.names(IMAGES)
+    assert len(names) > 1
+    assert embedder.appearance is not None
+    direct = np.concatenate([embedder.embed_images(corpus.images_of(name))[1] for name in names])
+    assert np.array_equal(embeddings_of(embeddings), direct)
 
 
 def test_two_workers_mine_among_the_images_of_both(source, prepared, cluster, tmp_path):

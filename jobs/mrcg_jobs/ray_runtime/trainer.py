@@ -27,7 +27,7 @@ from mrcg.errors import MrcgError, from_row, to_row
 from mrcg.execution.ray_environment import COMPUTE_ENV
 from mrcg.storage.manifest import kind_of
 from mrcg.storage.store import Artefact, Store
-from mrcg.training.state import TrainingState, Worker, snapshot_name
+from mrcg.training.state import BestInStore, TrainingState, Worker, snapshot_name, write_tensors
 from mrcg_jobs.job import Job
 from mrcg_jobs.ray_runtime.cluster import cpus_each, own_errors
 from mrcg_jobs.ray_runtime.progress import Watch, reporter
@@ -167,6 +167,7 @@ def _train(task: TrainTask, store: Store) -> None:
     rank, world, device = context.get_world_rank(), context.get_world_size(), str(get_device())
     worker = Worker(rank, world, device, _agree, _total, _gather) if world > 1 else Worker(device=device)
     trainer = task.build(task, worker, _wrapper(worker))
+    trainer.state.best = BestInStore(store, f"{task.attempt}/best", writes=rank == 0)
     _resume(store, task.attempt, trainer)
     report = reporter(task.board if worker.rank == 0 else None)
     checkpoints = _Checkpoints(store, task) if worker.rank == 0 else None
@@ -218,12 +219,13 @@ class _Checkpoints:
         state, attempt = trainer.state, self._task.attempt
         if epoch >= self._task.epochs - self._task.snapshots:
             # Before the checkpoint: a run that resumes from it does not repeat this epoch.
-            self._store.write_bytes(f"{attempt}/output/{snapshot_name(epoch)}", state.weights())
+            write_tensors(self._store, f"{attempt}/output/{snapshot_name(epoch)}", state.tensors())
         if trainer.finished or time.monotonic() - self._written < self._seconds:
             return
         earlier = _checkpoints_in(self._store, attempt)
-        self._store.write_bytes(f"{attempt}/checkpoints/{epoch:06d}.safetensors", state.to_bytes())
+        write_tensors(self._store, f"{attempt}/checkpoints/{epoch:06d}.safetensors", *state.checkpoint())
         self._written = time.monotonic()
+        state.best.settle(state.best_epoch)
         for name in earlier:
             self._store.remove(name)
 
@@ -267,7 +269,8 @@ def _wrapper(worker: Worker) -> Wrap:
 def _resume(store: Store, attempt: str, trainer: Trainer) -> None:
     names = _checkpoints_in(store, attempt)
     if names:
-        trainer.state.restore(store.read_bytes(names[-1]))
+        with store.local_path(names[-1]) as path:
+            trainer.state.restore(path)
         log.info("resuming after epoch %d", len(trainer.state.history))
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from mrcg.config.settings import EmbedSettings
 from mrcg.corpus.embeddings import embedding_file, files_of, reusable_file
+from mrcg.corpus.features import StoredFeatures
 from mrcg.corpus.reader import IMAGES, Corpus, read_scans
 from mrcg.corpus.splits import Split
 from mrcg.encoder.appearance import FACTS, TENSORS, facts_in, facts_of
@@ -38,6 +39,7 @@ class _EmbedWork:
     Attributes:
         store: URL of the store.
         corpus, encoder: versions.
+        features: version of the stored trunk features; None if the trunk is run.
         output: folder of the attempt's output.
         appearance: content of ``appearance.safetensors``; None without an appearance part.
         batch_size: images embedded at a time.
@@ -49,6 +51,7 @@ class _EmbedWork:
     corpus: str
     encoder: str
     output: str
+    features: str | None
     appearance: bytes | None
     batch_size: int
     threads: int
@@ -87,7 +90,10 @@ class _EmbedFile:
             return to_row(error)
 
     def _embed(self, row: dict[str, Any]) -> dict[str, Any]:
-        ids, vectors = self._embedder.embed_images(self._corpus.images_of(row["file"]), self._work.batch_size)
+        work, features = self._work, None
+        if work.features is not None:
+            features = StoredFeatures(self._store.artefact("features", work.features)).of_file(row["file"])
+        ids, vectors = self._embedder.embed_images(self._corpus.images_of(row["file"]), work.batch_size, features)
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
         table = pa.table({"image_id": ids, "embedding": column}, schema=schemas.embeddings(vectors.shape[1]))
         name = embedding_file(row["file"])
@@ -148,7 +154,10 @@ class FitAppearance:
         drawn = sorted(np.flatnonzero(split.train).tolist(), key=lambda row: draw(0, "appearance", ids[row].as_py()))
         # In the order of the files, so that each block reads few of them.
         drawn = [*sorted(drawn[:SPREAD_SCANS]), *sorted(drawn[SPREAD_SCANS:MAX_FIT_SCANS])]
-        trained = embedder.embed(corpus.pixels(drawn[:SPREAD_SCANS], embedder.input_size), self.settings.batch_size)
+        measured, features = drawn[:SPREAD_SCANS], None
+        if "features" in artefacts:
+            features = StoredFeatures(artefacts["features"]).of_corpus(corpus)[measured]
+        trained = embedder.embed(corpus.pixels(measured, embedder.input_size), self.settings.batch_size, features)
         blocks = [
             drawn[start : start + SPREAD_SCANS] for start in range(0, min(len(drawn), MAX_FIT_SCANS), SPREAD_SCANS)
         ]
@@ -186,34 +195,26 @@ def _embed(job: Job, names: Sequence[str], before: int, appearance: bytes | None
     Returns:
         Entries of the new files, and the number of images in them.
     """
-    import ray.data
+    from mrcg_jobs.ray_runtime.files import each_file
 
-    from mrcg_jobs.ray_runtime.cluster import cpus_each, each_row, own_errors
-
-    compute, files = job.config.compute, [{"file": name} for name in names]
-    share = cpus_each(compute.embed_actors)
     job.progress(0, 0, "loading the encoder")
-    work = _EmbedWork(
-        store=job.store.url,
-        corpus=job.step.inputs["corpus"],
-        encoder=job.step.inputs["encoders"],
-        output=job.attempt.output,
-        appearance=appearance,
-        batch_size=job.config.embed.batch_size,
-        threads=int(share),
-        gpu=compute.use_gpu,
-    )
-    dataset = ray.data.from_items(files, override_num_blocks=len(files)).map(
-        _EmbedFile,
-        fn_constructor_args=(work,),
-        compute=ray.data.ActorPoolStrategy(size=compute.embed_actors),
-        num_cpus=share,
-        num_gpus=1 if compute.use_gpu else None,
-    )
+
+    def work(threads: int) -> _EmbedWork:
+        return _EmbedWork(
+            store=job.store.url,
+            corpus=job.step.inputs["corpus"],
+            encoder=job.step.inputs["encoders"],
+            output=job.attempt.output,
+            features=job.step.inputs.get("features"),
+            appearance=appearance,
+            batch_size=job.config.embed.batch_size,
+            threads=threads,
+            gpu=job.config.compute.use_gpu,
+        )
+
     total, rows, done = job.inputs["corpus"].manifest.counts_as(CorpusCounts).images, [], before
-    with own_errors():
-        for row in each_row(dataset):
-            rows.append(row)
-            done += row["images"]
-            job.progress(done, total, "images embedded")
+    for row in each_file(names, _EmbedFile, work, job.config.compute):
+        rows.append(row)
+        done += row["images"]
+        job.progress(done, total, "images embedded")
     return entries(rows), done - before

@@ -15,15 +15,16 @@ import numpy.typing as npt
 import torch
 
 from mrcg.config.settings import Config
+from mrcg.corpus.features import StoredFeatures
 from mrcg.corpus.reader import Corpus
 from mrcg.corpus.splits import Split
-from mrcg.encoder.pretrained import resolve_weights
 from mrcg.encoder.spec import HISTORY, SPEC, WEIGHTS, fingerprint, spec_bytes
 from mrcg.errors import TrainingError
 from mrcg.hashing import seed_of
 from mrcg.stages.counts import EncoderCounts
-from mrcg.training.block_cache import MappedRows, blocks_of, make_block, map_blocks
+from mrcg.training.block_cache import ArrayRows, MappedRows, SelectedRows, blocks_of, make_block, map_blocks
 from mrcg.training.state import Worker
+from mrcg_jobs import initial_weights
 from mrcg_jobs.job import Job, Outcome
 from mrcg_jobs.ray_runtime.trainer import Trainer, TrainTask, Wrap, train
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-INITIAL = "initial.safetensors"
 Numbers = npt.NDArray[np.int64]
 
 
@@ -46,10 +46,7 @@ def run(job: Job) -> Outcome:
     """
     if job.step.fold is None:
         _warn_of_rare_classes(Corpus(job.inputs["corpus"]), Split(job.inputs["splits"]))
-    weights = resolve_weights(job.config.encoder).to_safetensors()
-    if weights is not None:
-        # Written to the store: workers on other machines cannot read a file of this one.
-        job.store.write_bytes(f"{job.attempt.folder}/{INITIAL}", weights)
+    initial_weights.hand_over(job)
     task = TrainTask(
         store=job.store.url,
         attempt=job.attempt.folder,
@@ -88,12 +85,11 @@ def _warn_of_rare_classes(corpus: Corpus, split: Split) -> None:
 
 
 def _build(task: TrainTask, worker: Worker, wrap: Wrap) -> EncoderTrainer:
-    from mrcg.encoder.trainer import EncoderTrainer, load_weights, new_encoder
+    from mrcg.encoder.trainer import EncoderTrainer, new_encoder
 
     config: Config = task.config
     corpus, split = Corpus(task.artefact("corpus")), Split(task.artefact("splits"))
-    store, initial = task.artefact("corpus").store, f"{task.attempt}/{INITIAL}"
-    weights = load_weights(store.read_bytes(initial)) if store.exists(initial) else None
+    weights = initial_weights.handed_over(task.artefact("corpus").store, task.attempt)
     encoder = new_encoder(config.encoder, corpus.classes, config.seed, weights).to(worker.device)
     inputs = _Inputs(task, worker, corpus, encoder)
     learned = np.flatnonzero(split.seen(corpus.groups, task.fold, config.seed))
@@ -109,14 +105,15 @@ def _build(task: TrainTask, worker: Worker, wrap: Wrap) -> EncoderTrainer:
 
 
 class _Inputs:
-    """Inputs of all epochs, computed once: decoded and resized pixels, and features of a frozen trunk.
+    """Inputs of all epochs: features of a frozen trunk where a stage has stored them, decoded and resized pixels else.
 
-    They are stored as blocks in the attempt, so a resumed run reuses them. Workers divide the blocks among themselves
-    and wait for each other.
+    Pixels and augmented views are computed once and stored as blocks in the attempt, so a resumed run reuses them.
+    Workers divide the blocks among themselves and wait for each other.
     """
 
     def __init__(self, task: TrainTask, worker: Worker, corpus: Corpus, encoder: Encoder) -> None:
         self._attempt = task.attempt
+        self._stored = StoredFeatures(task.artefact("features")) if "features" in task.inputs else None
         self._settings = task.config.encoder
         self._seed = task.config.seed
         self._worker = worker
@@ -129,45 +126,51 @@ class _Inputs:
 
         classes, corpus = self._corpus.classes, self._corpus
         labels = [corpus.labels[row] for row in rows.tolist()]
-        pixels = self._pixels(rows, part)
+        pixels, features = self._pixels_and_features(rows, part)
         return LabelledImages(
             corpus.scans["image_id"].take(rows).to_pylist(),
             np.array([classes.index(label) for label in labels if label is not None], dtype=np.int64),
             [corpus.groups[row] for row in rows.tolist()],
             pixels,
-            self._features(pixels, part),
+            features,
         )
 
-    def _pixels(self, rows: Numbers, part: str) -> Any:
+    def _pixels_and_features(self, rows: Numbers, part: str) -> tuple[ArrayRows, tuple[ArrayRows, ...]]:
+        settings = self._settings
+        if self._stored is None:
+            return self._pixels(rows, part), ()
+        # Validation images are never augmented.
+        if settings.augment and part == "fit":
+            pixels = self._pixels(rows, part)
+            return pixels, tuple(self._view(pixels, view) for view in range(settings.cached_views))
+        return self._no_pixels(), (SelectedRows(self._stored.of_corpus(self._corpus), rows),)
+
+    def _no_pixels(self) -> npt.NDArray[np.uint8]:
+        side = self._settings.input_size
+        return np.empty((0, side, side), dtype=np.uint8)
+
+    def _pixels(self, rows: Numbers, part: str) -> ArrayRows:
         side = self._settings.input_size
         if not len(rows):
-            return np.empty((0, side, side), dtype=np.uint8)
+            return self._no_pixels()
 
         def decode(block: range) -> npt.NDArray[Any]:
             return self._corpus.pixels(rows[block.start : block.stop].tolist(), side)
 
         return self._cached(f"pixels-{part}", len(rows), side * side, decode)
 
-    def _features(self, pixels: Any, part: str) -> tuple[MappedRows, ...]:
+    def _view(self, pixels: ArrayRows, view: int) -> MappedRows:
+        """Return the features of the training images, augmented in one of several ways."""
         from mrcg.encoder.embedder import trunk_features
 
-        settings = self._settings
-        if settings.freeze != "convolutions" or not settings.cache_trunk or not len(pixels):
-            return ()
-        # Validation images are never augmented.
-        views = settings.cached_views if settings.augment and part == "fit" else 1
-        vary = settings.augment and part == "fit"
-        width = trunk_features(self._encoder, pixels[:1], 1, self._worker.device).nbytes
-        features = []
-        for view in range(views):
+        size, device = self._settings.batch_size, self._worker.device
+        width = trunk_features(self._encoder, pixels[:1], 1, device).nbytes
 
-            def run_trunk(block: range, view: int = view) -> npt.NDArray[Any]:
-                seed = seed_of(self._seed, "view", view, block.start) if vary else None
-                block_pixels = pixels[block.start : block.stop]
-                return trunk_features(self._encoder, block_pixels, settings.batch_size, self._worker.device, seed)
+        def run_trunk(block: range) -> npt.NDArray[Any]:
+            seed = seed_of(self._seed, "view", view, block.start)
+            return trunk_features(self._encoder, pixels[block.start : block.stop], size, device, seed)
 
-            features.append(self._cached(f"features-{part}-{view}", len(pixels), width, run_trunk))
-        return tuple(features)
+        return self._cached(f"features-fit-{view}", len(pixels), width, run_trunk)
 
     def _cached(self, name: str, count: int, row_bytes: int, make: Callable[[range], npt.NDArray[Any]]) -> MappedRows:
         folder, worker = f"{self._attempt}/work/{name}", self._worker

@@ -122,7 +122,9 @@ class EncoderSettings(Settings):
     freeze: Literal["convolutions", "none"] | Annotated[int, Field(ge=0)] = Field(
         "convolutions", description="weights that are not trained: the whole trunk, none, or its first n modules"
     )
-    cache_trunk: bool = Field(True, description="run a frozen trunk once and train on the stored features")
+    cache_trunk: bool = Field(
+        True, description="run a frozen trunk once, and train and embed on the stored features: 100 KB a scan for VGG16"
+    )
     cached_views: Count = Field(1, description="augmented views stored per image when a frozen trunk is cached")
     loss: Literal["triplet", "contrastive"] = "triplet"
     mining: Literal["explicit", "batch_all", "semi_hard", "hard"] = "explicit"
@@ -154,6 +156,11 @@ class EncoderSettings(Settings):
         "fp32", description="precision of the convolutions, in training and embedding"
     )
     channels_last: bool = Field(False, description="use the channels-last memory format: faster on most CPUs and GPUs")
+
+    @property
+    def stores_features(self) -> bool:
+        """Whether the trunk runs once over the corpus, as a stage of its own (docs/method.md#encoder)."""
+        return self.freeze == "convolutions" and self.cache_trunk
 
     @model_validator(mode="after")
     def _reject_ignored_settings(self) -> Self:

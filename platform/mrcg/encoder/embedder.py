@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterable
 
 import numpy as np
+import pyarrow as pa
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from mrcg.encoder.model import Encoder, to_input
 from mrcg.encoder.spec import WEIGHTS, fingerprint, read_spec
 from mrcg.errors import IntegrityError
 from mrcg.imaging.slices import Grey, resize
+from mrcg.storage import schemas
+from mrcg.storage.filesystem import HashingFile
 from mrcg.storage.store import Artefact
 from mrcg.training.block_cache import ArrayRows
 
@@ -69,19 +72,38 @@ class Embedder:
         encoder.load_state_dict(safetensors.torch.load(weights))
         return cls(encoder, expected, device, appearance)
 
-    def embed_images(self, images: Iterable[tuple[str, Grey]], batch_size: int = 32) -> tuple[list[str], Fp16Vectors]:
-        """Return ids and (n, d) float16 embeddings, as stored, of (id, grey levels) pairs of any image size."""
+    def embed_images(
+        self, images: Iterable[tuple[str, Grey]], batch_size: int = 32, features_nf: ArrayRows | None = None
+    ) -> tuple[list[str], Fp16Vectors]:
+        """Return ids and (n, d) float16 embeddings, as stored, of (id, grey levels) pairs of any image size.
+
+        Args:
+            images: the pairs.
+            batch_size: images that the network takes at a time.
+            features_nf: stored trunk features of the images, if there are any; the trunk does not run then.
+        """
         remaining, ids, parts = iter(images), list[str](), list[Fp16Vectors]()
         while chunk := list(itertools.islice(remaining, CHUNK)):
             pixels = np.stack([resize(grey, self.input_size) for _, grey in chunk])
+            features = None if features_nf is None else features_nf[len(ids) : len(ids) + len(chunk)]
             ids += [image_id for image_id, _ in chunk]
-            parts.append(self.embed(pixels, batch_size).astype(np.float16))
+            parts.append(self.embed(pixels, batch_size, features).astype(np.float16))
         return ids, np.concatenate(parts)
 
-    def embed(self, pixels_nss: Grey, batch_size: int = 32) -> Fp32Vectors:
-        """(n, s, s) grey levels -> (n, d) embeddings, not normalised: the trained part, then the appearance part."""
+    def embed(self, pixels_nss: Grey, batch_size: int = 32, features_nf: ArrayRows | None = None) -> Fp32Vectors:
+        """(n, s, s) grey levels -> (n, d) embeddings, not normalised: the trained part, then the appearance part.
+
+        Args:
+            pixels_nss: grey levels.
+            batch_size: images that the network takes at a time.
+            features_nf: stored trunk features of the images, if there are any; the trunk does not run then.
+        """
         assert pixels_nss.shape[1:] == (self.input_size, self.input_size), pixels_nss.shape
-        return extended(embed_pixels(self.encoder, pixels_nss, batch_size, self.device), pixels_nss, self.appearance)
+        if features_nf is None:
+            trained = embed_pixels(self.encoder, pixels_nss, batch_size, self.device)
+        else:
+            trained = embed_features(self.encoder, features_nf, batch_size, self.device)
+        return extended(trained, pixels_nss, self.appearance)
 
 
 def embed_pixels(encoder: Encoder, pixels_nss: ArrayRows, batch_size: int, device: str) -> Fp32Vectors:
@@ -106,6 +128,38 @@ def trunk_features(
         return encoder.features(to_input(grey if augment_seed is None else augment(grey, augment_seed + batch_number)))
 
     return _in_batches(encoder, pixels_nss, batch_size, device, run)
+
+
+def write_features(
+    sink: HashingFile, encoder: Encoder, images: Iterable[tuple[str, Grey]], batch_size: int, device: str
+) -> tuple[int, int]:
+    """Run the trunk over the images of a pixel file and write its feature file, some hundred images at a time.
+
+    Args:
+        sink: of the feature file.
+        encoder: whose trunk is run.
+        images: (id, grey levels) pairs of any image size; at least one.
+        batch_size: images that the trunk takes at a time.
+        device: torch device that it runs on.
+
+    Returns:
+        Number of images, and features of each.
+    """
+    encoder.eval()
+    remaining, writer, count, width = iter(images), None, 0, 0
+    while chunk := list(itertools.islice(remaining, CHUNK)):
+        pixels = np.stack([resize(grey, encoder.spec.input_size) for _, grey in chunk])
+        features = trunk_features(encoder, pixels, batch_size, device)
+        width = features.shape[1]
+        column = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), width)
+        table = pa.table({"image_id": [name for name, _ in chunk], "features": column}, schemas.features(width))
+        # Not compressed, so that the file can be memory-mapped.
+        writer = writer or pa.ipc.new_file(sink, table.schema)
+        writer.write_table(table)
+        count += len(chunk)
+    assert writer is not None, "a pixel file holds an image"
+    writer.close()
+    return count, width
 
 
 def _in_batches(

@@ -41,8 +41,8 @@ class LabelledImages:
         ids: (n,) image ids.
         labels: (n,) class numbers.
         groups: (n,) groups.
-        pixels: (n, s, s) grey levels; may be memory-mapped from disk.
-        features: cached features of a frozen trunk, (n, f) for each view; empty if the trunk runs in every epoch.
+        pixels: (n, s, s) grey levels; may be memory-mapped from disk. Not used where there are features.
+        features: stored features of a frozen trunk, (n, f) for each view; empty if the trunk runs in every epoch.
     """
 
     ids: Sequence[str]
@@ -100,8 +100,10 @@ class EncoderTrainer:
         self.worker = worker
         self.model = wrap(encoder.branches if train.features else encoder)
         trainable = [p for p in encoder.parameters() if p.requires_grad]
-        # Without weight decay this is Adam, as in the paper.
-        self.optimizer = torch.optim.AdamW(trainable, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        # Without weight decay this is Adam, as in the paper. Fused, a step needs no memory of the size of the weights.
+        self.optimizer = torch.optim.AdamW(
+            trainable, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
         self.state = TrainingState(encoder, self.optimizer)
 
     @property
@@ -134,6 +136,8 @@ class EncoderTrainer:
             )  # fmt: skip
             sums += self._step(batch, epoch, number, rate)
             on_batch(number + 1, len(batches))
+        # Gradients take as much memory as the weights, and nobody needs them before the next step.
+        self.optimizer.zero_grad(set_to_none=True)
         metric, cross_entropy = (self.worker.total(sums) / (len(batches) * self.worker.world)).tolist()
         row = {
             "epoch": epoch,
@@ -142,7 +146,7 @@ class EncoderTrainer:
             "cross_entropy": cross_entropy,
             "validation_map": self.worker.broadcast(self.validate()),
         }
-        self.state.add(row, score=row["validation_map"] if self.settings.keep == "best" else float(epoch))
+        self.state.add(row, score=row["validation_map"] if self.settings.keep == "best" else None)
         return row
 
     def _batches(self, epoch: int) -> list[Indices]:
@@ -250,12 +254,3 @@ def leave_one_out_map(
     order = np.argsort(distances, axis=1, kind="stable")[:, :depth]
     relevant = (labels[order] == labels[:, None]) & np.isfinite(np.take_along_axis(distances, order, axis=1))
     return mean_average_precision(relevant)
-
-
-def load_weights(data: bytes | None) -> dict[str, Tensor] | None:
-    """Return the tensors in safetensors bytes; None for None."""
-    if data is None:
-        return None
-    import safetensors.torch
-
-    return safetensors.torch.load(data)

@@ -9,6 +9,7 @@ import safetensors.torch
 
 from mrcg.arrays import Vectors
 from mrcg.corpus.embeddings import embeddings_of
+from mrcg.corpus.features import StoredFeatures
 from mrcg.corpus.reader import IMAGES, Corpus
 from mrcg.corpus.splits import Split
 from mrcg.encoder.appearance import facts_in
@@ -97,7 +98,7 @@ def measure_encoder(inputs: Mapping[str, Artefact], number: int, neighbours: int
     """Measure the ANN order with the weights of one epoch: embed the corpus and search the gallery exactly.
 
     Args:
-        inputs: artefacts of the kinds corpus, splits and encoders.
+        inputs: artefacts of the kinds corpus, splits and encoders, and features where the trunk is frozen.
         number: the epoch.
         neighbours: number of neighbours per query.
         device: device that embeds.
@@ -106,9 +107,12 @@ def measure_encoder(inputs: Mapping[str, Artefact], number: int, neighbours: int
     encoder = Encoder(read_encoder_spec(artefact)[0])
     encoder.load_state_dict(safetensors.torch.load(artefact.read_bytes(snapshots_of(artefact)[number])))
     embedder = Embedder(encoder, "", device)
-    vectors = np.concatenate(
-        [embedder.embed_images(protocol.corpus.images_of(name), BATCH)[1] for name in inputs["corpus"].names(IMAGES)]
-    )
+    stored = StoredFeatures(inputs["features"]) if "features" in inputs else None
+    parts = []
+    for name in inputs["corpus"].names(IMAGES):
+        features = None if stored is None else stored.of_file(name)
+        parts.append(embedder.embed_images(protocol.corpus.images_of(name), BATCH, features)[1])
+    vectors = np.concatenate(parts)
     gallery = np.flatnonzero(protocol.split.train)
     near = _exact(vectors[protocol.queries], vectors[gallery], neighbours)
     rows = np.where(near.rows_qk >= 0, gallery[near.rows_qk], -1)

@@ -14,7 +14,7 @@ from mrcg.config.settings import Config
 from mrcg.corpus.sources import Source
 from mrcg.corpus.splits import Fold
 from mrcg.errors import NotFoundError
-from mrcg.stages.registry import Stage, pipeline_stages, stage_of
+from mrcg.stages.registry import Stage, pipeline_stages, stage_of, trunk_settings
 from mrcg.storage.manifest import derive_version, kind_of
 from mrcg.storage.store import Artefact, Store
 
@@ -91,6 +91,8 @@ def plan(config: Config, source: Source, weights_digest: str, ancestry: Ancestry
         if stage.kind == "corpus":
             settings = corpus_settings(config, source, ancestry)
             inputs = {} if ancestry.base is None else {"corpus": ancestry.base}
+        if stage.kind == "features":
+            settings = trunk_settings(config, weights_digest)
         if stage.kind == "encoders":
             settings["encoder"]["weights"] = weights_digest
         if stage.kind in ("encoders", "graphs") and fold is not None:
@@ -102,6 +104,8 @@ def plan(config: Config, source: Source, weights_digest: str, ancestry: Ancestry
         steps[stage.kind, fold] = Step(stage, version, settings, inputs, fold)
 
     for stage in pipeline_stages():
+        if not stage.wanted(config):
+            continue
         if stage.kind == "rerankers":
             for fold in folds:
                 for fold_stage in pipeline_stages():

@@ -134,8 +134,7 @@ class RerankerTrainer:
             on_batch(number + 1, len(batches))
         loss = float(self.worker.total(total)) / (len(batches) * self.worker.world)
         row = {"epoch": epoch, "loss": loss, "validation_map": self.worker.broadcast(self.validate())}
-        # With keep=last the score is the epoch number, so the latest epoch is always the best.
-        self.state.add(row, score=float(epoch) if self.settings.keep == "last" else row["validation_map"])
+        self.state.add(row, score=None if self.settings.keep == "last" else row["validation_map"])
         return row
 
     def _fit_scale(self) -> None:

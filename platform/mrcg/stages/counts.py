@@ -79,6 +79,13 @@ class SplitCounts(Counts):
     classes: dict[str, dict[str, int]] = Field(default_factory=dict)
 
 
+class FeatureCounts(Counts):
+    """Scans whose trunk features are stored, and the number of features of each."""
+
+    images: int
+    width: int
+
+
 class EncoderCounts(Counts):
     """Epochs of a training, the best of them, and its fingerprint."""
 

@@ -18,6 +18,7 @@ from mrcg.stages.counts import (
     Counts,
     EmbeddingCounts,
     EncoderCounts,
+    FeatureCounts,
     GraphCounts,
     IndexCounts,
     ReportCounts,
@@ -58,6 +59,9 @@ class Stage:
         learned: holds what a model learned, or its figures: an erasure keeps it. The receipt names models, but no kind
             that ``measures``, which only has figures.
         measures: belongs to `mrcg reproduce`, not to a run.
+        working: read only while other kinds are made: nobody needs a version to read what was made from it, so `mrcg
+            gc` removes it, and neither a reindex nor an erasure makes it.
+        wanted: whether a run with these settings has the stage.
     """
 
     name: str
@@ -77,6 +81,8 @@ class Stage:
     self_contained: bool = False
     learned: bool = False
     measures: bool = False
+    working: bool = False
+    wanted: Callable[[Config], bool] = lambda config: True
 
     def recorded_settings(self, config: Config) -> dict[str, Any]:
         """Return the settings that a version of this stage depends on, as its manifest states them."""
@@ -87,9 +93,14 @@ def _reads(*kinds: str) -> Callable[[Config], tuple[str, ...]]:
     return lambda config: kinds
 
 
+def _with_features(*kinds: str) -> Callable[[Config], tuple[str, ...]]:
+    return lambda config: (*kinds, "features") if config.encoder.stores_features else kinds
+
+
 def _embed_inputs(config: Config) -> tuple[str, ...]:
+    inputs = _with_features("corpus", "encoders")(config)
     # The appearance part is fitted on the training part.
-    return ("corpus", "encoders", "splits") if config.embed.appearance.components else ("corpus", "encoders")
+    return (*inputs, "splits") if config.embed.appearance.components else inputs
 
 
 MEASURE_ENCODER = Stage(
@@ -99,7 +110,7 @@ MEASURE_ENCODER = Stage(
     counts=TrialCounts,
     module="mrcg_jobs.stages.measure_encoder",
     help="",
-    inputs=_reads("corpus", "splits", "encoders"),
+    inputs=_with_features("corpus", "splits", "encoders"),
     settings=("graph",),
     on_update=OnUpdate.KEPT,
     learned=True,
@@ -138,13 +149,26 @@ STAGES: tuple[Stage, ...] = (
         local=True,
     ),
     Stage(
+        name="extract-features",
+        kind="features",
+        schema=1,
+        counts=FeatureCounts,
+        module="mrcg_jobs.stages.extract_features",
+        help="Run the frozen trunk of the encoder over the corpus.",
+        inputs=_reads("corpus"),
+        settings=(),  # `trunk_settings`, which need the digest of the weights
+        on_update=OnUpdate.KEPT,
+        working=True,
+        wanted=lambda config: config.encoder.stores_features,
+    ),
+    Stage(
         name="train-encoder",
         kind="encoders",
         schema=2,
         counts=EncoderCounts,
         module="mrcg_jobs.stages.train_encoder",
         help="Train the triplet CNN.",
-        inputs=_reads("corpus", "splits"),
+        inputs=_with_features("corpus", "splits"),
         settings=("encoder", "seed"),
         on_update=OnUpdate.KEPT,
         by_fold=True,
@@ -216,6 +240,20 @@ STAGES: tuple[Stage, ...] = (
     MEASURE_ENCODER,
     MEASURE_RERANKER,
 )
+
+
+def trunk_settings(config: Config, weights_digest: str) -> dict[str, Any]:
+    """Return the settings that trunk features depend on: not those of the branches, which several encoders may have."""
+    names = ("backbone", "head", "input_size", "precision", "channels_last")
+    return {
+        "trunk": {
+            **{name: getattr(config.encoder, name) for name in names},
+            "weights": weights_digest,
+            "batch_size": config.embed.batch_size,
+            # Initial weights that are drawn depend on the seed.
+            **({"seed": config.seed} if config.encoder.weights == "none" else {}),
+        }
+    }
 
 
 def pipeline_stages() -> tuple[Stage, ...]:

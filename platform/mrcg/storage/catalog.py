@@ -87,7 +87,8 @@ def dependencies_of(manifest: Manifest | None) -> list[Key]:
     """Return the versions that are directly needed to read a version; none for a damaged one (None)."""
     if manifest is None or stage_of(manifest.kind).self_contained:
         return []
-    return [(kind_of(n), v) for n, v in manifest.inputs.items() if kind_of(n) != manifest.kind]
+    inputs = ((kind_of(name), version) for name, version in manifest.inputs.items())
+    return [(kind, version) for kind, version in inputs if kind != manifest.kind and not stage_of(kind).working]
 
 
 def manifests_behind(store: Store, kind: str, version: str) -> dict[str, Manifest]:

@@ -98,6 +98,17 @@ LISTING = pa.schema(
 #: A listing as stored in an attempt: pages of ``LISTING``, encrypted if there is a pseudonym key.
 PAGES = pa.schema([pa.field("page", pa.binary(), nullable=False)])
 
+
+def features(width: int) -> pa.Schema:
+    """Schema of features/*.arrow: trunk features, float32, in the order of the pixel file of the same name."""
+    return pa.schema(
+        [
+            pa.field("image_id", pa.string(), nullable=False),
+            pa.field("features", pa.list_(pa.float32(), width), nullable=False),
+        ]
+    )
+
+
 #: splits/splits.parquet: the split of each scan under one protocol, in the order of scans/*.parquet.
 SPLITS = pa.schema(
     [

@@ -134,6 +134,41 @@ class Store:
         except OSError as error:
             raise self._not_writable(error) from error
 
+    @contextlib.contextmanager
+    def staged(self, relative: str) -> Iterator[Path]:
+        """Return a path on this machine, for a library that writes files itself.
+
+        The file appears in the store, complete, when the block ends without an error.
+        """
+        path = self.path(relative)
+        try:
+            with contextlib.ExitStack() as stack:
+                if self.local:
+                    temporary = temporary_path(Path(path))
+                else:
+                    temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mrcg-"))) / "file"
+                stack.callback(temporary.unlink, missing_ok=True)
+                yield temporary
+                if self.local:
+                    with temporary.open("rb") as file:
+                        os.fsync(file.fileno())
+                    os.replace(temporary, path)
+                else:
+                    self.fs.put_file(str(temporary), path)
+        except OSError as error:
+            raise self._not_writable(error) from error
+
+    @contextlib.contextmanager
+    def local_path(self, relative: str) -> Iterator[Path]:
+        """Return a path on this machine to read a file from, for as long as the block lasts."""
+        if self.local:
+            yield Path(self.path(relative))
+            return
+        with tempfile.TemporaryDirectory(prefix="mrcg-") as folder:
+            target = Path(folder) / "file"
+            self.fetch(relative, target)
+            yield target
+
     def fetch(self, relative: str, target: Path) -> None:
         """Download a file to a path on this machine, piece by piece."""
         try:

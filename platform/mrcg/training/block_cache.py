@@ -51,6 +51,20 @@ class MappedRows:
         return out
 
 
+class SelectedRows:
+    """Some rows of another array, which stays where it is."""
+
+    def __init__(self, rows: ArrayRows, numbers: npt.NDArray[np.int64]) -> None:
+        self._rows, self._numbers = rows, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, rows: Any) -> npt.NDArray[Any]:
+        """Return the rows in the given order."""
+        return self._rows[self._numbers[rows]]
+
+
 def blocks_of(count: int, row_bytes: int, shares: int) -> list[range]:
     """Split rows 0..count-1 into blocks of at most ``BLOCK_BYTES``, at least ``shares`` of them if rows suffice."""
     size = max(1, min(BLOCK_BYTES // max(1, row_bytes), count // max(1, shares)))

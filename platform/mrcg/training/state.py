@@ -1,22 +1,24 @@
 """State shared by all training code: data-parallel workers, and a training state that can be saved and resumed.
 
-A checkpoint is one safetensors file with weights, optimiser state, best weights and history. It contains no pickle.
+A checkpoint is one safetensors file with the trained weights, the optimiser's state and the history. Frozen weights are
+not in it, nor those of the best epoch, which are a file of their own. It contains no pickle.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Protocol
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from mrcg.errors import IntegrityError
-from mrcg.storage.store import Artefact
+from mrcg.errors import IntegrityError, StoreError
+from mrcg.storage.store import Artefact, Store
 
 SNAPSHOTS = "snapshots/"
 
@@ -63,10 +65,84 @@ class Worker:
         return loss.total / (self.total(loss.count.float()) / self.world).clamp_min(1 / self.world)
 
 
+class BestWeights(Protocol):
+    """Where the weights of the best epoch are kept."""
+
+    def keep(self, epoch: int, weights: Mapping[str, Tensor]) -> None:
+        """Keep the weights of an epoch. Those of the best epoch before it stay until ``settle``."""
+        ...
+
+    def read(self, epoch: int) -> bytes:
+        """Return what was kept of an epoch, as safetensors bytes."""
+        ...
+
+    def settle(self, epoch: int) -> None:
+        """Forget all epochs but this one."""
+        ...
+
+
+class BestInMemory:
+    """Best weights in memory."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, bytes] = {}
+
+    def keep(self, epoch: int, weights: Mapping[str, Tensor]) -> None:
+        """Keep the weights of an epoch, and of no other."""
+        self._kept = {epoch: safetensors.torch.save(dict(weights))}
+
+    def read(self, epoch: int) -> bytes:
+        """Return what was kept of an epoch."""
+        return self._kept[epoch]
+
+    def settle(self, epoch: int) -> None:
+        """Only one epoch is ever kept."""
+
+
+class BestInStore:
+    """Best weights as files in a store, one for each epoch that was the best when it ended.
+
+    A checkpoint names its best epoch, so the file of that epoch stays until a later checkpoint is complete.
+
+    Args:
+        store: that holds the attempt.
+        folder: of the files.
+        writes: whether this process writes them; one of the workers does.
+    """
+
+    def __init__(self, store: Store, folder: str, writes: bool = True) -> None:
+        self._store, self._folder, self._writes = store, folder, writes
+
+    def keep(self, epoch: int, weights: Mapping[str, Tensor]) -> None:
+        """Write the file of an epoch."""
+        if self._writes:
+            write_tensors(self._store, self._name(epoch), weights)
+
+    def read(self, epoch: int) -> bytes:
+        """Return the file of an epoch."""
+        return self._store.read_bytes(self._name(epoch))
+
+    def settle(self, epoch: int) -> None:
+        """Remove the files of all other epochs."""
+        for name in self._store.listdir(self._folder) if self._writes else ():
+            if f"{self._folder}/{name}" != self._name(epoch):
+                self._store.remove(f"{self._folder}/{name}")
+
+    def _name(self, epoch: int) -> str:
+        return f"{self._folder}/{epoch:06d}.safetensors"
+
+
 class TrainingState:
     """A model, its optimiser, the history of its epochs and the weights of the best epoch.
 
     If two epochs have the same score, the later one is the best.
+
+    Attributes:
+        model: with trained and frozen weights.
+        optimizer: of the trained weights.
+        history: a row for each epoch.
+        best_epoch: number of the best epoch, -1 before the first.
+        best: where its weights are kept; may be replaced before the first epoch.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -74,59 +150,97 @@ class TrainingState:
         self.optimizer = optimizer
         self.history: list[dict[str, float]] = []
         self.best_epoch = -1
-        self.best: dict[str, Tensor] = {}
-        self._best_score = float("-inf")
+        self.best: BestWeights = BestInMemory()
+        self._best_score: float | None = float("-inf")
 
-    def add(self, row: dict[str, float], score: float) -> None:
-        """Record an epoch; keep its weights if no earlier epoch has a higher score."""
+    def add(self, row: dict[str, float], score: float | None) -> None:
+        """Record an epoch; keep its weights if no earlier epoch has a higher score.
+
+        Args:
+            row: of the history.
+            score: of the epoch; None where the last epoch is the best whatever its score, and nothing has to be kept.
+        """
         self.history.append(row)
-        if score >= self._best_score:
-            self._best_score = score
-            self.best_epoch = len(self.history) - 1
-            self.best = {k: v.detach().cpu().clone().contiguous() for k, v in self.model.state_dict().items()}
+        if score is not None and self._best_score is not None and score < self._best_score:
+            return
+        self._best_score = score
+        self.best_epoch = len(self.history) - 1
+        if score is not None:
+            self.best.keep(self.best_epoch, self.tensors())
 
     def best_weights(self) -> bytes:
         """Return the best weights as safetensors bytes; before the first epoch, the current weights."""
-        return safetensors.torch.save(self.best) if self.best else self.weights()
+        if self.history and self._best_score is not None:
+            return self.best.read(self.best_epoch)
+        return safetensors.torch.save(self.tensors())
 
-    def weights(self) -> bytes:
-        """Return the current weights as safetensors bytes."""
-        return safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()})
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the current weights by name, on the CPU; those that are there already are not copied."""
+        return {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
 
-    def to_bytes(self) -> bytes:
-        """Return a checkpoint: everything needed to resume with the same result as without an interruption."""
-        tensors = {f"model.{k}": v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}
-        tensors |= {f"best.{k}": v for k, v in self.best.items()}
+    def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Return the tensors and the metadata of a checkpoint.
+
+        With it and the file of the best epoch, a training goes on with the same result as without an interruption.
+        """
+        frozen = self._frozen()
+        tensors = {f"model.{name}": value for name, value in self.tensors().items() if name not in frozen}
         for index, values in self.optimizer.state_dict()["state"].items():
             for name, value in values.items():
                 tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
         facts = {"history": self.history, "best_epoch": self.best_epoch, "best_score": self._best_score}
-        # safetensors refuses tensors that share memory.
-        return safetensors.torch.save({k: v.clone() for k, v in tensors.items()}, {"facts": json.dumps(facts)})
+        return tensors, {"facts": json.dumps(facts)}
 
-    def restore(self, data: bytes) -> None:
-        """Restore the state from a checkpoint of ``to_bytes``.
+    def restore(self, path: Path) -> None:
+        """Restore the state from the file of a checkpoint.
 
         Raises:
-            IntegrityError: the bytes are not a checkpoint of this model.
+            IntegrityError: the file is not a checkpoint of this model.
         """
         try:
-            tensors = safetensors.torch.load(data)
-            facts = json.loads(_metadata(data)["facts"])
-            self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-        except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+            with safe_open(path, framework="pt") as file:
+                names = list(file.keys())
+                facts = json.loads(file.metadata()["facts"])
+                weights = {name[6:]: file.get_tensor(name) for name in names if name.startswith("model.")}
+                # Checkpoints of earlier versions hold the best weights, too.
+                best = {name[5:]: file.get_tensor(name) for name in names if name.startswith("best.")}
+                state: dict[int, dict[str, Tensor]] = {}
+                for key in names:
+                    if key.startswith("optimizer."):
+                        _, index, name = key.split(".", 2)
+                        # A copy: the tensor of the file is a map of it.
+                        state.setdefault(int(index), {})[name] = file.get_tensor(key).clone()
+            missing, unknown = self.model.load_state_dict(weights, strict=False)
+            if unknown or set(missing) - self._frozen():
+                raise KeyError(*unknown, *missing)
+        except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise IntegrityError("a checkpoint does not fit this model: run `mrcg gc` to remove the attempt") from error
-        self.best = {k[5:]: v for k, v in tensors.items() if k.startswith("best.")}
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            if key.startswith("optimizer."):
-                _, index, name = key.split(".", 2)
-                state.setdefault(int(index), {})[name] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.history = facts["history"]
         self.best_epoch = facts["best_epoch"]
         self._best_score = facts["best_score"]
+        if best:
+            self.best.keep(self.best_epoch, best)
+
+    def _frozen(self) -> set[str]:
+        """Return the names of the weights that training does not change; buffers are not among them."""
+        return {name for name, value in self.model.named_parameters() if not value.requires_grad}
+
+
+def write_tensors(
+    store: Store, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors to a safetensors file of a store, without a copy of them in memory.
+
+    Raises:
+        StoreError: the store cannot be written.
+    """
+    with store.staged(name) as path:
+        try:
+            safetensors.torch.save_file(dict(tensors), path, None if metadata is None else dict(metadata))
+        except SafetensorError as error:
+            raise StoreError(f"store {store.url} cannot be written at {name}: {error}") from error
 
 
 def snapshot_name(epoch: int) -> str:
@@ -137,10 +251,3 @@ def snapshot_name(epoch: int) -> str:
 def snapshots_of(artefact: Artefact) -> dict[int, str]:
     """Return the snapshot files of a version of kind ``encoders`` or ``rerankers``, by epoch."""
     return {int(name.removeprefix(SNAPSHOTS).split(".")[0]): name for name in artefact.names(SNAPSHOTS)}
-
-
-def _metadata(data: bytes) -> dict[str, Any]:
-    # A safetensors file starts with 8 bytes of header length and a JSON header.
-    length = int.from_bytes(data[:8], "little")
-    metadata: dict[str, Any] = json.loads(data[8 : 8 + length])["__metadata__"]
-    return metadata

@@ -53,6 +53,35 @@ def test_a_setting_changes_only_its_stage_and_later_ones(override, first):
     assert ("corpus" in moved) == (first == "corpus")
 
 
+FROZEN = ("encoder.freeze=convolutions", "encoder.augment=false")
+
+
+def test_a_frozen_trunk_runs_once_for_all_encoders_that_share_it():
+    pretrained = (*FROZEN, "encoder.weights=imagenet")
+    made = {step.stage.kind: step for step in plan(tiny_config(*pretrained), SOURCE, "digest")}
+    features = made["features"].version
+    readers = {kind for kind, step in made.items() if features in step.inputs.values()}
+    assert readers == {"encoders", "embeddings"}
+    for more in ("encoder.epochs=7", "encoder.loss=contrastive", "encoder.embedding_dim=9", "seed=5"):
+        assert versions(*pretrained, more, weights="digest")["features"] == features
+    for more in ("encoder.input_size=96", "encoder.backbone=vgg11", "encoder.precision=bf16"):
+        assert versions(*pretrained, more, weights="digest")["features"] != features
+    assert versions(*pretrained, weights="other")["features"] != features
+    # Without initial weights, the trunk is drawn.
+    assert versions(*FROZEN, "seed=5")["features"] != versions(*FROZEN)["features"]
+
+
+@pytest.mark.parametrize("more", ["encoder.freeze=none", "encoder.freeze=2", "encoder.cache_trunk=false"])
+def test_a_trunk_that_is_trained_or_not_to_be_stored_has_no_stage(more):
+    assert "features" not in versions(*FROZEN, more)
+
+
+def test_the_folds_of_cross_fitting_share_the_features():
+    steps = plan(tiny_config(*FROZEN, "reranker.graphs=cross_fit", "reranker.folds=2"), SOURCE, "digest")
+    (features,) = {step.version for step in steps if step.stage.kind == "features"}
+    assert all(step.inputs["features"] == features for step in steps if step.stage.kind in ("encoders", "embeddings"))
+
+
 @pytest.mark.parametrize("override", ["compute.encoder_workers=2", "serve.deadline_ms=5", "release.max_map_drop=0.5"])
 def test_settings_of_compute_serve_and_release_are_not_part_of_a_version(override):
     assert versions() == versions(override)

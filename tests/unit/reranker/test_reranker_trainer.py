@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from tests.trainings import move
 
 from mrcg.config.settings import RerankerSettings
 from mrcg.errors import TrainingError, WeightsError
@@ -45,12 +46,12 @@ def train(training):
 
 
 @all_models
-def test_resuming_gives_the_same_weights_as_an_uninterrupted_run(name):
+def test_resuming_gives_the_same_weights_as_an_uninterrupted_run(name, store):
     settings = {"model": name, "epochs": 3, "features": FEATURES, "scale": True, "weight_decay_first": 0.1}
     straight, again, stopped, resumed = (trainer(**settings) for _ in range(4))
     stopped.run_epoch(ignore)
-    resumed.state.restore(stopped.state.to_bytes())
-    states = {train(training).state.to_bytes() for training in (straight, again, resumed)}
+    move(store, stopped.state, resumed.state)
+    states = {safetensors.torch.save(*train(training).state.checkpoint()) for training in (straight, again, resumed)}
     assert len(states) == 1
 
 
@@ -86,17 +87,18 @@ def test_weight_decay_applies_only_to_the_first_layer(name):
 
 
 @pytest.mark.parametrize("keep", ["best", "last"])
-def test_which_epoch_is_kept(keep, monkeypatch):
+def test_which_epoch_is_kept(keep, monkeypatch, store):
     training = trainer(keep=keep, epochs=3)
     maps = iter([0.4, 0.9, 0.1])
     monkeypatch.setattr(training, "validate", lambda: next(maps))
     training.run_epoch(ignore)
     resumed = trainer(keep=keep, epochs=3)
-    resumed.state.restore(training.state.to_bytes())
+    move(store, training.state, resumed.state)
     monkeypatch.setattr(resumed, "validate", lambda: next(maps))
     train(resumed)
     assert resumed.state.best_epoch == {"best": 1, "last": 2}[keep]
-    last = {k: torch.equal(v, resumed.state.best[k]) for k, v in resumed.reranker.state_dict().items()}
+    best = safetensors.torch.load(resumed.state.best_weights())
+    last = {k: torch.equal(v, best[k]) for k, v in resumed.reranker.state_dict().items()}
     assert all(last.values()) == (keep == "last")
 
 
