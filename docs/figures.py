@@ -33,7 +33,8 @@ import index_figures
 import serve_figures
 
 from mrcg.config.loading import load_config
-from mrcg.evaluation.paper_systems import Reproduction, reproduction_markdown
+from mrcg.evaluation.paper_systems import Reproduction
+from mrcg.evaluation.paper_tables import reproduction_markdown
 from mrcg.metrics.bootstrap import Gain, Interval
 from mrcg.metrics.report import Report
 

@@ -13,7 +13,8 @@ import json
 import sys
 from pathlib import Path
 
-from mrcg.evaluation.paper_systems import Reproduction, reproduction_markdown
+from mrcg.evaluation.paper_systems import Reproduction
+from mrcg.evaluation.paper_tables import reproduction_markdown
 from mrcg.metrics.report import REPORT, Report
 from mrcg.stages.registry import pipeline_stages
 from mrcg.storage.store import Store

@@ -18,7 +18,8 @@ from mrcg.corpus.reader import IMAGES, Corpus
 from mrcg.encoder.appearance import read_appearance
 from mrcg.encoder.embedder import Embedder
 from mrcg.encoder.spec import HISTORY, read_spec
-from mrcg.evaluation.paper_systems import MARGINS, SYSTEMS, Reproduction, reproduction_markdown
+from mrcg.evaluation.paper_systems import MARGINS, SYSTEMS, Reproduction
+from mrcg.evaluation.paper_tables import reproduction_markdown
 from mrcg.imaging.samples import write_samples
 from mrcg.metrics.report import Report
 from mrcg.storage.store import Store

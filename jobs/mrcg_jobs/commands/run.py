@@ -14,7 +14,8 @@ from mrcg.cli.console import JsonOption, RecipeOption, SetOption, StoreOption
 from mrcg.config.loading import load_config
 from mrcg.config.settings import Config
 from mrcg.errors import UsageError
-from mrcg.evaluation.paper_systems import SYSTEMS, Reproduction, System, reproduction_markdown
+from mrcg.evaluation.paper_systems import SYSTEMS, Reproduction, System
+from mrcg.evaluation.paper_tables import reproduction_markdown
 from mrcg.stages.registry import Stage, stage_of
 
 # `mrcg --help` reads this module: what is heavy is imported by the functions that need it.

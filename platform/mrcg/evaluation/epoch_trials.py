@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 import safetensors.torch
 
 from mrcg.arrays import Vectors
@@ -18,7 +19,7 @@ from mrcg.encoder.model import Encoder
 from mrcg.encoder.spec import read_spec as read_encoder_spec
 from mrcg.errors import require
 from mrcg.evaluation.masking import ScanAttributes, mask_own_hits, masks_own, reachable
-from mrcg.evaluation.paper_systems import Trial, TrialEpoch
+from mrcg.evaluation.paper_systems import Trial, TrialEpoch, TrialFigures
 from mrcg.index.distances import Neighbours
 from mrcg.metrics.order import BY_SCORE
 from mrcg.metrics.ranking import Relevance
@@ -61,8 +62,16 @@ class TestProtocol:
         """
         reachable_q = reachable(graphs.queries, self.split.train, self.scans, masks_own(self.protocol))
         figures = query_figures(relevant_qn, reachable_q)
-        names = TrialEpoch.model_fields.keys() & figures.keys()
-        return TrialEpoch(epoch=number, **{name: float(figures[name].mean()) for name in names})
+        labels = np.array([self.corpus.labels[query] for query in graphs.queries.tolist()], dtype=object)
+
+        def means(mask_q: npt.NDArray[np.bool_]) -> dict[str, float]:
+            return {name: float(figures[name][mask_q].mean()) for name in TrialFigures.model_fields}
+
+        return TrialEpoch(
+            epoch=number,
+            per_class={label: TrialFigures(**means(labels == label)) for label in sorted(set(labels))},
+            **means(np.ones(len(labels), dtype=bool)),
+        )
 
     def trial(self, epochs: list[TrialEpoch]) -> Trial:
         """Combine the figures of all epochs into a trial, sorted by epoch."""

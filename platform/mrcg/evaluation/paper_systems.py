@@ -1,9 +1,8 @@
-"""The six systems that the paper compares: their settings and result tables (docs/method.md#baselines)."""
+"""The six systems that the paper compares: their settings and figures (docs/method.md#baselines)."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mrcg.config.settings import Config
@@ -14,9 +13,6 @@ LAST_EPOCHS = 10
 #: Margins on squared L2 tried for the Siamese network on the validation part; the paper does not state one.
 MARGINS = (2.0, 10.0, 50.0)
 
-#: MAP in percent from the abstract of the paper. Its figures for the other systems are not available to us.
-PUBLISHED: Mapping[str, Mapping[str, float]] = {"mrcg": {"CE-MRI": 88.64, "Kaggle": 86.59}}
-DATASETS = ("CE-MRI", "Kaggle")
 #: File name in a version of kind ``trials``.
 TRIAL = "trial.json"
 
@@ -107,15 +103,21 @@ SYSTEMS: Mapping[str, System] = {
 }
 
 
-class TrialEpoch(Frozen):
-    """Figures of the test part with the weights of one epoch (definitions: ``mrcg.metrics.ranking``)."""
+class TrialFigures(Frozen):
+    """Figures of some queries (definitions: ``mrcg.metrics.ranking``)."""
 
-    epoch: int
     map: float
     map_full: float
     precision_at_1: float
     precision_at_5: float
     precision_at_10: float
+
+
+class TrialEpoch(TrialFigures):
+    """Figures of the test part with the weights of one epoch, and by class; earlier versions did not measure these."""
+
+    epoch: int
+    per_class: Mapping[str, TrialFigures] = {}
 
 
 class Trial(Frozen):
@@ -143,50 +145,3 @@ class Reproduction(Frozen):
     recipe: str
     settings: tuple[str, ...]
     rows: tuple[Row, ...]
-
-
-_COLUMNS: Mapping[str, str] = {
-    "map": "MAP",
-    "map_full": "MAP (full)",
-    "precision_at_1": "P@1",
-    "precision_at_5": "P@5",
-    "precision_at_10": "P@10",
-}
-
-
-def reproduction_markdown(reproduction: Reproduction) -> str:
-    """Return the tables: percentages with one decimal, mean ± standard deviation over the last epochs."""
-    first = reproduction.rows[0].trial
-    lines = [
-        f"Protocol `{first.protocol}`, recipe `{reproduction.recipe}`: {first.queries} queries, "
-        f"gallery of {first.gallery}. Mean ± standard deviation over the last epochs of one training; "
-        "the paper's figures are for its own split.",
-        "",
-        f"| system | epochs, CNN | epochs, GNN | {' | '.join(_COLUMNS.values())} "
-        f"| {' | '.join(f'paper, {name}: MAP' for name in DATASETS)} |",
-        f"| --- | ---: | ---: | {' | '.join('---:' for _ in (*_COLUMNS, *DATASETS))} |",
-    ]
-    for row in reproduction.rows:
-        gnn = "–" if row.reranker_epochs is None else str(row.reranker_epochs)
-        figures = [_mean([getattr(epoch, name) for epoch in row.trial.epochs]) for name in _COLUMNS]
-        published = [_published(row.system, name) for name in DATASETS]
-        title = SYSTEMS[row.system].title
-        lines.append(f"| {title} | {row.encoder_epochs} | {gnn} | {' | '.join([*figures, *published])} |")
-    margins = {row.margin for row in reproduction.rows if row.margin is not None}
-    if margins:
-        tried = ", ".join(f"{margin:g}" for margin in MARGINS)
-        chosen = ", ".join(f"{margin:g}" for margin in sorted(margins))
-        lines += ["", f"Margin of the Siamese network: {chosen}, chosen on the validation part among {tried}."]
-    return "\n".join(lines) + "\n"
-
-
-def _mean(values: Sequence[float]) -> str:
-    if not values:
-        return "–"
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{100 * statistics.fmean(values):.1f} ± {100 * spread:.1f}"
-
-
-def _published(system: str, dataset: str) -> str:
-    figure = PUBLISHED.get(system, {}).get(dataset)
-    return "not at hand" if figure is None else f"{figure:.2f}"

@@ -2,7 +2,7 @@ import pytest
 from tests.factories import tiny_config
 
 from mrcg.corpus.sources import Source
-from mrcg.evaluation.paper_systems import SYSTEMS, Reproduction, Row, Trial, TrialEpoch, reproduction_markdown
+from mrcg.evaluation.paper_systems import SYSTEMS
 from mrcg.pipeline.plan import measuring_step, plan
 from mrcg.stages.registry import MEASURE_ENCODER, MEASURE_RERANKER
 
@@ -67,26 +67,3 @@ def test_trial_depends_on_the_encoder_version():
     trial = measuring_step(MEASURE_ENCODER, config, made.values())
     assert trial.inputs["encoders"] == made["encoders"].version
     assert trial.version != measuring_step(MEASURE_RERANKER, config, made.values()).version
-
-
-def epoch(number, value):
-    return TrialEpoch(
-        epoch=number, map=value, map_full=value / 2, precision_at_1=1.0, precision_at_5=0.5, precision_at_10=0.25
-    )
-
-
-def test_tables_have_mean_deviation_and_published_figure():
-    trial = Trial(protocol="paper", queries=3, gallery=7, epochs=(epoch(0, 0.8), epoch(1, 0.9)))
-    rows = tuple(
-        Row(
-            system=name, margin=10.0 if name == "siamese" else None, encoder_epochs=2, reranker_epochs=None, trial=trial
-        )
-        for name in ("siamese", "mrcg")
-    )
-    text = reproduction_markdown(Reproduction(recipe="demo", settings=(), rows=rows))
-    # The sample's standard deviation of 0.8 and 0.9 is 0.0707.
-    assert (
-        "| Siamese CNN | 2 | – | 85.0 ± 7.1 | 42.5 ± 3.5 | 100.0 ± 0.0 | 50.0 ± 0.0 | 25.0 ± 0.0 | not at hand" in text
-    )
-    assert "| MRCG | 2 | – | 85.0 ± 7.1 | 42.5 ± 3.5 | 100.0 ± 0.0 | 50.0 ± 0.0 | 25.0 ± 0.0 | 88.64 | 86.59 |" in text
-    assert "Margin of the Siamese network: 10, chosen on the validation part among 2, 10, 50." in text
