@@ -30,6 +30,7 @@ def gather(url: str, report: str) -> None:
     seconds = {
         stage.name: store.read_json(f"{stage.kind}/{versions[stage.kind]}/run.json")["seconds"]
         for stage in pipeline_stages()
+        if versions.get(stage.kind) in store.versions(stage.kind)
     }
     figures = Report.model_validate_json(store.artefact("reports", report).read_bytes(REPORT))
     assert figures.known_items is not None

@@ -95,7 +95,7 @@ def run_stages(
     store.check_writable()
     steps = tuple(steps)
     for step in steps:
-        if step.stage.working and not _is_needed(store, step, steps):
+        if step.stage.intermediate and not _is_needed(store, step, steps):
             continue
         start = time.monotonic()
         if store.has(step.stage.kind, step.version):
@@ -107,9 +107,9 @@ def run_stages(
         yield StageResult(step.name, step.stage.kind, step.version, ran, seconds, manifest.counts)
 
 
-def _is_needed(store: Store, working: Step, steps: Sequence[Step]) -> bool:
+def _is_needed(store: Store, intermediate: Step, steps: Sequence[Step]) -> bool:
     """Return whether a step remains that reads what this one makes; alone, a step is wanted for its own sake."""
-    readers = [step for step in steps if working.version in step.inputs.values()]
+    readers = [step for step in steps if intermediate.version in step.inputs.values()]
     return not readers or not all(store.has(step.stage.kind, step.version) for step in readers)
 
 

@@ -95,9 +95,18 @@ def read_and_embed(store: Store, source: str) -> None:
         (kept, _), described = _reused(job), _described(job)
         kept += [attempt.write(name, data) for name, data in described.items()]
         there = {entry.name for entry in kept}
-        versions = step.inputs["corpus"], step.inputs["encoders"]
         work = _EmbedFile(
-            _EmbedWork(store.url, *versions, attempt.output, described.get(TENSORS), 32, threads=1, gpu=False)
+            _EmbedWork(
+                store=store.url,
+                corpus=step.inputs["corpus"],
+                encoder=step.inputs["encoders"],
+                output=attempt.output,
+                features=None,
+                appearance=described.get(TENSORS),
+                batch_size=32,
+                threads=1,
+                gpu=False,
+            )
         )
         names = [name for name in inputs["corpus"].names(IMAGES) if embedding_file(name) not in there]
         files = [*kept, *entries([work({"file": name}) for name in names])]

@@ -7,14 +7,14 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.factories import MRCG, TWO_WORKERS
+from tests.factories import MRCG, TWO_WORKERS, tiny_config
 
 from mrcg.corpus.reader import read_scans
 from mrcg.releases.gc import sweep
 from mrcg.stages.registry import pipeline_stages
 from mrcg.storage.store import Store
 
-KINDS = [stage.kind for stage in pipeline_stages()]
+KINDS = [stage.kind for stage in pipeline_stages(tiny_config())]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -5,13 +5,13 @@ import shutil
 import subprocess
 
 import pytest
-from tests.factories import MRCG, TWO_WORKERS
+from tests.factories import MRCG, TWO_WORKERS, tiny_config
 
 from mrcg.releases.release import release_numbers
 from mrcg.stages.registry import pipeline_stages
 from mrcg.storage.store import Store
 
-KINDS = [stage.kind for stage in pipeline_stages()]
+KINDS = [stage.kind for stage in pipeline_stages(tiny_config())]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -154,10 +154,7 @@ class FitAppearance:
         drawn = sorted(np.flatnonzero(split.train).tolist(), key=lambda row: draw(0, "appearance", ids[row].as_py()))
         # In the order of the files, so that each block reads few of them.
         drawn = [*sorted(drawn[:SPREAD_SCANS]), *sorted(drawn[SPREAD_SCANS:MAX_FIT_SCANS])]
-        measured, features = drawn[:SPREAD_SCANS], None
-        if "features" in artefacts:
-            features = StoredFeatures(artefacts["features"]).of_corpus(corpus)[measured]
-        trained = embedder.embed(corpus.pixels(measured, embedder.input_size), self.settings.batch_size, features)
+        trained = embedder.embed(corpus.pixels(drawn[:SPREAD_SCANS], embedder.input_size), self.settings.batch_size)
         blocks = [
             drawn[start : start + SPREAD_SCANS] for start in range(0, min(len(drawn), MAX_FIT_SCANS), SPREAD_SCANS)
         ]

@@ -57,12 +57,16 @@ class _ExtractFile:
     def _encoder(self) -> Encoder:
         # Opened on first use: Ray loses the type of an error that an actor's constructor raises.
         import torch
+        from torch import nn
 
         from mrcg.encoder.trainer import new_encoder
 
         torch.set_num_threads(self._work.threads)
         weights, config = initial_weights.handed_over(self._store, self._work.attempt), self._work.config
-        return new_encoder(config.encoder, self._corpus.classes, config.seed, weights).to(self._device)
+        encoder = new_encoder(config.encoder, self._corpus.classes, config.seed, weights)
+        # They take more memory than the trunk.
+        encoder.branches = nn.Identity()  # type: ignore[assignment]
+        return encoder.to(self._device)
 
     @cached_property
     def _corpus(self) -> Corpus:
@@ -77,7 +81,7 @@ class _ExtractFile:
     def _extract(self, images: str) -> dict[str, Any]:
         from mrcg.encoder.embedder import write_features
 
-        name, size = feature_file(images), self._work.config.embed.batch_size
+        name, size = feature_file(images), self._work.config.encoder.batch_size
         with self._store.writer(f"{self._work.attempt}/output/{name}") as sink:
             count, width = write_features(sink, self._encoder, self._corpus.images_of(images), size, self._device)
         row = {**sink.entry(name).model_dump(), "images": count, "width": width}

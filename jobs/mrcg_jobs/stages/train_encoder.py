@@ -140,7 +140,7 @@ class _Inputs:
         if self._stored is None:
             return self._pixels(rows, part), ()
         # Validation images are never augmented.
-        if settings.augment and part == "fit":
+        if settings.augment and part == "fit" and len(rows):
             pixels = self._pixels(rows, part)
             return pixels, tuple(self._view(pixels, view) for view in range(settings.cached_views))
         return self._no_pixels(), (SelectedRows(self._stored.of_corpus(self._corpus), rows),)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mrcg.arrays import Fp16Vectors, RowNumbers
-from mrcg.corpus.reader import IMAGES
+from mrcg.corpus.reader import companion_file
 from mrcg.storage import schemas
 from mrcg.storage.manifest import FileEntry
 from mrcg.storage.store import Artefact, Store
@@ -50,7 +50,7 @@ def files_of(scans: pa.Table) -> tuple[FileRows, ...]:
 
 def embedding_file(images: str) -> str:
     """Return the name of the embedding file that belongs to a pixel file."""
-    return images.replace(IMAGES, FOLDER).replace(".parquet", ".arrow")
+    return companion_file(images, FOLDER)
 
 
 @dataclass(frozen=True)

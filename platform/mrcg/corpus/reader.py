@@ -137,6 +137,11 @@ class Corpus:
         return grey
 
 
+def companion_file(images: str, folder: str) -> str:
+    """Return the name of the Arrow file in another folder that belongs to a pixel file: it has the same scans."""
+    return images.replace(IMAGES, folder).replace(".parquet", ".arrow")
+
+
 def images_in(data: bytes, rows: Sequence[int]) -> Iterator[tuple[str, Grey]]:
     """Yield (image id, grey levels at stored size) of some rows of a pixel file, one decoded row group at a time.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,7 @@ from mrcg.imaging.slices import Grey, resize
 from mrcg.storage import schemas
 from mrcg.storage.filesystem import HashingFile
 from mrcg.storage.store import Artefact
-from mrcg.training.block_cache import ArrayRows
+from mrcg.training.block_cache import ArrayRows, FeatureRows
 
 #: Images resized and embedded at a time; bounds the memory, however many images a file holds.
 CHUNK = 256
@@ -73,37 +73,42 @@ class Embedder:
         return cls(encoder, expected, device, appearance)
 
     def embed_images(
-        self, images: Iterable[tuple[str, Grey]], batch_size: int = 32, features_nf: ArrayRows | None = None
+        self, images: Iterable[tuple[str, Grey]], batch_size: int = 32, features: FeatureRows | None = None
     ) -> tuple[list[str], Fp16Vectors]:
         """Return ids and (n, d) float16 embeddings, as stored, of (id, grey levels) pairs of any image size.
 
         Args:
             images: the pairs.
             batch_size: images that the network takes at a time.
-            features_nf: stored trunk features of the images, if there are any; the trunk does not run then.
+            features: stored trunk features of the images, if there are any. The trunk does not run then, and without an
+                appearance part no image is read.
         """
-        remaining, ids, parts = iter(images), list[str](), list[Fp16Vectors]()
-        while chunk := list(itertools.islice(remaining, CHUNK)):
-            pixels = np.stack([resize(grey, self.input_size) for _, grey in chunk])
-            features = None if features_nf is None else features_nf[len(ids) : len(ids) + len(chunk)]
-            ids += [image_id for image_id, _ in chunk]
-            parts.append(self.embed(pixels, batch_size, features).astype(np.float16))
+        if features is not None and self.appearance is None:
+            trained = embed_features(self.encoder, features.rows_nf, batch_size, self.device)
+            return list(features.ids), trained.astype(np.float16)
+        ids, parts = list[str](), list[Fp16Vectors]()
+        for names, pixels in _chunks(images, self.input_size):
+            if features is None:
+                trained = embed_pixels(self.encoder, pixels, batch_size, self.device)
+            else:
+                assert names == list(features.ids[len(ids) : len(ids) + len(names)]), "features of other images"
+                rows = features.rows_nf[len(ids) : len(ids) + len(names)]
+                trained = embed_features(self.encoder, rows, batch_size, self.device)
+            ids += names
+            parts.append(extended(trained, pixels, self.appearance).astype(np.float16))
         return ids, np.concatenate(parts)
 
-    def embed(self, pixels_nss: Grey, batch_size: int = 32, features_nf: ArrayRows | None = None) -> Fp32Vectors:
-        """(n, s, s) grey levels -> (n, d) embeddings, not normalised: the trained part, then the appearance part.
-
-        Args:
-            pixels_nss: grey levels.
-            batch_size: images that the network takes at a time.
-            features_nf: stored trunk features of the images, if there are any; the trunk does not run then.
-        """
+    def embed(self, pixels_nss: Grey, batch_size: int = 32) -> Fp32Vectors:
+        """(n, s, s) grey levels -> (n, d) embeddings, not normalised: the trained part, then the appearance part."""
         assert pixels_nss.shape[1:] == (self.input_size, self.input_size), pixels_nss.shape
-        if features_nf is None:
-            trained = embed_pixels(self.encoder, pixels_nss, batch_size, self.device)
-        else:
-            trained = embed_features(self.encoder, features_nf, batch_size, self.device)
-        return extended(trained, pixels_nss, self.appearance)
+        return extended(embed_pixels(self.encoder, pixels_nss, batch_size, self.device), pixels_nss, self.appearance)
+
+
+def _chunks(images: Iterable[tuple[str, Grey]], side: int) -> Iterator[tuple[list[str], Grey]]:
+    """Yield ids and (n, side, side) grey levels of at most ``CHUNK`` images at a time."""
+    remaining = iter(images)
+    while chunk := list(itertools.islice(remaining, CHUNK)):
+        yield [image_id for image_id, _ in chunk], np.stack([resize(grey, side) for _, grey in chunk])
 
 
 def embed_pixels(encoder: Encoder, pixels_nss: ArrayRows, batch_size: int, device: str) -> Fp32Vectors:
@@ -145,18 +150,16 @@ def write_features(
     Returns:
         Number of images, and features of each.
     """
-    encoder.eval()
-    remaining, writer, count, width = iter(images), None, 0, 0
-    while chunk := list(itertools.islice(remaining, CHUNK)):
-        pixels = np.stack([resize(grey, encoder.spec.input_size) for _, grey in chunk])
+    writer, count, width = None, 0, 0
+    for names, pixels in _chunks(images, encoder.spec.input_size):
         features = trunk_features(encoder, pixels, batch_size, device)
         width = features.shape[1]
         column = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), width)
-        table = pa.table({"image_id": [name for name, _ in chunk], "features": column}, schemas.features(width))
+        table = pa.table({"image_id": names, "features": column}, schemas.features(width))
         # Not compressed, so that the file can be memory-mapped.
         writer = writer or pa.ipc.new_file(sink, table.schema)
         writer.write_table(table)
-        count += len(chunk)
+        count += len(names)
     assert writer is not None, "a pixel file holds an image"
     writer.close()
     return count, width

@@ -240,13 +240,15 @@ def find_traces(store: Store, names: Sequence[str], vectors: Sequence[str]) -> l
 def _words(artefact: Artefact, name: str) -> Iterator[str]:
     """Yield the strings in a file that may be ids or pseudonyms; files of other types have none and are not read."""
     if name.endswith((".parquet", ".arrow")):
-        data = artefact.read_bytes(name)
-        table = schemas.from_parquet(data) if name.endswith(".parquet") else schemas.from_ipc(data)
+        arrow = name.endswith(".arrow")
+        table = read_table(artefact, name) if arrow else schemas.from_parquet(artefact.read_bytes(name))
         for column in table.columns:
-            values = column.combine_chunks()
-            if pa.types.is_list(values.type):
-                values = values.flatten()
-            if pa.types.is_string(values.type):
-                yield from (value for value in pc.unique(values).to_pylist() if value)
+            # Others, as the vectors, may be large and are not copied.
+            if pa.types.is_string(column.type) or pa.types.is_list(column.type):
+                values = column.combine_chunks()
+                if pa.types.is_list(values.type):
+                    values = values.flatten()
+                if pa.types.is_string(values.type):
+                    yield from (value for value in pc.unique(values).to_pylist() if value)
     elif name.endswith((".json", ".html", ".md", ".txt")):
         yield from set(_WORD.findall(artefact.read_bytes(name).decode("utf-8", "replace")))

@@ -75,7 +75,7 @@ def reproduction_markdown(reproduction: Reproduction) -> str:
         chosen = ", ".join(f"{margin:g}" for margin in sorted(margins))
         lines += ["", f"Margin of the Siamese network: {chosen}, chosen on the validation part among {tried}."]
     for row in reproduction.rows:
-        if row.system == "mrcg" and classes:
+        if row.system == "mrcg" and row.trial.epochs[0].per_class:
             lines += ["", "MRCG by class of the query:", "", *_classes_table(row.trial.epochs, same)]
     return "\n".join(lines) + "\n"
 

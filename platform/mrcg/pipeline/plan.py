@@ -103,12 +103,10 @@ def plan(config: Config, source: Source, weights_digest: str, ancestry: Ancestry
         version = derive_version(stage.kind, settings, inputs)
         steps[stage.kind, fold] = Step(stage, version, settings, inputs, fold)
 
-    for stage in pipeline_stages():
-        if not stage.wanted(config):
-            continue
+    for stage in pipeline_stages(config):
         if stage.kind == "rerankers":
             for fold in folds:
-                for fold_stage in pipeline_stages():
+                for fold_stage in pipeline_stages(config):
                     if fold_stage.by_fold:
                         add(fold_stage, fold)
         add(stage)

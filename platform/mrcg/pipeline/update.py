@@ -82,7 +82,7 @@ class ReleaseUpdate:
                 continue
             old = self.manifests[stage.kind]
             settings = self._settings(stage, purge)
-            inputs = {name: versions[name] for name in stage.inputs(self.config) if not stage_of(name).working}
+            inputs = {name: versions[name] for name in stage.inputs(self.config) if not stage_of(name).intermediate}
             if stage.on_update is OnUpdate.EXTENDED and self._can_extend(stage, purge):
                 inputs = {name: version for name, version in inputs.items() if name not in stage.only_from_scratch}
                 inputs[stage.kind] = old.version

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from mrcg.errors import IntegrityError, NotFoundError, StoreError
 from mrcg.releases.release import read_release, release_numbers
+from mrcg.stages.registry import stage_of
 from mrcg.storage.attempts import abandoned_attempts, inputs_of_live_attempts
 from mrcg.storage.catalog import (
     Key,
@@ -91,7 +92,7 @@ def _versions_in_use(
 
 
 def _with_all_inputs(manifests: Mapping[Key, Manifest | None], roots: Collection[Key]) -> set[Key]:
-    """Return the roots and all versions that they were made from, directly or indirectly."""
+    """Return the roots and all versions that they were made from, directly or indirectly, but intermediate ones."""
     keys: set[Key] = set()
     pending = list(roots)
     while pending:
@@ -99,7 +100,8 @@ def _with_all_inputs(manifests: Mapping[Key, Manifest | None], roots: Collection
         if key not in keys and key in manifests:
             keys.add(key)
             manifest = manifests[key]
-            pending += [] if manifest is None else [(kind_of(n), v) for n, v in manifest.inputs.items()]
+            inputs = [] if manifest is None else [(kind_of(name), version) for name, version in manifest.inputs.items()]
+            pending += [(kind, version) for kind, version in inputs if not stage_of(kind).intermediate]
     return keys
 
 

@@ -59,8 +59,8 @@ class Stage:
         learned: holds what a model learned, or its figures: an erasure keeps it. The receipt names models, but no kind
             that ``measures``, which only has figures.
         measures: belongs to `mrcg reproduce`, not to a run.
-        working: read only while other kinds are made: nobody needs a version to read what was made from it, so `mrcg
-            gc` removes it, and neither a reindex nor an erasure makes it.
+        intermediate: read only while other kinds are made: nobody needs a version to read what was made from it, so
+            `mrcg gc` removes it, and neither a reindex nor an erasure makes it.
         wanted: whether a run with these settings has the stage.
     """
 
@@ -81,7 +81,7 @@ class Stage:
     self_contained: bool = False
     learned: bool = False
     measures: bool = False
-    working: bool = False
+    intermediate: bool = False
     wanted: Callable[[Config], bool] = lambda config: True
 
     def recorded_settings(self, config: Config) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def _embed_inputs(config: Config) -> tuple[str, ...]:
 MEASURE_ENCODER = Stage(
     name="measure-encoder",
     kind="trials",
-    schema=1,
+    schema=2,
     counts=TrialCounts,
     module="mrcg_jobs.stages.measure_encoder",
     help="",
@@ -158,7 +158,7 @@ STAGES: tuple[Stage, ...] = (
         inputs=_reads("corpus"),
         settings=(),  # `trunk_settings`, which need the digest of the weights
         on_update=OnUpdate.KEPT,
-        working=True,
+        intermediate=True,
         wanted=lambda config: config.encoder.stores_features,
     ),
     Stage(
@@ -249,16 +249,16 @@ def trunk_settings(config: Config, weights_digest: str) -> dict[str, Any]:
         "trunk": {
             **{name: getattr(config.encoder, name) for name in names},
             "weights": weights_digest,
-            "batch_size": config.embed.batch_size,
+            "batch_size": config.encoder.batch_size,
             # Initial weights that are drawn depend on the seed.
             **({"seed": config.seed} if config.encoder.weights == "none" else {}),
         }
     }
 
 
-def pipeline_stages() -> tuple[Stage, ...]:
-    """Return the stages of a run, in the order in which they run."""
-    return tuple(stage for stage in STAGES if not stage.measures)
+def pipeline_stages(config: Config | None = None) -> tuple[Stage, ...]:
+    """Return the stages of a run, in the order in which they run; without settings, those that a run may have."""
+    return tuple(stage for stage in STAGES if not stage.measures and (config is None or stage.wanted(config)))
 
 
 def artefact_kinds() -> tuple[str, ...]:

@@ -88,7 +88,7 @@ def dependencies_of(manifest: Manifest | None) -> list[Key]:
     if manifest is None or stage_of(manifest.kind).self_contained:
         return []
     inputs = ((kind_of(name), version) for name, version in manifest.inputs.items())
-    return [(kind, version) for kind, version in inputs if kind != manifest.kind and not stage_of(kind).working]
+    return [(kind, version) for kind, version in inputs if kind != manifest.kind and not stage_of(kind).intermediate]
 
 
 def manifests_behind(store: Store, kind: str, version: str) -> dict[str, Manifest]:

@@ -116,21 +116,10 @@ class Store:
         In a local store the file appears, complete, when the block ends without an error. In an object store an
         incomplete file may appear, so use this only for files of attempts.
         """
-        path = self.path(relative)
+        opened = self.staged(relative) if self.local else contextlib.nullcontext(self.path(relative))
         try:
-            if not self.local:
-                with self.fs.open(path, "wb") as file:
-                    yield HashingFile(file)
-                return
-            temporary = temporary_path(Path(path))
-            try:
-                with temporary.open("wb") as file:
-                    yield HashingFile(file)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            with opened as path, open(path, "wb") if self.local else self.fs.open(path, "wb") as file:
+                yield HashingFile(file)
         except OSError as error:
             raise self._not_writable(error) from error
 
@@ -435,6 +424,12 @@ class Artefact:
         """Yield name and checked content of each file that starts with a prefix."""
         for name in self.names(prefix):
             yield name, self.read_bytes(name)
+
+
+def discard_temporary(path: Path) -> None:
+    """Remove the name of a temporary file of ``Artefact.on_disk``; who has mapped it keeps its bytes."""
+    if temp_dir.cache_info().currsize and path.parent == temp_dir():
+        path.unlink(missing_ok=True)
 
 
 @functools.cache

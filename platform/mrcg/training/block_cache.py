@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,12 +29,18 @@ class ArrayRows(Protocol):
 
 
 class MappedRows:
-    """The concatenation of several memory-mapped arrays, which may be larger than memory."""
+    """The concatenation of several memory-mapped arrays, which may be larger than memory.
 
-    def __init__(self, blocks: Sequence[npt.NDArray[Any]]) -> None:
-        assert blocks
+    Args:
+        blocks: the arrays; at least one.
+        lengths: rows of each array, if ``blocks`` opens an array only when it is asked for.
+    """
+
+    def __init__(self, blocks: Sequence[ArrayRows], lengths: Sequence[int] | None = None) -> None:
+        lengths = [len(block) for block in blocks] if lengths is None else lengths
+        assert lengths
         self._blocks = blocks
-        self._starts = np.cumsum([0, *(len(block) for block in self._blocks)])
+        self._starts = np.cumsum([0, *lengths])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -42,12 +48,15 @@ class MappedRows:
     def __getitem__(self, rows: Any) -> npt.NDArray[Any]:
         """Return the rows in the given order, copied into memory."""
         numbers = np.arange(len(self))[rows] if isinstance(rows, slice) else np.asarray(rows, dtype=np.int64)
-        first = self._blocks[0]
-        out = np.empty((len(numbers), *first.shape[1:]), dtype=first.dtype)
         block_numbers = np.searchsorted(self._starts, numbers, side="right") - 1
-        for block in np.unique(block_numbers):
+        out: npt.NDArray[Any] | None = None
+        for block in np.unique(block_numbers).tolist() or [0]:
             positions = np.flatnonzero(block_numbers == block)
-            out[positions] = self._blocks[block][numbers[positions] - self._starts[block]]
+            part = self._blocks[block][numbers[positions] - self._starts[block]]
+            if out is None:
+                out = np.empty((len(numbers), *part.shape[1:]), dtype=part.dtype)
+            out[positions] = part
+        assert out is not None
         return out
 
 
@@ -63,6 +72,19 @@ class SelectedRows:
     def __getitem__(self, rows: Any) -> npt.NDArray[Any]:
         """Return the rows in the given order."""
         return self._rows[self._numbers[rows]]
+
+
+@dataclass(frozen=True)
+class FeatureRows:
+    """Trunk features of the images of a file.
+
+    Attributes:
+        ids: of the images.
+        rows_nf: (n, f) their features.
+    """
+
+    ids: Sequence[str]
+    rows_nf: MappedRows
 
 
 def blocks_of(count: int, row_bytes: int, shares: int) -> list[range]:
@@ -85,19 +107,11 @@ def map_blocks(store: Store, folder: str, blocks: Sequence[range]) -> MappedRows
 
 
 def _map(store: Store, name: str) -> npt.NDArray[Any]:
-    if store.local:
-        return _open(store.path(name))
-    with tempfile.NamedTemporaryFile(prefix="mrcg-block-") as file:
-        file.write(store.read_bytes(name))
-        file.flush()
-        # Leaving the `with` block deletes the name; the bytes stay until the last mapping is closed. So a killed worker
-        # leaves no file behind.
-        return _open(file.name)
-
-
-def _open(path: str) -> npt.NDArray[Any]:
-    mapped: npt.NDArray[Any] = np.load(path, mmap_mode="r")
-    return mapped
+    # Leaving the `with` block deletes the name of a temporary file; the bytes stay until the last mapping is closed. So
+    # a killed worker leaves no file behind.
+    with store.local_path(name) as path:
+        mapped: npt.NDArray[Any] = np.load(path, mmap_mode="r")
+        return mapped
 
 
 def _name(folder: str, block: range) -> str:

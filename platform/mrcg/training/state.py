@@ -68,8 +68,12 @@ class Worker:
 class BestWeights(Protocol):
     """Where the weights of the best epoch are kept."""
 
-    def keep(self, epoch: int, weights: Mapping[str, Tensor]) -> None:
-        """Keep the weights of an epoch. Those of the best epoch before it stay until ``settle``."""
+    def keep(self, epoch: int, weights: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Keep what ``weights`` returns, those of an epoch that is the best so far."""
+        ...
+
+    def has(self, epoch: int) -> bool:
+        """Return whether the weights of an epoch are kept."""
         ...
 
     def read(self, epoch: int) -> bytes:
@@ -77,32 +81,34 @@ class BestWeights(Protocol):
         ...
 
     def settle(self, epoch: int) -> None:
-        """Forget all epochs but this one."""
+        """Keep this epoch, which a checkpoint names, until a later one is settled."""
         ...
 
 
 class BestInMemory:
-    """Best weights in memory."""
+    """Best weights in memory, of one epoch."""
 
     def __init__(self) -> None:
         self._kept: dict[int, bytes] = {}
 
-    def keep(self, epoch: int, weights: Mapping[str, Tensor]) -> None:
+    def keep(self, epoch: int, weights: Callable[[], Mapping[str, Tensor]]) -> None:
         """Keep the weights of an epoch, and of no other."""
-        self._kept = {epoch: safetensors.torch.save(dict(weights))}
+        self._kept = {epoch: safetensors.torch.save(dict(weights()))}
+
+    def has(self, epoch: int) -> bool:
+        """Return whether the weights of an epoch are kept."""
+        return epoch in self._kept
 
     def read(self, epoch: int) -> bytes:
         """Return what was kept of an epoch."""
         return self._kept[epoch]
 
     def settle(self, epoch: int) -> None:
-        """Only one epoch is ever kept."""
+        """Do nothing: there are no checkpoints in memory."""
 
 
 class BestInStore:
-    """Best weights as files in a store, one for each epoch that was the best when it ended.
-
-    A checkpoint names its best epoch, so the file of that epoch stays until a later checkpoint is complete.
+    """Best weights as files in a store: that of the best epoch, and that of the best epoch which the checkpoint names.
 
     Args:
         store: that holds the attempt.
@@ -112,20 +118,33 @@ class BestInStore:
 
     def __init__(self, store: Store, folder: str, writes: bool = True) -> None:
         self._store, self._folder, self._writes = store, folder, writes
+        self._settled = -1
 
-    def keep(self, epoch: int, weights: Mapping[str, Tensor]) -> None:
+    def keep(self, epoch: int, weights: Callable[[], Mapping[str, Tensor]]) -> None:
         """Write the file of an epoch."""
         if self._writes:
-            write_tensors(self._store, self._name(epoch), weights)
+            write_tensors(self._store, self._name(epoch), weights())
+            self._remove_before(epoch)
+
+    def has(self, epoch: int) -> bool:
+        """Return whether there is a file of an epoch."""
+        return self._store.exists(self._name(epoch))
 
     def read(self, epoch: int) -> bytes:
         """Return the file of an epoch."""
         return self._store.read_bytes(self._name(epoch))
 
     def settle(self, epoch: int) -> None:
-        """Remove the files of all other epochs."""
-        for name in self._store.listdir(self._folder) if self._writes else ():
-            if f"{self._folder}/{name}" != self._name(epoch):
+        """Keep the file of this epoch until a later one is settled, and remove earlier ones."""
+        self._settled = epoch
+        if self._writes:
+            self._remove_before(epoch)
+
+    def _remove_before(self, epoch: int) -> None:
+        # Never a later one: it may be of a process that took over the attempt.
+        for name in self._store.listdir(self._folder):
+            number = name.removesuffix(".safetensors")
+            if number.isdigit() and int(number) < epoch and int(number) != self._settled:
                 self._store.remove(f"{self._folder}/{name}")
 
     def _name(self, epoch: int) -> str:
@@ -166,7 +185,7 @@ class TrainingState:
         self._best_score = score
         self.best_epoch = len(self.history) - 1
         if score is not None:
-            self.best.keep(self.best_epoch, self.tensors())
+            self.best.keep(self.best_epoch, self.tensors)
 
     def best_weights(self) -> bytes:
         """Return the best weights as safetensors bytes; before the first epoch, the current weights."""
@@ -213,15 +232,21 @@ class TrainingState:
             missing, unknown = self.model.load_state_dict(weights, strict=False)
             if unknown or set(missing) - self._frozen():
                 raise KeyError(*unknown, *missing)
+            if not best and facts["best_score"] is not None and not self.best.has(facts["best_epoch"]):
+                raise KeyError(f"best weights, of epoch {facts['best_epoch']}")
         except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise IntegrityError("a checkpoint does not fit this model: run `mrcg gc` to remove the attempt") from error
+            raise IntegrityError(
+                f"a checkpoint does not fit this model ({' '.join(str(error).split())[:120]}): "
+                "run `mrcg gc` to remove the attempt"
+            ) from error
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.history = facts["history"]
         self.best_epoch = facts["best_epoch"]
         self._best_score = facts["best_score"]
         if best:
-            self.best.keep(self.best_epoch, best)
+            self.best.keep(self.best_epoch, lambda: best)
+        self.best.settle(self.best_epoch)
 
     def _frozen(self) -> set[str]:
         """Return the names of the weights that training does not change; buffers are not among them."""
@@ -240,7 +265,9 @@ def write_tensors(
         try:
             safetensors.torch.save_file(dict(tensors), path, None if metadata is None else dict(metadata))
         except SafetensorError as error:
-            raise StoreError(f"store {store.url} cannot be written at {name}: {error}") from error
+            raise StoreError(
+                f"store {store.url} cannot be written at {name} ({error}): free space, or use another --store"
+            ) from error
 
 
 def snapshot_name(epoch: int) -> str:

@@ -35,7 +35,7 @@ def test_the_settings_of_a_release_are_in_its_manifests(line):
         if name != "encoder":  # its weights are a digest there
             assert getattr(line.config, name) == getattr(config, name), name
     assert line.config.encoder.embedding_dim == config.encoder.embedding_dim
-    assert set(line.manifests) == {stage.kind for stage in pipeline_stages()}
+    assert set(line.manifests) == {stage.kind for stage in pipeline_stages(config)}
 
 
 def test_models_stay_and_all_else_is_made_anew(line):

@@ -6,7 +6,8 @@ from mrcg.corpus.features import StoredFeatures, feature_file
 from mrcg.corpus.reader import IMAGES, Corpus
 from mrcg.corpus.sources import open_source, survey
 from mrcg.encoder import embedder as module
-from mrcg.encoder.embedder import Embedder, embed_features, trunk_features, write_features
+from mrcg.encoder.appearance import Appearance
+from mrcg.encoder.embedder import Embedder, trunk_features, write_features
 from mrcg.encoder.trainer import new_encoder
 from mrcg.errors import IntegrityError
 from mrcg.pipeline.plan import plan
@@ -47,25 +48,46 @@ def test_the_features_of_a_corpus_are_those_of_its_files_in_the_order_of_its_row
     assert len(whole) == len(corpus)
     # A batch of other images may be rounded differently.
     assert np.allclose(whole[rows], direct, atol=1e-5)
-    assert np.array_equal(whole[: len(corpus)], np.concatenate([stored.of_file(name)[:] for name in names]))
+    assert np.array_equal(whole[: len(corpus)], np.concatenate([stored.of_file(name).rows_nf[:] for name in names]))
+
+
+def test_only_the_files_of_the_rows_that_are_read_are_opened(made):
+    corpus, _, stored = made
+    fresh = StoredFeatures(stored._artefact)
+    rows = fresh.of_corpus(corpus)
+    assert rows[np.array([], dtype=np.int64)].shape == (0, 512)
+    assert rows[np.array([1, 0])].shape == (2, 512)
+    assert list(fresh._open) == corpus.artefact.names(IMAGES)[:1]
 
 
 def test_embeddings_made_from_stored_features_are_those_of_the_network(made):
     corpus, encoder, stored = made
-    embedder = Embedder(encoder, "")
-    for name in corpus.artefact.names(IMAGES):
-        ids, vectors = embedder.embed_images(corpus.images_of(name), BATCH, stored.of_file(name))
-        assert ids == [image_id for image_id, _ in corpus.images_of(name)]
-        assert np.array_equal(vectors, embedder.embed_images(corpus.images_of(name), BATCH)[1])
+    appearance = Appearance(np.zeros(144, dtype=np.float32), np.eye(144, 3, dtype=np.float32))
+    for embedder in (Embedder(encoder, ""), Embedder(encoder, "", appearance=appearance)):
+        for name in corpus.artefact.names(IMAGES):
+            ids, vectors = embedder.embed_images(corpus.images_of(name), BATCH, stored.of_file(name))
+            assert ids == [image_id for image_id, _ in corpus.images_of(name)]
+            assert np.array_equal(vectors, embedder.embed_images(corpus.images_of(name), BATCH)[1])
 
 
-def test_stored_features_are_used_instead_of_the_pixels(made):
+def test_without_an_appearance_part_no_image_is_read(made):
     corpus, encoder, stored = made
-    features = stored.of_corpus(corpus)[:5]
-    black = np.zeros((5, encoder.spec.input_size, encoder.spec.input_size), dtype=np.uint8)
-    assert np.array_equal(
-        Embedder(encoder, "").embed(black, BATCH, features), embed_features(encoder, features, 5, "cpu")
-    )
+    name = corpus.artefact.names(IMAGES)[0]
+
+    def unread():
+        raise AssertionError("an image is read")
+        yield
+
+    ids, _ = Embedder(encoder, "").embed_images(unread(), BATCH, stored.of_file(name))
+    assert ids == [image_id for image_id, _ in corpus.images_of(name)]
+
+
+def test_features_of_other_images_are_an_error_of_ours(made):
+    corpus, encoder, stored = made
+    one, other = corpus.artefact.names(IMAGES)[:2]
+    appearance = Appearance(np.zeros(144, dtype=np.float32), np.eye(144, 3, dtype=np.float32))
+    with pytest.raises(AssertionError, match="features of other images"):
+        Embedder(encoder, "", appearance=appearance).embed_images(corpus.images_of(one), BATCH, stored.of_file(other))
 
 
 def test_a_damaged_file_is_refused(made, tmp_path):
@@ -79,7 +101,7 @@ def test_a_damaged_file_is_refused(made, tmp_path):
     try:
         path.write_bytes(data)
         with pytest.raises(IntegrityError, match="does not match its manifest"):
-            stored.of_file(name)
+            StoredFeatures(stored._artefact).of_file(name)
     finally:
         path.write_bytes(intact)
 

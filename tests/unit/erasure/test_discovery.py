@@ -20,7 +20,8 @@ from mrcg.storage.manifest import Manifest, derive_version
 
 ORDER = [stage.kind for stage in pipeline_stages()]
 MODELS = {stage.kind for stage in registry.STAGES if stage.learned}
-INPUTS = {stage.kind: stage.inputs(tiny_config()) for stage in pipeline_stages()}
+FROZEN = tiny_config("encoder.freeze=convolutions", "encoder.augment=false")
+INPUTS = {stage.kind: stage.inputs(FROZEN) for stage in pipeline_stages()}
 
 
 def made(kind, number, inputs, purge=False):

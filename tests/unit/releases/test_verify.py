@@ -4,6 +4,7 @@ import shutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.factories import tiny_config
 from tests.galleries import Line, Scan, index_config, vectors_of
 
 from mrcg.errors import IntegrityError, NotFoundError, StoreError
@@ -13,13 +14,13 @@ from mrcg.index.sharded_index import ShardedIndex
 from mrcg.releases.release import read_release
 from mrcg.releases.verify import verify_store
 from mrcg.retrieval.local import LocalPipeline
-from mrcg.stages.registry import artefact_kinds
+from mrcg.stages.registry import pipeline_stages
 from mrcg.storage.attempts import begin
 from mrcg.storage.manifest import Manifest
 from mrcg.storage.store import Store
 
-#: What a store with a release has; trials are made by `mrcg reproduce` alone.
-MADE = [kind for kind in artefact_kinds() if kind != "trials"]
+#: What a store with a release has: no trials, which only `mrcg reproduce` makes, and no features, for its trunk is trained.
+MADE = [stage.kind for stage in pipeline_stages(tiny_config())]
 #: What a service reads of a release.
 SERVED = {
     "encoders": ("encoder.json", "model.safetensors"),

@@ -43,6 +43,10 @@ def training(store, epochs, minutes, snapshots=0):
     return module._Checkpoints(store, task), SimpleNamespace(state=State(), finished=False)
 
 
+def keep(best, epoch):
+    best.keep(epoch, lambda: {"weight": torch.full((1,), float(epoch))})
+
+
 def numbers(store, folder):
     """The epochs with a file in a folder."""
     return [int(name.split(".")[0]) for name in store.listdir(folder)]
@@ -100,12 +104,26 @@ def test_the_best_weights_that_a_checkpoint_names_stay_until_the_next_checkpoint
     assert [written(store, f"a/best/{epoch:06d}.safetensors") for epoch in (3, 5)] == [3, 5]
 
 
+def test_no_more_than_two_epochs_are_kept_however_often_the_best_changes(store, clock):
+    seen = run(store, clock, 6, 60, 1, scores=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    assert [best for _, best in seen] == [[0], [0, 1], [0, 2], [0, 3], [0, 4], [0, 5]]
+
+
+def test_a_later_epoch_is_never_removed_for_it_may_be_of_another_process(store):
+    keep(BestInStore(store, "a/best"), 7)
+    late = BestInStore(store, "a/best")
+    keep(late, 3)
+    late.settle(3)
+    assert numbers(store, "a/best") == [3, 7]
+
+
 def test_one_worker_writes_the_best_weights_and_all_read_them(store):
     others = BestInStore(store, "a/best", writes=False)
-    others.keep(0, {"weight": torch.zeros(1)})
+    others.keep(0, lambda: pytest.fail("weights are gathered for nothing"))
     assert store.listdir("a/best") == []
-    BestInStore(store, "a/best").keep(7, {"weight": torch.full((1,), 7.0)})
-    others.settle(3)
+    keep(BestInStore(store, "a/best"), 7)
+    others.settle(8)
+    assert others.has(7) and not others.has(8)
     assert safetensors.torch.load(others.read(7))["weight"].item() == 7
 
 
@@ -121,7 +139,9 @@ def test_a_checkpoint_has_the_trained_weights_alone(store):
 def test_a_checkpoint_that_lacks_weights_is_refused(store):
     def adam():
         model = torch.nn.Linear(1, 1, bias=False)
-        return TrainingState(model, torch.optim.Adam(model.parameters()))
+        state = TrainingState(model, torch.optim.Adam(model.parameters()))
+        state.best = BestInStore(store, "best")
+        return state
 
     (state := adam()).model(torch.ones(1, 1)).sum().backward()
     state.optimizer.step()
@@ -130,6 +150,9 @@ def test_a_checkpoint_that_lacks_weights_is_refused(store):
     write_tensors(store, "whole", tensors, facts)
     with store.local_path("whole") as path:
         adam().restore(path)
+        store.remove("best/000000.safetensors")
+        with pytest.raises(IntegrityError, match=r"best weights, of epoch 0.*mrcg gc"):
+            adam().restore(path)
     del tensors["model.weight"]
     write_tensors(store, "part", tensors, facts)
     with store.local_path("part") as path, pytest.raises(IntegrityError, match="does not fit this model"):

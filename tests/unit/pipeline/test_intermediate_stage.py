@@ -1,5 +1,7 @@
 """A stage that is only read while others are made: made where it is wanted, forgotten afterwards."""
 
+import time
+
 import pytest
 from tests.factories import publish, tiny_config
 from tests.manifests import REQUIRED
@@ -7,8 +9,10 @@ from tests.manifests import REQUIRED
 from mrcg.corpus.sources import Source
 from mrcg.errors import SettingsError
 from mrcg.execution.executor import silent
-from mrcg.pipeline.plan import plan
+from mrcg.pipeline.plan import Ancestry, plan
+from mrcg.pipeline.update import ReleaseUpdate
 from mrcg.releases.gc import sweep
+from mrcg.releases.release import Release
 from mrcg.storage.catalog import dependencies_of, manifests_behind
 from mrcg_jobs import runner
 
@@ -55,3 +59,26 @@ def test_a_stage_that_the_settings_do_not_have_is_said(made):
     _, _, steps = made
     with pytest.raises(SettingsError, match="extract-features: these settings have no such stage.*cache_trunk=true"):
         runner.steps_of([step for kind, step in steps.items() if kind != "features"], "extract-features")
+
+
+def test_a_reindex_and_an_erasure_run_the_trunk_for_what_they_embed(made):
+    store, _, steps = made
+    pins = {
+        kind: steps[f"{kind}s" if kind != "index" else "indexes"].version
+        for kind in ("encoder", "index", "reranker", "report")
+    }
+    release = Release(
+        number=1, corpus=steps["corpus"].version, **pins, neighbours=20, ood_threshold=None, protocol="paper",
+        reranked_map=0.5, created="", reason="",
+    )  # fmt: skip
+    update = ReleaseUpdate.of(store, release)
+    for planned in (update.purge_steps("digest"), update.steps(SOURCE, Ancestry(base=release.corpus))):
+        assert "features" not in {step.stage.kind for step in planned}
+        assert not [step.name for step in planned if "features" in step.inputs]
+
+
+def test_a_sweep_takes_old_features_of_a_store_in_use(made):
+    store, _, steps = made
+    manifest = publish(store, steps["features"], {"file": b"features"}, REQUIRED["features"])
+    store.record_run(manifest, {"started": time.time() - 100 * 86_400})
+    assert sweep(store, grace_days=14).versions == (f"features/{manifest.version}",)
