@@ -5,8 +5,9 @@
     python -m tests.bench.edges --store store --reports VERSION,VERSION --out edges.json
 
 Each way of making edges is trained as `mrcg train-reranker` trains the reranker of the report, from the same seed, and
-measured on validation and test graphs: with its edges, without any, and with those of another query of the batch. The
-order is that by score. Gains are over the set model, whose edges are all equal: its convolution is the mean over the list.
+measured on validation and test graphs: with its edges, without any, with those of another query of the batch, and with
+its own between other nodes. MAP is that by score, and that of the order s - λ d with the λ that is best on the validation
+graphs. Gains are over the set model, whose edges are all equal: its convolution is the mean over the list.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ from mrcg.corpus.embeddings import embeddings_of
 from mrcg.corpus.reader import Corpus
 from mrcg.corpus.splits import Split
 from mrcg.encoder.appearance import facts_in
+from mrcg.evaluation.order_choice import GRID, order_of
 from mrcg.hashing import seed_of
 from mrcg.index.distances import exact_search
 from mrcg.metrics.bootstrap import paired
-from mrcg.metrics.order import BY_SCORE
+from mrcg.metrics.order import BY_SCORE, HitOrder
 from mrcg.metrics.ranking import average_precision, precision_at
 from mrcg.reranker.graph_features import GraphBatch, angular_adjacency, query_graphs
 from mrcg.reranker.graph_table import GraphTable, read_graphs
@@ -308,15 +310,21 @@ def shuffled(edges_bnn: Tensor) -> Tensor:
     return edges_bnn.roll(1, 0)
 
 
+def permuted(edges_bnn: Tensor) -> Tensor:
+    """The edges of the query itself, between other nodes: unlike those of another query, they say nothing of ranks."""
+    order = torch.randperm(edges_bnn.shape[1], generator=torch.Generator().manual_seed(0))
+    return edges_bnn[:, order][:, :, order]
+
+
 CHANGES: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "edges": lambda edges: edges, "without": torch.zeros_like, "shuffled": shuffled,
+    "edges": lambda edges: edges, "without": torch.zeros_like, "shuffled": shuffled, "permuted": permuted,
 }  # fmt: skip
 
 
-def ranked(graphs: GraphTable, scores: Scores) -> npt.NDArray[np.bool_]:
-    """(q, n) relevance in the order by score."""
-    order = BY_SCORE.ranks(scores, graphs.distances_qn, np.zeros(scores.shape, dtype=bool))
-    return np.take_along_axis(graphs.relevant_qn, order, 1)
+def ranked(graphs: GraphTable, scores: Scores, order: HitOrder = BY_SCORE) -> npt.NDArray[np.bool_]:
+    """(q, n) relevance in an order."""
+    ranks = order.ranks(scores, graphs.distances_qn, np.zeros(scores.shape, dtype=bool))
+    return np.take_along_axis(graphs.relevant_qn, ranks, 1)
 
 
 def measured(run: Run, way: type[WithEdges], epochs: int) -> dict[str, Any]:
@@ -330,22 +338,27 @@ def measured(run: Run, way: type[WithEdges], epochs: int) -> dict[str, Any]:
         trainer.run_epoch(lambda done, total: None)
     seconds = time.monotonic() - started
     row: dict[str, Any] = {"seconds": seconds}
-    for part, graphs in (("validation", run.graphs.validation), ("test", run.test)):
-        for name, change in CHANGES.items():
-            relevant = ranked(graphs, scores_of(reranker, graphs, run.graphs.vectors_nd, change))
-            ap = average_precision(relevant)
-            row[f"{part}_{name}"] = float(ap.mean())
-            if name == "edges":
-                row[f"{part}_precision_at_10"] = float(precision_at(relevant, 10).mean())
-                row[f"{part}_ap"] = ap
+    parts = {"validation": run.graphs.validation, "test": run.test}
+    for name, change in CHANGES.items():
+        scores = {part: scores_of(reranker, graphs, run.graphs.vectors_nd, change) for part, graphs in parts.items()}
+        known, graded = parts["validation"], scores["validation"]
+        fused = max(map(order_of, GRID), key=lambda order: average_precision(ranked(known, graded, order)).mean())
+        for part, graphs in parts.items():
+            for kind, order in (("score", BY_SCORE), ("fused", fused)):
+                relevant = ranked(graphs, scores[part], order)
+                ap = average_precision(relevant)
+                row[f"{part}_{kind}_{name}"] = float(ap.mean())
+                if name == "edges":
+                    row[f"{part}_{kind}_precision_at_10"] = float(precision_at(relevant, 10).mean())
+                    row[f"{part}_{kind}_ap"] = ap
     return row
 
 
-def gain(run: Run, row: dict[str, Any], base: dict[str, Any], part: str) -> dict[str, float]:
-    """The paired gain in MAP over the set model."""
-    graphs = run.test if part == "test" else run.graphs.validation
+def gain(run: Run, row: dict[str, Any], base: dict[str, Any], name: str) -> dict[str, float]:
+    """The paired gain in MAP over the set model, on a part and in an order."""
+    graphs = run.test if name.startswith("test") else run.graphs.validation
     groups = [run.groups[query] for query in graphs.queries.tolist()]
-    return paired(base[f"{part}_ap"], row[f"{part}_ap"], groups, RESAMPLES, seed_of(0, "bootstrap")).model_dump()
+    return paired(base[f"{name}_ap"], row[f"{name}_ap"], groups, RESAMPLES, seed_of(0, "bootstrap")).model_dump()
 
 
 def main() -> None:
@@ -362,12 +375,13 @@ def main() -> None:
         run = Run.of(Store(chosen.store), report)
         names = list(WAYS) if number == 0 else ["set", *filter(None, chosen.again.split(","))]
         base: dict[str, Any] = {}
-        for name in sorted(names, key=lambda name: name != "set"):
-            row = measured(run, WAYS[name], chosen.epochs)
+        for way in sorted(names, key=lambda way: way != "set"):
+            row = measured(run, WAYS[way], chosen.epochs)
             base = base or row
-            gains = {f"{part}_gain": gain(run, row, base, part) for part in ("validation", "test")}
+            names_of_gains = [f"{part}_{kind}" for part in ("validation", "test") for kind in ("score", "fused")]
+            gains = {f"{name}_gain": gain(run, row, base, name) for name in names_of_gains}
             kept = {key: value for key, value in row.items() if not key.endswith("_ap")}
-            rows.append({"way": name, "what": WAYS[name].title, "report": report, "seed": run.seed, **kept, **gains})
+            rows.append({"way": way, "what": WAYS[way].title, "report": report, "seed": run.seed, **kept, **gains})
             print(json.dumps(rows[-1]), flush=True)
             chosen.out.write_text(json.dumps({"epochs": chosen.epochs, "rows": rows}, indent=1) + "\n")
 
