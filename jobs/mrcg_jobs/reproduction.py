@@ -20,6 +20,8 @@ from mrcg.stages.registry import MEASURE_ENCODER, MEASURE_RERANKER
 from mrcg.storage.store import Store
 from mrcg_jobs.runner import plan_steps, run_stages
 
+#: The last stage of a run by the reranker of a system: MRCG has a report, for the figures of the paper.
+LAST_STAGE = {None: "train-encoder", "mrcg": "evaluate"}
 #: Fraction of the epochs for the trainings that choose the margin.
 MARGIN_EPOCHS = 0.2
 
@@ -59,16 +61,18 @@ class Reproducer:
     def _row(self, system: System, margin: float) -> Row:
         config = system.configure(self.config, margin)
         measure = MEASURE_ENCODER if system.reranker is None else MEASURE_RERANKER
-        source, steps = self._plan(config, "train-encoder" if system.reranker is None else "train-reranker")
+        source, steps = self._plan(config, LAST_STAGE.get(system.reranker, "train-reranker"))
         last = measuring_step(measure, config, steps)
         self._run(config, source, (*steps, last), system.title)
         trial = Trial.model_validate_json(self.store.artefact("trials", last.version).read_bytes(TRIAL))
+        reports = [step.version for step in steps if step.stage.kind == "reports"]
         return Row(
             system=system.name,
             margin=margin if system.siamese else None,
             encoder_epochs=config.encoder.epochs,
             reranker_epochs=None if system.reranker is None else config.reranker.epochs,
             trial=trial,
+            report=reports[0] if reports else None,
         )
 
     def _best_margin(self) -> float:

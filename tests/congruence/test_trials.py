@@ -31,6 +31,10 @@ def test_a_reranker_is_measured_as_in_the_report(made):
     assert epoch.epoch == 0
     for name in FIGURES:
         assert getattr(epoch, name) == pytest.approx(getattr(report.reranked, name))
+        for label, figures in report.reranked.per_class.items():
+            assert getattr(epoch.per_class[label], name) == pytest.approx(getattr(figures, name))
+    shares = [epoch.per_class[label].same_class * of.queries for label, of in report.reranked.per_class.items()]
+    assert epoch.same_class * report.queries == pytest.approx(sum(shares), rel=0.02)
 
 
 def test_an_encoder_is_measured_as_in_the_report(made):

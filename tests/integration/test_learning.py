@@ -211,7 +211,11 @@ def test_a_system_is_reproduced_and_what_is_there_is_not_done_again(source, clus
     assert len(store.versions("encoders")) == 1
     made = {kind: store.versions(kind) for kind in ("encoders", "embeddings", "rerankers")}
     found = reproduced(systems, *words)
-    assert first.stdout.strip() == reproduction_markdown(found).strip()
+    tables, _, said = first.stdout.strip().rpartition("\n")
+    assert tables.strip() == reproduction_markdown(found).strip()
+    page = Path(said.removeprefix("retrieval panels and node distributions of MRCG: "))
+    assert page.is_file() and (page.parent / "retrieval.png").is_file()
+    assert found.rows[0].report in page.parts
     assert {kind: store.versions(kind) for kind in made} == made
 
 

@@ -168,6 +168,7 @@ def reproduce(
     as_json: JsonOption = False,
 ) -> None:
     """Train the paper's six systems, measure all in the same way and print its tables; run again to resume."""
+    from mrcg.metrics.report import PAGE
     from mrcg.storage.store import Store
     from mrcg_jobs.reproduction import Reproducer
 
@@ -184,6 +185,9 @@ def reproduce(
         console.emit_json(reproduction.model_dump(mode="json"))
     else:
         console.say(reproduction_markdown(reproduction))
+        for report in filter(None, (row.report for row in rows)):
+            folder = Store(store).manifest("reports", report).folder
+            console.say(f"retrieval panels and node distributions of MRCG: {Store(store).url}/{folder}/{PAGE}")
 
 
 def _systems(option: str | None) -> list[System]:

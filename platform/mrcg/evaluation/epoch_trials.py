@@ -63,9 +63,11 @@ class TestProtocol:
         reachable_q = reachable(graphs.queries, self.split.train, self.scans, masks_own(self.protocol))
         figures = query_figures(relevant_qn, reachable_q)
         labels = np.array([self.corpus.labels[query] for query in graphs.queries.tolist()], dtype=object)
+        names, nodes_qn = TrialFigures.model_fields.keys() & figures.keys(), graphs.neighbours_qn >= 0
 
         def means(mask_q: npt.NDArray[np.bool_]) -> dict[str, float]:
-            return {name: float(figures[name][mask_q].mean()) for name in TrialFigures.model_fields}
+            found = {name: float(figures[name][mask_q].mean()) for name in names}
+            return {**found, "same_class": float(relevant_qn[mask_q].sum() / nodes_qn[mask_q].sum().clip(1))}
 
         return TrialEpoch(
             epoch=number,

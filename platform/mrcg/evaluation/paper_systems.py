@@ -59,14 +59,17 @@ class System:
 
 
 def as_published(config: Config) -> Config:
-    """Turn off what goes beyond the paper, as in all rows of its tables: reranker settings, appearance, fused order."""
+    """Turn off what goes beyond the paper, as in all rows of its tables.
+
+    That is: reranker settings, the appearance part, the fused order, known items.
+    """
     update = {"graphs": "train", "features": ("difference",), "scale": False, "loss": "focal"}
     appearance = config.embed.appearance.model_copy(update={"components": 0})
     return config.model_copy(
         update={
             "reranker": config.reranker.model_copy(update=update),
             "embed": config.embed.model_copy(update={"appearance": appearance}),
-            "evaluate": config.evaluate.model_copy(update={"order": "score"}),
+            "evaluate": config.evaluate.model_copy(update={"order": "score", "known_items": 0}),
         }
     )
 
@@ -104,13 +107,18 @@ SYSTEMS: Mapping[str, System] = {
 
 
 class TrialFigures(Frozen):
-    """Figures of some queries (definitions: ``mrcg.metrics.ranking``)."""
+    """Figures of some queries (definitions: ``mrcg.metrics.ranking``).
+
+    ``same_class`` is the share of the nodes of their graphs that have the query's class; earlier versions did not
+    measure it.
+    """
 
     map: float
     map_full: float
     precision_at_1: float
     precision_at_5: float
     precision_at_10: float
+    same_class: float | None = None
 
 
 class TrialEpoch(TrialFigures):
@@ -130,13 +138,17 @@ class Trial(Frozen):
 
 
 class Row(Frozen):
-    """One row of the tables."""
+    """One row of the tables.
+
+    ``report`` is the version of the report with the figures of the paper (its Figs. 6 to 9); only MRCG has one.
+    """
 
     system: str
     margin: float | None
     encoder_epochs: int
     reranker_epochs: int | None
     trial: Trial
+    report: str | None = None
 
 
 class Reproduction(Frozen):

@@ -30,12 +30,14 @@ class PaperDataset(Frozen):
         images: number of scans by class, and in total.
         systems: mean and standard deviation of each figure (Tables III and IV).
         mrcg_per_class: figures of MRCG by class (Tables V and VI).
+        nodes_of_500: of the 500 nodes of ten queries of a class, those that have it (Figs. 8 and 9).
     """
 
     title: str
     images: Mapping[str, int]
     systems: Mapping[str, Mapping[str, tuple[float, float]]]
     mrcg_per_class: Mapping[str, Mapping[str, float]]
+    nodes_of_500: Mapping[str, int]
 
     def class_of(self, label: str) -> str | None:
         """Return the paper's name of a class (``glioma`` for ``glioma_tumor``), None for a class it does not have."""
@@ -97,15 +99,18 @@ def _systems_table(reproduction: Reproduction, same: PaperDataset | None) -> lis
 
 
 def _classes_table(epochs: Sequence[TrialEpoch], same: PaperDataset | None) -> list[str]:
-    """Return Table V or VI of the paper, with our figures."""
-    heads = [] if same is None else [f"paper, {same.title}: {_COLUMNS[name]}" for name in _PUBLISHED]
-    lines = _head(["class", *(_COLUMNS[name] for name in _PUBLISHED), *heads])
+    """Return Table V or VI of the paper and the numbers of Fig. 8 or 9, with our figures."""
+    names = [*(_COLUMNS[name] for name in _PUBLISHED), "nodes of the class, of 500"]
+    lines = _head(["class", *names, *([] if same is None else [f"paper, {same.title}: {name}" for name in names])])
     for label in epochs[0].per_class:
         ours = _means([epoch.per_class[label] for epoch in epochs])
+        shares = [share for epoch in epochs if (share := epoch.per_class[label].same_class) is not None]
+        nodes = f"{500 * statistics.fmean(shares):.0f}" if shares else "–"
         theirs = []
         if same is not None and (known := same.class_of(label)) is not None:
             theirs = [f"{same.mrcg_per_class[known][name]:.1f}" for name in _PUBLISHED]
-        lines.append(_line([label, *(ours[name] for name in _PUBLISHED), *theirs]))
+            theirs.append(str(same.nodes_of_500[known]))
+        lines.append(_line([label, *(ours[name] for name in _PUBLISHED), nodes, *theirs]))
     return lines
 
 
