@@ -1,19 +1,23 @@
-"""Connect a job to a Ray cluster, or start a local one."""
+"""Connect a job to a Ray cluster, or start a local one.
+
+Every task imports this module. Ray Data and Ray Train take half a second, so they are imported where they are used.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
-import ray.data
 from ray.exceptions import RayError, RayTaskError
-from ray.train import TrainingFailedError
 
 from mrcg.errors import MrcgError, SettingsError, UsageError, from_row
 from mrcg.execution import ray_environment
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
 
 
 def start(address: str | None) -> None:
@@ -31,7 +35,9 @@ def start(address: str | None) -> None:
         ray_environment.connect(ray, address)
     except (ConnectionError, RayError, ValueError) as error:
         raise UsageError(f"--ray {address}: {' '.join(str(error).split())[:200]}") from error
-    context = ray.data.DataContext.get_current()
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -48,14 +54,18 @@ def own_errors() -> Iterator[None]:
     """Re-raise a ``MrcgError`` of a worker without the exception that Ray wraps around it."""
     try:
         yield
-    except (RayTaskError, TrainingFailedError) as error:
+    except Exception as error:
+        from ray.train import TrainingFailedError
+
+        if not isinstance(error, RayTaskError | TrainingFailedError):
+            raise
         cause = _cause(error)
         if cause is None:
             raise
         raise cause from error
 
 
-def each_row(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
+def each_row(dataset: Dataset) -> Iterator[dict[str, Any]]:
     """The rows of a dataset as they come; an error that a worker carried is raised here."""
     for row in dataset.iter_rows():
         if row.get("error") is not None:
