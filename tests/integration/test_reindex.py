@@ -27,8 +27,9 @@ from mrcg.index_build.build_plan import IndexWork
 from mrcg.pipeline.ancestry import source_name
 from mrcg.releases.release import read_release, release_numbers
 from mrcg.retrieval.local import LocalPipeline
+from mrcg.storage.artefact import Artefact
 from mrcg.storage.attempts import begin
-from mrcg.storage.store import Artefact, Store
+from mrcg.storage.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from mrcg.arrays import Fp32Vectors
 from mrcg.corpus.reader import Corpus, companion_file
-from mrcg.storage.store import Artefact, discard_temporary
+from mrcg.storage.artefact import Artefact, discard_temporary
 from mrcg.training.block_cache import FeatureRows, MappedRows
 
 FOLDER = "features/"

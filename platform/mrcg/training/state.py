@@ -18,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from mrcg.errors import IntegrityError, StoreError
-from mrcg.storage.store import Artefact, Store
+from mrcg.storage.artefact import Artefact
+from mrcg.storage.store import Store
 
 SNAPSHOTS = "snapshots/"
 

@@ -11,8 +11,9 @@ from tests.manifests import make_manifest
 from mrcg.corpus.sources import Source
 from mrcg.errors import AlreadyExistsError, IntegrityError, NotFoundError, StoreError
 from mrcg.pipeline.plan import plan
+from mrcg.storage.artefact import temp_dir
 from mrcg.storage.attempts import begin
-from mrcg.storage.store import Store, temp_dir
+from mrcg.storage.store import Store
 
 
 @pytest.fixture(params=["file", "memory"])
