@@ -177,7 +177,7 @@ def test_file_that_cannot_be_cached_is_stored_in_the_temporary_folder(remote, tm
 
 
 def test_temporary_folder_is_removed_when_its_process_ends():
-    code = "from mrcg.storage.store import temp_dir; folder = temp_dir(); (folder / 'a').write_text('x'); print(folder); assert temp_dir() == folder"
+    code = "from mrcg.storage.artefact import temp_dir; folder = temp_dir(); (folder / 'a').write_text('x'); print(folder); assert temp_dir() == folder"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not Path(done.stdout.strip()).exists()
     assert Path(done.stdout.strip()).name.startswith("mrcg-")
