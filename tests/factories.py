@@ -46,11 +46,10 @@ from mrcg.releases.release import Release, promote
 from mrcg.reranker.graph_build import GraphWork, build_graphs
 from mrcg.stages.counts import Counts
 from mrcg.storage import schemas
-from mrcg.storage.artefact import Artefact
 from mrcg.storage.attempts import begin
 from mrcg.storage.filesystem import HashingFile
 from mrcg.storage.manifest import FileEntry, Manifest
-from mrcg.storage.store import Store
+from mrcg.storage.store import Artefact, Store
 from mrcg_jobs.stages.embed import FitAppearance
 from tests.manifests import make_manifest
 

@@ -11,10 +11,9 @@ from mrcg.corpus.sources import Source
 from mrcg.execution.executor import Executor, Progress
 from mrcg.pipeline.plan import Step
 from mrcg.stages.counts import Counts
-from mrcg.storage.artefact import Artefact
 from mrcg.storage.attempts import Attempt
 from mrcg.storage.manifest import FileEntry
-from mrcg.storage.store import Store
+from mrcg.storage.store import Artefact, Store
 
 
 @dataclass(frozen=True)

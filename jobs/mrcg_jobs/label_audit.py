@@ -30,8 +30,7 @@ from mrcg.metrics.report import QUERIES
 from mrcg.pipeline.plan import Step
 from mrcg.privacy.pseudonyms import pseudonyms_from_environment
 from mrcg.storage import schemas
-from mrcg.storage.artefact import Artefact
-from mrcg.storage.store import Store
+from mrcg.storage.store import Artefact, Store
 from mrcg_jobs.runner import StageResult, plan_steps, run_stages
 
 

@@ -27,9 +27,8 @@ from mrcg.index_build.build_plan import IndexWork
 from mrcg.pipeline.ancestry import source_name
 from mrcg.releases.release import read_release, release_numbers
 from mrcg.retrieval.local import LocalPipeline
-from mrcg.storage.artefact import Artefact
 from mrcg.storage.attempts import begin
-from mrcg.storage.store import Store
+from mrcg.storage.store import Artefact, Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

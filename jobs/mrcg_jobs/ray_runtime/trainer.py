@@ -25,9 +25,8 @@ from mrcg.config.settings import ComputeSettings
 from mrcg.corpus.splits import Fold
 from mrcg.errors import MrcgError, from_row, to_row
 from mrcg.execution.ray_environment import COMPUTE_ENV
-from mrcg.storage.artefact import Artefact
 from mrcg.storage.manifest import kind_of
-from mrcg.storage.store import Store
+from mrcg.storage.store import Artefact, Store
 from mrcg.training.state import BestInStore, TrainingState, Worker, snapshot_name, write_tensors
 from mrcg_jobs.job import Job
 from mrcg_jobs.ray_runtime.cluster import cpus_each, own_errors

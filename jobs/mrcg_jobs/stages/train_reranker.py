@@ -15,7 +15,7 @@ from mrcg.encoder.appearance import EmbeddingFacts, facts_in
 from mrcg.reranker.graph_table import read_graphs
 from mrcg.reranker.spec import HISTORY, SPEC, WEIGHTS
 from mrcg.stages.counts import RerankerCounts
-from mrcg.storage.artefact import Artefact
+from mrcg.storage.store import Artefact
 from mrcg.training.state import Worker
 from mrcg_jobs.job import Job, Outcome
 from mrcg_jobs.ray_runtime.trainer import Trainer, TrainTask, Wrap, train

@@ -17,8 +17,8 @@ from mrcg.corpus.patients import resolve_patients, undecided, with_bare_ids
 from mrcg.corpus.reader import QUARANTINE, SCANS, keep_rows, read_quarantine, read_scans, rows_in
 from mrcg.stages.counts import CorpusCounts
 from mrcg.storage import schemas
-from mrcg.storage.artefact import Artefact
 from mrcg.storage.manifest import FileEntry
+from mrcg.storage.store import Artefact
 
 #: Maximum rows in one Parquet file of the scans table.
 ROWS_PER_FILE = 500_000

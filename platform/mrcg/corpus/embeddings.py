@@ -16,9 +16,8 @@ import pyarrow.compute as pc
 from mrcg.arrays import Fp16Vectors, RowNumbers
 from mrcg.corpus.reader import companion_file
 from mrcg.storage import schemas
-from mrcg.storage.artefact import Artefact
 from mrcg.storage.manifest import FileEntry
-from mrcg.storage.store import Store
+from mrcg.storage.store import Artefact, Store
 
 FOLDER = "embeddings/"
 

@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from mrcg.arrays import Fp32Vectors
 from mrcg.corpus.reader import Corpus, companion_file
-from mrcg.storage.artefact import Artefact, discard_temporary
+from mrcg.storage.cache import discard_temporary
+from mrcg.storage.store import Artefact
 from mrcg.training.block_cache import FeatureRows, MappedRows
 
 FOLDER = "features/"

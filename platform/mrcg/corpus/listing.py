@@ -25,9 +25,8 @@ from mrcg.corpus.ingestion import Rules
 from mrcg.corpus.reader import QUARANTINE, SCANS
 from mrcg.corpus.sources import Source, SourceFile, SourceReader, Surveyor, files_in_listing, listing_table
 from mrcg.storage import schemas
-from mrcg.storage.artefact import Artefact
 from mrcg.storage.filesystem import HashingFile
-from mrcg.storage.store import Store
+from mrcg.storage.store import Artefact, Store
 
 #: Files in a page, the smallest unit of work.
 FILES_PER_PAGE = 64

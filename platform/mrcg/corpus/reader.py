@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from mrcg.errors import IntegrityError, NotFoundError
 from mrcg.imaging.slices import Grey, pixel_hash, resize
 from mrcg.storage import schemas
-from mrcg.storage.artefact import Artefact
+from mrcg.storage.store import Artefact
 
 SCANS, QUARANTINE, IMAGES = "scans/", "quarantine/", "images/"
 

@@ -19,7 +19,7 @@ from mrcg.config.settings import SplitSettings
 from mrcg.errors import SourceError
 from mrcg.hashing import draw
 from mrcg.storage import schemas
-from mrcg.storage.artefact import Artefact
+from mrcg.storage.store import Artefact
 
 #: The file of a version of kind ``splits``.
 SPLITS = "splits.parquet"

@@ -22,8 +22,8 @@ from mrcg.errors import require
 from mrcg.frozen import Frozen
 from mrcg.imaging.slices import Grey
 from mrcg.stages.counts import EmbeddingCounts
-from mrcg.storage.artefact import Artefact
 from mrcg.storage.manifest import Manifest
+from mrcg.storage.store import Artefact
 
 #: Files of embeddings with an appearance part, and of an index over them: queries are embedded alike.
 FACTS, TENSORS = "appearance.json", "appearance.safetensors"

@@ -19,8 +19,8 @@ from mrcg.encoder.spec import WEIGHTS, fingerprint, read_spec
 from mrcg.errors import IntegrityError
 from mrcg.imaging.slices import Grey, resize
 from mrcg.storage import schemas
-from mrcg.storage.artefact import Artefact
 from mrcg.storage.filesystem import HashingFile
+from mrcg.storage.store import Artefact
 from mrcg.training.block_cache import ArrayRows, FeatureRows
 
 #: Images resized and embedded at a time; bounds the memory, however many images a file holds.

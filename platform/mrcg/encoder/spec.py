@@ -7,7 +7,7 @@ import json
 
 from mrcg.config.settings import EncoderSettings
 from mrcg.frozen import Frozen
-from mrcg.storage.artefact import Artefact
+from mrcg.storage.store import Artefact
 
 WEIGHTS, SPEC, HISTORY = "model.safetensors", "encoder.json", "history.json"
 

@@ -25,10 +25,9 @@ from mrcg.index.sharded_index import read_facts
 from mrcg.privacy.tombstones import entry_of
 from mrcg.stages.registry import stage_of
 from mrcg.storage import schemas
-from mrcg.storage.artefact import Artefact
 from mrcg.storage.catalog import Key, all_manifests, name_of
 from mrcg.storage.manifest import Manifest, kind_of
-from mrcg.storage.store import Store
+from mrcg.storage.store import Artefact, Store
 
 #: Number of vectors per step of hashing.
 BLOCK = 4096

@@ -29,7 +29,7 @@ from mrcg.reranker.model import Reranker
 from mrcg.reranker.scorer import score_graphs
 from mrcg.reranker.spec import read_spec as read_reranker_spec
 from mrcg.stages.counts import SplitCounts
-from mrcg.storage.artefact import Artefact
+from mrcg.storage.store import Artefact
 from mrcg.training.state import snapshots_of
 
 BATCH = 64

@@ -68,7 +68,7 @@ from mrcg.metrics.report import (
 from mrcg.reranker.graph_table import GraphTable, read_graphs
 from mrcg.reranker.spec import HISTORY
 from mrcg.storage import schemas
-from mrcg.storage.artefact import Artefact
+from mrcg.storage.store import Artefact
 
 
 def evaluate(

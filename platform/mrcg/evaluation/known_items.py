@@ -22,7 +22,7 @@ from mrcg.index.sharded_index import ShardedIndex
 from mrcg.metrics.known_items import UNCHANGED, KnownRanks, Ranks
 from mrcg.metrics.order import BY_DISTANCE, BY_SCORE, HitOrder, exact_copies
 from mrcg.reranker.scorer import Scorer
-from mrcg.storage.artefact import Artefact
+from mrcg.storage.store import Artefact
 
 #: The forms in which a scan is searched for.
 FORMS = (UNCHANGED, *CHANGES)

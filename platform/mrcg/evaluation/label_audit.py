@@ -26,7 +26,7 @@ from mrcg.index.distances import Neighbours, distances_to, exact_search
 from mrcg.metrics.bootstrap import Interval, interval
 from mrcg.metrics.report import SEED
 from mrcg.reranker.neighbours import codes_of, largest_group, without_own_group
-from mrcg.storage.artefact import Artefact
+from mrcg.storage.store import Artefact
 
 #: Nearest labelled scans whose classes give the probabilities of a scan.
 NEIGHBOURS = 10

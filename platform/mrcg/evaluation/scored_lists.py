@@ -21,7 +21,7 @@ from mrcg.reranker.graph_table import GraphTable, read_graphs
 from mrcg.reranker.neighbours import codes_of
 from mrcg.reranker.scorer import Scorer, score_graphs
 from mrcg.stages.counts import SplitCounts
-from mrcg.storage.artefact import Artefact
+from mrcg.storage.store import Artefact
 
 BATCH = 64
 

@@ -16,7 +16,7 @@ from mrcg.index.layout import FACTS, IndexFacts, Shape
 from mrcg.index.metadata import Gallery
 from mrcg.index.part import Part
 from mrcg.index.vectors import StoredVectors
-from mrcg.storage.artefact import Artefact
+from mrcg.storage.store import Artefact
 
 #: If a filter allows at most this many rows, all of them are scanned: faster than a filtered search, and exact.
 SCAN_BELOW = 20_000

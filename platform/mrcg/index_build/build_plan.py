@@ -35,9 +35,9 @@ from mrcg.index_build.compaction import KeptPart, NewPart, plan_parts, retrainin
 from mrcg.index_build.sizing import build_bytes, index_bytes, max_part_rows, measured_costs, plan_index
 from mrcg.stages.counts import EmbeddingCounts
 from mrcg.storage import schemas
-from mrcg.storage.artefact import Artefact, temp_dir
+from mrcg.storage.cache import temp_dir
 from mrcg.storage.manifest import FileEntry
-from mrcg.storage.store import Store
+from mrcg.storage.store import Artefact, Store
 
 #: Row lists written at a time: each write mostly waits for the disk.
 _WRITERS = 4

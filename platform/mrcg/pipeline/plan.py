@@ -15,9 +15,8 @@ from mrcg.corpus.sources import Source
 from mrcg.corpus.splits import Fold
 from mrcg.errors import NotFoundError
 from mrcg.stages.registry import Stage, pipeline_stages, stage_of, trunk_settings
-from mrcg.storage.artefact import Artefact
 from mrcg.storage.manifest import derive_version, kind_of
-from mrcg.storage.store import Store
+from mrcg.storage.store import Artefact, Store
 
 
 @dataclass(frozen=True)

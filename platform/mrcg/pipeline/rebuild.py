@@ -14,10 +14,9 @@ from mrcg.pipeline.update import migrated_corpus
 from mrcg.privacy.pseudonyms import ENVIRONMENT, POLICY_VERSION, Pseudonyms
 from mrcg.privacy.suppression import list_digest, suppressed
 from mrcg.stages.counts import CorpusCounts
-from mrcg.storage.artefact import Artefact
 from mrcg.storage.attempts import Attempt, begin
 from mrcg.storage.manifest import FileEntry, Manifest, make_manifest
-from mrcg.storage.store import Store
+from mrcg.storage.store import Artefact, Store
 
 
 def migrate_corpus(store: Store, base: Manifest, pseudonyms: Pseudonyms | None) -> Manifest:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from mrcg.index.distances import Neighbours
 from mrcg.storage import schemas
-from mrcg.storage.artefact import Artefact
+from mrcg.storage.store import Artefact
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from mrcg.reranker.graph_table import GraphTable
 from mrcg.reranker.leave_one_out import LeaveOneOut
 from mrcg.reranker.model import Reranker
 from mrcg.reranker.spec import WEIGHTS, read_spec
-from mrcg.storage.artefact import Artefact
+from mrcg.storage.store import Artefact
 from mrcg.training.batches import Indices
 
 #: Graphs, each without one node, that are scored at once.

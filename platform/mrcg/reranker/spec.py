@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 from mrcg.config.settings import RerankerSettings
 from mrcg.errors import WeightsError
 from mrcg.frozen import Frozen
-from mrcg.storage.artefact import Artefact
+from mrcg.storage.store import Artefact
 
 WEIGHTS, SPEC, HISTORY = "model.safetensors", "reranker.json", "history.json"
 

@@ -6,10 +6,14 @@ invalidation. The folder holds scans, so only its owner may read it.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import logging
 import os
 import re
+import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Collection, Iterator
@@ -156,3 +160,17 @@ class Cache:
             with contextlib.suppress(FileNotFoundError):
                 if _WRITTEN.fullmatch(entry.name) and not entry.is_dir(follow_symlinks=False):
                     yield Path(entry.path), entry.stat(follow_symlinks=False)
+
+
+def discard_temporary(path: Path) -> None:
+    """Remove the name of a temporary file of ``Artefact.on_disk``; who has mapped it keeps its bytes."""
+    if temp_dir.cache_info().currsize and path.parent == temp_dir():
+        path.unlink(missing_ok=True)
+
+
+@functools.cache
+def temp_dir() -> Path:
+    """Return a temporary folder for files that cannot be cached; it is removed when this process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="mrcg-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
 import json
 import logging
 import os
-import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -28,10 +28,11 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from mrcg.errors import AlreadyExistsError, IntegrityError, NotFoundError, StoreError
+from mrcg.hashing import sha256
 from mrcg.stages.registry import artefact_kinds
-from mrcg.storage.artefact import Artefact
+from mrcg.storage.cache import Cache, temp_dir
 from mrcg.storage.filesystem import HashingFile, open_url, remove_local, temporary_path, write_temporary
-from mrcg.storage.manifest import Manifest
+from mrcg.storage.manifest import FileEntry, Manifest
 
 log = logging.getLogger(__name__)
 
@@ -124,23 +125,19 @@ class Store:
 
         The file appears in the store, complete, when the block ends without an error.
         """
-        path = self.path(relative)
+        temporary = temporary_path(Path(self.path(relative)) if self.local else temp_dir() / "file")
         try:
-            with contextlib.ExitStack() as stack:
-                if self.local:
-                    temporary = temporary_path(Path(path))
-                else:
-                    temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mrcg-"))) / "file"
-                stack.callback(temporary.unlink, missing_ok=True)
-                yield temporary
-                if self.local:
-                    with temporary.open("rb") as file:
-                        os.fsync(file.fileno())
-                    os.replace(temporary, path)
-                else:
-                    self.fs.put_file(str(temporary), path)
+            yield temporary
+            if self.local:
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
+                os.replace(temporary, self.path(relative))
+            else:
+                self.fs.put_file(str(temporary), self.path(relative))
         except OSError as error:
             raise self._not_writable(error) from error
+        finally:
+            temporary.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def local_path(self, relative: str) -> Iterator[Path]:
@@ -148,10 +145,12 @@ class Store:
         if self.local:
             yield Path(self.path(relative))
             return
-        with tempfile.TemporaryDirectory(prefix="mrcg-") as folder:
-            target = Path(folder) / "file"
-            self.fetch(relative, target)
-            yield target
+        temporary = temporary_path(temp_dir() / "file")
+        try:
+            self.fetch(relative, temporary)
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def fetch(self, relative: str, target: Path) -> None:
         """Download a file to a path on this machine, piece by piece."""
@@ -315,3 +314,107 @@ class Store:
     def record_run(self, manifest: Manifest, timings: dict[str, Any]) -> None:
         """Write the timings of a run to ``run.json`` beside the manifest, so that they are not part of any hash."""
         self.write_bytes(f"{manifest.kind}/{manifest.version}/run.json", json.dumps(timings, indent=1).encode())
+
+
+class Artefact:
+    """The files of one complete version."""
+
+    def __init__(self, store: Store, manifest: Manifest) -> None:
+        self.store = store
+        self.manifest = manifest
+        self._entries = {entry.name: entry for entry in manifest.files}
+        # The files of a local store are not cached.
+        self._cache = None if store.local else Cache.of_this_node()
+
+    def names(self, prefix: str = "") -> list[str]:
+        """Return the sorted names of the files that start with a prefix."""
+        return sorted(f.name for f in self.manifest.files if f.name.startswith(prefix))
+
+    def entry(self, name: str) -> FileEntry:
+        """Return the manifest entry of a file.
+
+        Raises:
+            NotFoundError: the version has no such file.
+        """
+        if name not in self._entries:
+            raise NotFoundError(f"{self.manifest.kind}/{self.manifest.version} has no file {name}")
+        return self._entries[name]
+
+    def reference(self, name: str) -> FileEntry:
+        """Return the entry with which another version's manifest refers to a file of this one instead of copying it."""
+        entry = self.entry(name)
+        return entry.model_copy(update={"folder": entry.folder or self.manifest.folder})
+
+    def relative(self, name: str) -> str:
+        """Return the path of a file, relative to the store."""
+        entry = self.entry(name)
+        return f"{entry.folder or self.manifest.folder}/{entry.name}"
+
+    def read_bytes(self, name: str) -> bytes:
+        """Return the content of a file, checked against the manifest's hash.
+
+        Raises:
+            IntegrityError: the bytes differ from those that were published.
+        """
+        entry = self.entry(name)
+        if self._cache is not None and (cached := self._cache.get(entry.sha256)) is not None:
+            return cached
+        data = self.store.read_bytes(self.relative(name))
+        if len(data) != entry.size or sha256(data) != entry.sha256:
+            raise self._damaged(name)
+        if self._cache is not None:
+            self._cache.put(entry.sha256, data)
+        return data
+
+    def on_disk(self, name: str) -> Path:
+        """Return a path on this machine to a file, checked against the manifest's hash, for example to memory-map it.
+
+        For a remote store this is the copy in the node cache or, if the cache is off or too small for it, a temporary
+        file that is removed when this process ends.
+
+        Raises:
+            IntegrityError: the bytes differ from those that were published.
+        """
+        entry = self.entry(name)
+        if self.store.local:
+            path = Path(self.store.path(self.relative(name)))
+            self._check(name, path)
+            return path
+        if self._cache is not None and (cached := self._cache.find(entry.sha256)) is not None:
+            return cached
+        folder = self._cache.folder if self._cache is not None and entry.size <= self._cache.max_bytes else temp_dir()
+        target = folder / entry.sha256
+        if self._cache is not None and folder == self._cache.folder:
+            self._cache.room_for(entry.size)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        temporary = folder / f".{uuid.uuid4().hex}.tmp"
+        try:
+            temporary.touch(mode=0o600)
+            self.store.fetch(self.relative(name), temporary)
+            self._check(name, temporary)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return target
+
+    def _check(self, name: str, path: Path) -> None:
+        entry = self.entry(name)
+        try:
+            with path.open("rb") as file:
+                intact = os.fstat(file.fileno()).st_size == entry.size
+                intact = intact and hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
+        except FileNotFoundError as error:
+            raise self._damaged(name) from error
+        if not intact:
+            raise self._damaged(name)
+
+    def _damaged(self, name: str) -> IntegrityError:
+        return IntegrityError(
+            f"{self.store.url}/{self.relative(name)} does not match its manifest (SHA-256): "
+            f"restore the file, or remove {self.manifest.kind}/{self.manifest.version} and run the command again"
+        )
+
+    def iter_files(self, prefix: str) -> Iterator[tuple[str, bytes]]:
+        """Yield name and checked content of each file that starts with a prefix."""
+        for name in self.names(prefix):
+            yield name, self.read_bytes(name)

@@ -18,8 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from mrcg.errors import IntegrityError, StoreError
-from mrcg.storage.artefact import Artefact
-from mrcg.storage.store import Store
+from mrcg.storage.store import Artefact, Store
 
 SNAPSHOTS = "snapshots/"
 

@@ -22,8 +22,7 @@ from mrcg.reranker.neighbours import codes_of
 from mrcg.reranker.spec import HISTORY, SPEC, WEIGHTS
 from mrcg.reranker.trainer import RerankerTrainer, TrainingGraphs, new_reranker
 from mrcg.storage import schemas
-from mrcg.storage.artefact import Artefact
-from mrcg.storage.store import Store
+from mrcg.storage.store import Artefact, Store
 
 FACTS = {"recall": 1.0, "epochs": 3.0}
 DIM = 16

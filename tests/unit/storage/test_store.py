@@ -11,8 +11,8 @@ from tests.manifests import make_manifest
 from mrcg.corpus.sources import Source
 from mrcg.errors import AlreadyExistsError, IntegrityError, NotFoundError, StoreError
 from mrcg.pipeline.plan import plan
-from mrcg.storage.artefact import temp_dir
 from mrcg.storage.attempts import begin
+from mrcg.storage.cache import temp_dir
 from mrcg.storage.store import Store
 
 
@@ -177,7 +177,7 @@ def test_file_that_cannot_be_cached_is_stored_in_the_temporary_folder(remote, tm
 
 
 def test_temporary_folder_is_removed_when_its_process_ends():
-    code = "from mrcg.storage.artefact import temp_dir; folder = temp_dir(); (folder / 'a').write_text('x'); print(folder); assert temp_dir() == folder"
+    code = "from mrcg.storage.cache import temp_dir; folder = temp_dir(); (folder / 'a').write_text('x'); print(folder); assert temp_dir() == folder"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not Path(done.stdout.strip()).exists()
     assert Path(done.stdout.strip()).name.startswith("mrcg-")
@@ -228,3 +228,25 @@ def test_reference_to_a_removed_file_is_refused(store):
     ):
         attempt.publish(make_manifest("corpus", "second", {}, {}, {}, [entry]))
     assert store.versions("corpus") == []
+
+
+def test_a_staged_file_appears_whole_or_not_at_all(any_store):
+    with any_store.staged("a/b") as path:
+        path.write_bytes(b"half")
+        assert not any_store.exists("a/b")
+    assert any_store.read_bytes("a/b") == b"half"
+    with pytest.raises(ZeroDivisionError), any_store.staged("a/b") as path:
+        path.write_bytes(b"other")
+        raise ZeroDivisionError
+    assert any_store.read_bytes("a/b") == b"half"
+    assert any_store.listdir("a") == ["b"]
+    assert not path.exists()
+
+
+def test_a_file_is_read_from_a_path_on_this_machine(any_store):
+    any_store.write_bytes("a/b", b"data")
+    with any_store.local_path("a/b") as path:
+        assert path.read_bytes() == b"data"
+    assert path.exists() == any_store.local
+    with pytest.raises((NotFoundError, FileNotFoundError)), any_store.local_path("a/none") as path:
+        path.read_bytes()
