@@ -22,6 +22,7 @@ import numpy.typing as npt
 from mrcg.corpus.reader import Corpus
 from mrcg.corpus.splits import Split
 from mrcg.encoder.embedder import Embedder
+from mrcg.encoder.whitening import fit_whitening
 from mrcg.evaluation.known_items import FORMS, forms_of
 from mrcg.hashing import draw, seed_of
 from mrcg.imaging.slices import Grey, resize
@@ -32,30 +33,21 @@ from mrcg.storage.store import Store
 
 Vectors = npt.NDArray[np.float32]
 KNOWN, BATCH, DEPTH, RESAMPLES = 300, 64, 50, 1000
-#: Principal components that whitening keeps, and the share of the mean variance that is added to each.
-COMPONENTS, SMOOTHING = 64, 0.1
-
-
-def whitening(fit_nd: Vectors) -> tuple[Vectors, Vectors]:
-    """Mean and projection to principal components of nearly equal variance."""
-    mean = fit_nd.mean(0)
-    variances, axes = np.linalg.eigh(np.cov((fit_nd - mean).T.astype(np.float64)))
-    variances, axes = variances[::-1][:COMPONENTS], axes[:, ::-1][:, :COMPONENTS]
-    return mean, (axes / np.sqrt(variances + SMOOTHING * variances.mean())).astype(np.float32)
+#: Numbers that whitening keeps.
+COMPONENTS = 64
 
 
 def ways(plain: Mapping[str, Vectors], mirrored: Mapping[str, Vectors]) -> dict[str, dict[str, Vectors]]:
     """The vectors of gallery, validation, test and known items, changed in each way."""
     both = {name: (plain[name] + mirrored[name]) / 2 for name in plain}
-    mean, projection = whitening(plain["gallery"])
-    mean_both, projection_both = whitening(both["gallery"])
+    whiten, whiten_both = (fit_whitening(each["gallery"], COMPONENTS) for each in (plain, both))
     return {
         "as trained": dict(plain),
         "mean with the mirror image": both,
         "mean with the mirror image, gallery alone": {**plain, "gallery": both["gallery"]},
-        "whitened": {name: (each - mean) @ projection for name, each in plain.items()},
+        "whitened": {name: whiten(each).astype(np.float32) for name, each in plain.items()},
         "mean with the mirror image, whitened": {
-            name: (each - mean_both) @ projection_both for name, each in both.items()
+            name: whiten_both(each).astype(np.float32) for name, each in both.items()
         },
     }
 

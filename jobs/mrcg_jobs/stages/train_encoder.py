@@ -187,7 +187,7 @@ def _save(trainer: Trainer) -> dict[str, bytes]:
     from mrcg.encoder.trainer import EncoderTrainer
 
     assert isinstance(trainer, EncoderTrainer)
-    weights, spec = trainer.state.best_weights(), trainer.encoder.spec
+    spec, weights = trainer.result()
     history = {"best_epoch": trainer.state.best_epoch, "epochs": trainer.state.history}
     return {
         WEIGHTS: weights,

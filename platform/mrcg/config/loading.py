@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from mrcg.config.settings import ADDED_LATER, Config
+from mrcg.config.added_later import ADDED_LATER
+from mrcg.config.settings import Config
 from mrcg.errors import SettingsError
 
 

@@ -6,8 +6,7 @@ paper's settings. An unknown key is an error that names the nearest known key.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -157,6 +156,14 @@ class EncoderSettings(Settings):
     )
     channels_last: bool = Field(False, description="use the channels-last memory format: faster on most CPUs and GPUs")
 
+    mirror: bool = Field(
+        False,
+        description="embed the mean of a scan and its mirror image: left and right look alike, for twice the time",
+    )
+    whiten: int = Field(
+        0, ge=0, description="reduce the trained embedding to this many numbers of nearly equal weight; 0: as trained"
+    )
+
     @property
     def stores_features(self) -> bool:
         """Whether the trunk runs once over the corpus, as a stage of its own (docs/method.md#encoder)."""
@@ -171,6 +178,14 @@ class EncoderSettings(Settings):
         if self.patience and self.snapshots:
             raise ValueError(
                 "encoder.snapshots needs the last epochs, which encoder.patience may skip: set one of them to 0"
+            )
+        if self.whiten > self.embedding_dim:
+            raise ValueError(
+                f"encoder.whiten reduces the embedding: set it to at most encoder.embedding_dim ({self.embedding_dim})"
+            )
+        if self.whiten and self.snapshots:
+            raise ValueError(
+                "encoder.snapshots are weights before whitening: set encoder.whiten or encoder.snapshots to 0"
             )
         if self.mining == "explicit" and (self.sampler != "shuffled" or self.gather):
             raise ValueError(
@@ -382,16 +397,6 @@ class ComputeSettings(Settings):
         if self.encoder_workers_min > self.encoder_workers:
             raise ValueError("compute.encoder_workers_min is above compute.encoder_workers: lower it")
         return self
-
-
-#: Settings that earlier versions of MRCG did not have, by group, and the value that says what these versions did. With
-#: this value, a setting is left out of manifests and versions, so that artefacts of earlier versions are found (all but
-#: reports, which have more in them now).
-ADDED_LATER: Mapping[str, Mapping[str, Any]] = {
-    "ingest": {"include": [], "exclude": [], "unknown_patients": []},
-    "embed": {"appearance": {"components": 0}},
-    "evaluate": {"order": "score", "known_items": 0},
-}
 
 
 class Config(Settings):

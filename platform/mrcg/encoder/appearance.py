@@ -18,6 +18,7 @@ import numpy.typing as npt
 from mrcg.arrays import Fp32Vectors
 from mrcg.config.settings import AppearanceSettings
 from mrcg.encoder.spec import read_spec
+from mrcg.encoder.vector_statistics import principal_components, spread_of
 from mrcg.errors import require
 from mrcg.frozen import Frozen
 from mrcg.imaging.slices import Grey
@@ -122,27 +123,13 @@ def fit_appearance(
             their mean.
         settings: number of components, and the spread of the appearance part relative to that of the trained part.
     """
-    x = thumbnails_nf.astype(np.float64)
-    mean = x.mean(axis=0)
-    x = x - mean
-    variances, axes = np.linalg.eigh(x.T @ x / len(x))
-    count = min(settings.components, len(x), x.shape[1])
-    variances, axes = variances[::-1][:count], axes[:, ::-1][:, :count]
-    # The sign of an axis is arbitrary: its largest entry becomes positive, so that equal input gives equal bytes.
-    largest = np.take_along_axis(axes, np.abs(axes).argmax(axis=0)[None], 0)
-    axes = axes * np.where(largest < 0, -1.0, 1.0)
+    mean, variances, axes = principal_components(thumbnails_nf, settings.components)
     # An encoder that gives every scan the same vector has no spread: the appearance part stands for itself.
     target = settings.weight * (spread_of(trained_md) or 1.0)
-    spread = float(np.sqrt(np.clip(variances, 0, None).sum()))
+    spread = float(np.sqrt(variances.sum()))
     # Without spread, all thumbnails are equal: any scale gives zeros.
     scale = target / spread if spread > 0 else 1.0
     return Appearance(mean.astype(np.float32), (axes * scale).astype(np.float32))
-
-
-def spread_of(vectors_nd: npt.NDArray[np.floating]) -> float:
-    """Return the root of the mean squared distance of vectors from their mean."""
-    x = vectors_nd.astype(np.float64)
-    return float(np.sqrt(np.square(x - x.mean(axis=0)).sum(axis=1).mean())) if len(x) else 0.0
 
 
 def appearance_files(appearance: Appearance, encoder_fingerprint: str, trained_dim: int) -> Mapping[str, bytes]:

@@ -59,9 +59,18 @@ class Encoder(nn.Module):
         return embeddings, logits
 
     def features(self, x_b3hw: Tensor) -> Tensor:
-        """(b, 3, h, w) normalised images -> (b, f) trunk features, always fp32, even if the trunk computes in bf16."""
+        """(b, 3, h, w) normalised images -> (b, f) trunk features, always fp32, even if the trunk computes in bf16.
+
+        With ``spec.mirror``, they are the mean of those of the image and its mirror image, except in training.
+        """
         if self.spec.channels_last:
             x_b3hw = x_b3hw.contiguous(memory_format=torch.channels_last)
+        features = self._features_of_view(x_b3hw)
+        if self.spec.mirror and not self.training:
+            features = (features + self._features_of_view(x_b3hw.flip(-1))) / 2
+        return features
+
+    def _features_of_view(self, x_b3hw: Tensor) -> Tensor:
         with torch.autocast(x_b3hw.device.type, torch.bfloat16, enabled=self.spec.precision == "bf16"):
             pooled = self.pool(self.trunk(x_b3hw))
         return torch.flatten(pooled, 1).float()

@@ -13,7 +13,10 @@ WEIGHTS, SPEC, HISTORY = "model.safetensors", "encoder.json", "history.json"
 
 
 class EncoderSpec(Frozen):
-    """Everything needed to rebuild an encoder except its weights."""
+    """Everything needed to rebuild an encoder except its weights.
+
+    ``mirror`` is whether an embedding is that of an image and its mirror image; earlier versions had none such.
+    """
 
     backbone: str
     head: str
@@ -23,6 +26,7 @@ class EncoderSpec(Frozen):
     precision: str
     channels_last: bool
     classes: tuple[str, ...]
+    mirror: bool = False
 
     @classmethod
     def of(cls, settings: EncoderSettings, classes: tuple[str, ...]) -> EncoderSpec:
@@ -36,12 +40,14 @@ class EncoderSpec(Frozen):
             precision=settings.precision,
             channels_last=settings.channels_last,
             classes=classes,
+            mirror=settings.mirror,
         )
 
 
 def fingerprint(spec: EncoderSpec, weights: bytes) -> str:
     """Return the fingerprint of an encoder: a hash of its architecture and weights."""
-    state = hashlib.blake2b(spec.model_dump_json().encode(), digest_size=8)
+    # What was added later does not change the fingerprints of earlier encoders, which have its default.
+    state = hashlib.blake2b(spec.model_dump_json(exclude_defaults=True).encode(), digest_size=8)
     state.update(weights)
     return state.hexdigest()
 

@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from mrcg.arrays import Fp32Vectors
 from mrcg.config.settings import EncoderSettings
 from mrcg.encoder.augmentation import augment
 from mrcg.encoder.embedder import embed_features, embed_pixels
@@ -22,15 +24,18 @@ from mrcg.encoder.losses import (
 from mrcg.encoder.model import Encoder, load_pretrained, to_input
 from mrcg.encoder.samplers import class_balanced_batches, learning_rate, triplet_batches
 from mrcg.encoder.spec import EncoderSpec
+from mrcg.encoder.whitening import fit_whitening, fold
 from mrcg.errors import TrainingError
-from mrcg.hashing import seed_of
+from mrcg.hashing import draw, seed_of
 from mrcg.metrics.ranking import mean_average_precision
 from mrcg.training.batches import Indices, shuffled_batches, worker_share
-from mrcg.training.block_cache import ArrayRows
+from mrcg.training.block_cache import ArrayRows, SelectedRows
 from mrcg.training.state import LossSum, TrainingState, Worker
 
 #: Image ids that an error message names.
 MAX_IDS_IN_MESSAGE = 8
+#: Training images that whitening is fitted on, at most.
+MAX_FIT_IMAGES = 4096
 
 
 @dataclass(frozen=True)
@@ -241,6 +246,27 @@ class EncoderTrainer:
         else:
             vectors = embed_pixels(self.encoder, self.validation.pixels, size, device)
         return leave_one_out_map(vectors, self.validation.labels, list(self.validation.groups))
+
+    def result(self) -> tuple[EncoderSpec, bytes]:
+        """Return the trained encoder: its architecture, and its best weights as safetensors bytes.
+
+        With ``encoder.whiten``, the best weights are loaded into the encoder and whitened: nothing is trained after it.
+        """
+        weights = self.state.best_weights()
+        if not self.settings.whiten or not len(self.train.labels):
+            return self.encoder.spec, weights
+        self.encoder.load_state_dict(safetensors.torch.load(weights))
+        fold(self.encoder, fit_whitening(self._fit_vectors(), self.settings.whiten))
+        return self.encoder.spec, safetensors.torch.save(self.state.tensors())
+
+    def _fit_vectors(self) -> Fp32Vectors:
+        """Return the embeddings of training images, without augmentation where their pixels are at hand."""
+        ids, size, device = self.train.ids, self.settings.batch_size, self.worker.device
+        drawn = sorted(range(len(ids)), key=lambda row: draw(self.seed, "whitening", ids[row]))[:MAX_FIT_IMAGES]
+        rows = np.array(sorted(drawn))
+        if len(self.train.pixels):
+            return embed_pixels(self.encoder, SelectedRows(self.train.pixels, rows), size, device)
+        return embed_features(self.encoder, SelectedRows(self.train.features[0], rows), size, device)
 
 
 def leave_one_out_map(

@@ -61,12 +61,13 @@ class System:
 def as_published(config: Config) -> Config:
     """Turn off what goes beyond the paper, as in all rows of its tables.
 
-    That is: reranker settings, the appearance part, the fused order, known items.
+    That is: reranker settings, mirrored views, whitening, the appearance part, the fused order, known items.
     """
     update = {"graphs": "train", "features": ("difference",), "scale": False, "loss": "focal"}
     appearance = config.embed.appearance.model_copy(update={"components": 0})
     return config.model_copy(
         update={
+            "encoder": config.encoder.model_copy(update={"mirror": False, "whiten": 0}),
             "reranker": config.reranker.model_copy(update=update),
             "embed": config.embed.model_copy(update={"appearance": appearance}),
             "evaluate": config.evaluate.model_copy(update={"order": "score", "known_items": 0}),

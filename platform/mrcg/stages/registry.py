@@ -250,6 +250,7 @@ def trunk_settings(config: Config, weights_digest: str) -> dict[str, Any]:
             **{name: getattr(config.encoder, name) for name in names},
             "weights": weights_digest,
             "batch_size": config.encoder.batch_size,
+            **({"mirror": True} if config.encoder.mirror else {}),
             # Initial weights that are drawn depend on the seed.
             **({"seed": config.seed} if config.encoder.weights == "none" else {}),
         }

@@ -22,11 +22,11 @@ from mrcg.encoder.appearance import (
     fit_appearance,
     read_appearance,
     read_facts,
-    spread_of,
     thumbnails,
 )
 from mrcg.encoder.spec import SPEC, spec_bytes
 from mrcg.encoder.trainer import new_encoder
+from mrcg.encoder.vector_statistics import spread_of
 
 seeds, sides = st.integers(0, 10_000), st.integers(4, 50)
 
@@ -109,13 +109,6 @@ def test_the_spread_of_the_fitted_part_is_that_of_the_trained_part_times_the_wei
     assert fitted.dim == components
     assert spread_of(fitted.embed(images)) == pytest.approx(weight * spread_of(trained), rel=1e-4)
     assert fitted.embed(images).mean(axis=0) == pytest.approx(np.zeros(components), abs=1e-4)
-
-
-def test_spread_is_the_root_of_the_mean_squared_distance_from_the_mean():
-    rows = trained_parts(3, 7, 4).astype(np.float64)
-    mean = sum(rows) / 7
-    assert spread_of(rows) == pytest.approx(np.sqrt(sum(((row - mean) ** 2).sum() for row in rows) / 7))
-    assert spread_of(np.empty((0, 4))) == 0
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])

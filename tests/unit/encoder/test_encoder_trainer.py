@@ -7,8 +7,11 @@ import torch
 from tests.factories import tiny_config
 from tests.trainings import move
 
-from mrcg.encoder.embedder import trunk_features
+from mrcg.encoder.embedder import embed_pixels, trunk_features
+from mrcg.encoder.model import Encoder
 from mrcg.encoder.trainer import EncoderTrainer, LabelledImages, leave_one_out_map, new_encoder
+from mrcg.encoder.vector_statistics import spread_of
+from mrcg.encoder.whitening import fit_whitening
 from mrcg.errors import IntegrityError, TrainingError
 from mrcg.imaging.phantom import CLASSES, phantoms
 from mrcg.imaging.slices import resize
@@ -216,3 +219,28 @@ def test_classes_of_one_image_each_form_no_triplet():
 def test_all_workers_use_the_first_workers_score():
     training = trainer(worker=Worker(rank=0, world=1, broadcast=lambda value: 0.25))
     assert training.run_epoch(ignore)["validation_map"] == 0.25
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_the_result_of_a_whitened_training_is_a_narrower_encoder(cached):
+    overrides = ("encoder.freeze=convolutions", "encoder.augment=false") if cached else ()
+    training = trainer("encoder.whiten=3", *overrides)
+    if cached:
+        features, pixels = with_features(training.encoder, training.train).features, training.train.pixels[:0]
+        training.train = replace(training.train, features=features, pixels=pixels)
+        training.model = training.encoder.branches
+    training.run_epoch(ignore)
+    unwhitened = embed_pixels(training.encoder, images(24).pixels, 8, "cpu")
+    spec, weights = training.result()
+    assert (spec.embedding_dim, training.settings.embedding_dim) == (3, unwhitened.shape[1])
+    encoder = Encoder(spec)
+    encoder.load_state_dict(safetensors.torch.load(weights))
+    whitened = embed_pixels(encoder, images(24).pixels, 8, "cpu")
+    assert spread_of(whitened) == pytest.approx(spread_of(unwhitened), rel=1e-3)
+    assert whitened == pytest.approx(fit_whitening(unwhitened, 3)(unwhitened), abs=1e-3 * spread_of(unwhitened))
+
+
+def test_without_whitening_the_result_is_what_was_trained():
+    training = trainer()
+    training.run_epoch(ignore)
+    assert training.result() == (training.encoder.spec, training.state.best_weights())

@@ -1,3 +1,5 @@
+import hashlib
+
 import pytest
 import safetensors.torch
 import torch
@@ -136,3 +138,32 @@ def test_input_is_normalised_as_imagenet():
 def test_a_fingerprint_depends_on_architecture_and_weights():
     wider = SPEC.model_copy(update={"embedding_dim": 9})
     assert len({fingerprint(SPEC, b"a"), fingerprint(SPEC, b"b"), fingerprint(wider, b"a")}) == 3
+
+
+def test_a_mirrored_encoder_embeds_an_image_like_its_mirror_image():
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    plain, mirrored = (
+        new_encoder(settings("encoder.backbone=resnet18", f"encoder.mirror={mirror}"), ("a", "b"), 1, None).eval()
+        for mirror in ("false", "true")
+    )
+    with torch.inference_mode():
+        expected = (plain.features(images) + plain.features(images.flip(-1))) / 2
+        assert not torch.allclose(plain.features(images), expected, rtol=1e-3)
+        assert torch.equal(mirrored.features(images), expected)
+        assert torch.equal(mirrored(images)[0], mirrored(images.flip(-1))[0])
+
+
+def test_training_sees_one_view_of_a_mirrored_encoder():
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    plain, mirrored = (Encoder(SPEC.model_copy(update={"mirror": mirror})).train() for mirror in (False, True))
+    mirrored.load_state_dict(plain.state_dict())
+    assert torch.equal(plain.features(images), mirrored.features(images))
+
+
+def test_an_encoder_of_before_mirrored_views_keeps_its_fingerprint():
+    earlier = (
+        b'{"backbone":"resnet18","head":"pooled","embedding_dim":8,"input_size":32,"dropout":0.0,'
+        b'"precision":"fp32","channels_last":false,"classes":["a","b"]}'
+    )
+    assert fingerprint(SPEC, b"weights") == hashlib.blake2b(earlier + b"weights", digest_size=8).hexdigest()
+    assert fingerprint(SPEC.model_copy(update={"mirror": True}), b"weights") != fingerprint(SPEC, b"weights")

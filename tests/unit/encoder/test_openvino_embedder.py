@@ -46,6 +46,16 @@ def test_fp32_gives_the_vectors_of_torch(torch_embedder, fp32, pixels):
     assert np.allclose(fp32.embed(pixels), expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
 
 
+def test_mirrored_views_are_converted(pixels):
+    settings = load_config(
+        "demo", [f"encoder.input_size={SIDE}", f"encoder.embedding_dim={DIM}", "encoder.mirror=true"]
+    ).encoder
+    embedder = Embedder(new_encoder(settings, ("a", "b"), 1, None).eval(), "ab")
+    expected = embedder.embed(pixels)
+    found = OpenVinoEmbedder(embedder, 1).embed(pixels[:, :, ::-1])
+    assert np.allclose(found, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+
+
 def test_a_vector_does_not_depend_on_the_rest_of_the_batch(fp32, pixels):
     whole = fp32.embed(pixels)
     assert np.allclose(fp32.embed(pixels, batch_size=5), whole, atol=1e-5)

@@ -49,8 +49,12 @@ def test_mrcg_uses_the_encoder_that_a_run_trains():
 
 
 def test_settings_beyond_the_paper_are_turned_off():
-    config, _ = steps("mrcg", "reranker.features=[difference,rank]", "reranker.loss=listwise", "reranker.scale=true")
+    config, _ = steps(
+        "mrcg", "reranker.features=[difference,rank]", "reranker.loss=listwise", "reranker.scale=true",
+        "encoder.mirror=true", "encoder.whiten=8",
+    )  # fmt: skip
     reranker = config.reranker
+    assert (config.encoder.mirror, config.encoder.whiten) == (False, 0)
     assert (reranker.features, reranker.loss, reranker.scale) == (("difference",), "focal", False)
 
 

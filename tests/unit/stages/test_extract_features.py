@@ -90,3 +90,15 @@ def test_a_run_that_was_stopped_goes_on_with_the_files_that_are_left(job, monkey
     assert run(store, config, source, step).counts.images == 96
     assert seen == names[1:] and len(seen) > 1
     assert len(store.artefact("features", step.version).names()) == len(names)
+
+
+def test_features_depend_on_mirrored_views_and_not_on_whitening(job):
+    _, config, source, step, _ = job
+
+    def versions(update):
+        changed = config.model_copy(update={"encoder": config.encoder.model_copy(update=update)})
+        return {each.stage.kind: each.version for each in plan(changed, source, step.settings["trunk"]["weights"])}
+
+    plain, mirrored, whitened = versions({}), versions({"mirror": True}), versions({"whiten": 8})
+    assert plain["features"] == whitened["features"] == step.version != mirrored["features"]
+    assert len({each["encoders"] for each in (plain, mirrored, whitened)}) == 3
