@@ -25,7 +25,7 @@ def triplet_loss(anchor_bd: Tensor, positive_bd: Tensor, negative_bd: Tensor, ma
     """
     positive_distance = (anchor_bd - positive_bd).square().sum(dim=1)
     negative_distance = (anchor_bd - negative_bd).square().sum(dim=1)
-    return _active(positive_distance - negative_distance + margin)
+    return active_terms(positive_distance - negative_distance + margin)
 
 
 def mined_triplet_loss(
@@ -49,12 +49,12 @@ def mined_triplet_loss(
         farthest_positive = distances.masked_fill(~positive, -torch.inf).amax(dim=1)
         nearest_negative = distances.masked_fill(~negative, torch.inf).amin(dim=1)
         usable = positive.any(dim=1) & negative.any(dim=1)
-        return _active((farthest_positive - nearest_negative + margin)[usable])
+        return active_terms((farthest_positive - nearest_negative + margin)[usable])
     valid = positive[:, :, None] & negative[:, None, :]
     violation = distances[:, :, None] - distances[:, None, :] + margin
     if mining == "semi_hard":
         valid &= ~(violation >= margin)
-    return _active(violation[valid])
+    return active_terms(violation[valid])
 
 
 def pair_loss(distances: Tensor, same: Tensor, margin: float) -> LossSum:
@@ -104,7 +104,8 @@ def squared_distances(x_nd: Tensor) -> Tensor:
     return (norms[:, None] + norms[None, :] - 2 * x_nd @ x_nd.T).clamp_min(0)
 
 
-def _active(violations: Tensor) -> LossSum:
+def active_terms(violations: Tensor) -> LossSum:
+    """Return the sum and the number of the positive violations."""
     # Not "> 0": a NaN must reach the sum and must not count as an inactive triplet.
     active = ~(violations <= 0)
     # Sum over `where`, not over a selection: the autograd graph is kept, so backward works without active triplets.
