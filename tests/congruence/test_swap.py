@@ -25,12 +25,14 @@ WANTED = SearchParams(k=10)
 
 @pytest.fixture(scope="module")
 def made(scans, tmp_path_factory):
-    """A store with the reports of two releases that answer differently."""
+    """A store with the reports of two releases that answer differently, and of one that no service has loaded yet."""
     store = Store(str(tmp_path_factory.mktemp("lines") / "store"))
+    unseen = make_release(store, scans, tiny_config("seed=1", "reranker.hidden=4"))
     first = make_release(store, scans, tiny_config("seed=1"))
     second = make_release(store, scans, tiny_config("seed=2"), HitOrder(name="fused", distance_weight=0.64))
     assert first.encoder != second.encoder
-    return store, first.report, second.report
+    assert unseen.reranker not in (first.reranker, second.reranker)
+    return store, first.report, second.report, unseen.report
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,7 @@ def change(url, store, first, second, requests, done):
 
 @pytest.mark.parametrize("requests", [400, pytest.param(2000, marks=pytest.mark.platform)])
 def test_no_request_fails_while_releases_change(made, url, scans, requests):
-    store, first, second = made
+    store, first, second, _ = made
     images = [path.read_bytes() for path in sorted(scans.rglob("*.png"))[:SCANS]]
     start = promote(store, second, None).release.number
     wait_for(url, start)
@@ -87,19 +89,20 @@ def test_no_request_fails_while_releases_change(made, url, scans, requests):
 
 
 def test_a_bad_release_is_refused_and_the_old_one_answers(made, url, scans):
-    store, first, second = made
+    store, _, second, unseen = made
     image = sorted(scans.rglob("*.png"))[0].read_bytes()
     wait_for(url, promote(store, second, None).release.number)
     with Client(url) as client:
         before = client.search(image, WANTED)
-        damaged = store.artefact("rerankers", store.manifest("reports", first).inputs["rerankers"]).on_disk(
+        # Of a release that the service has not loaded: what is in its memory is not read again.
+        damaged = store.artefact("rerankers", store.manifest("reports", unseen).inputs["rerankers"]).on_disk(
             "model.safetensors"
         )
         good = damaged.read_bytes()
         try:
             # Before the promotion, which the service may follow at once; it checks manifests, not files.
             damaged.write_bytes(bytes([good[0] ^ 1]) + good[1:])
-            new = promote(store, first, None).release
+            new = promote(store, unseen, None).release
             assert new.number == before.release + 1
             time.sleep(5)
             assert client.search(image, WANTED).release == before.release
