@@ -156,10 +156,7 @@ class EncoderSettings(Settings):
     )
     channels_last: bool = Field(False, description="use the channels-last memory format: faster on most CPUs and GPUs")
 
-    mirror: bool = Field(
-        False,
-        description="embed the mean of a scan and its mirror image: left and right look alike, for twice the time",
-    )
+    mirror: bool = Field(False, description="embed the mean of a scan and its mirror image, for twice the time")
     whiten: int = Field(
         0, ge=0, description="reduce the trained embedding to this many numbers of nearly equal weight; 0: as trained"
     )
@@ -180,9 +177,7 @@ class EncoderSettings(Settings):
                 "encoder.snapshots needs the last epochs, which encoder.patience may skip: set one of them to 0"
             )
         if self.whiten > self.embedding_dim:
-            raise ValueError(
-                f"encoder.whiten reduces the embedding: set it to at most encoder.embedding_dim ({self.embedding_dim})"
-            )
+            raise ValueError(f"encoder.whiten: set it to at most encoder.embedding_dim ({self.embedding_dim})")
         if self.whiten and self.snapshots:
             raise ValueError(
                 "encoder.snapshots are weights before whitening: set encoder.whiten or encoder.snapshots to 0"
