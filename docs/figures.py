@@ -12,8 +12,10 @@ A block lies between ``<!-- figures: NAME -->`` and ``<!-- /figures -->``. Its t
 - labels: docs/bench/labels.json, which docs/count_labels.py writes;
 - tried: docs/reports/tried, reports of runs with another reranker, named by the settings that differ;
 - reproduction: docs/bench/reproduction.json, the output of ``mrcg reproduce --json``;
-- learning, ingest, appearance, edges: docs/bench, the output of ``python -m tests.bench.learning``, ``… .ingest``,
-  ``… .appearance`` and ``… .edges`` with ``--out``;
+- learning, ingest, appearance: docs/bench, the output of ``python -m tests.bench.learning``, ``… .ingest`` and
+  ``… .appearance`` with ``--out``;
+- edges, encoders, vectors, grades, trunk: the output of ``… .edges``, ``… .encoders``, ``… .grades`` and ``… .trunk``
+  (docs/trial_figures.py);
 - serving, engines: docs/bench/serve.json, the output of ``python -m tests.bench.serve`` (docs/serve_figures.py);
 - gpu, gpu_run, gpu_orders, gpu_reproduction: measurements on a card (docs/gpu_figures.py);
 - index, steps, updates: the output of ``… .index`` and ``… .updates`` (docs/index_figures.py).
@@ -31,6 +33,7 @@ from pathlib import Path
 import gpu_figures
 import index_figures
 import serve_figures
+import trial_figures
 
 from mrcg.config.loading import load_config
 from mrcg.evaluation.paper_systems import Reproduction
@@ -213,27 +216,6 @@ def appearance_table() -> str:
     return "\n".join(lines)
 
 
-def edges_table() -> str:
-    """Return a table with one row per way of making edges and seed, first those tried on one seed alone."""
-    lines = [
-        "| edges | seed | validation, by score: MAP | gain over the set model | test, by score: MAP | without edges "
-        "| of another query | between other nodes | gain | test, fused: MAP | without edges | of another query "
-        "| between other nodes | gain | P@10 |",
-        f"| --- |{' ---: |' * 14}",
-    ]
-    for row in json.loads((DOCS / "bench" / "edges.json").read_text())["rows"]:
-        cells = [row["what"], str(row["seed"]), f"{100 * row['validation_score_edges']:.1f}"]
-        cells.append(_gain(Gain.model_validate(row["validation_score_gain"])))
-        for order in ("score", "fused"):
-            cells += [
-                f"{100 * row[f'test_{order}_{name}']:.1f}" for name in ("edges", "without", "shuffled", "permuted")
-            ]
-            cells.append(_gain(Gain.model_validate(row[f"test_{order}_gain"])))
-        cells.append(f"{100 * row['test_fused_precision_at_10']:.1f}")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def ingest_table() -> str:
     """Return a table with one row per source of the ingestion benchmark."""
     lines = [
@@ -264,7 +246,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "learning": learning_table,
     "ingest": ingest_table,
     "appearance": appearance_table,
-    "edges": edges_table,
+    "edges": trial_figures.edges_table,
+    "encoders": trial_figures.encoders_table,
+    "vectors": trial_figures.vectors_table,
+    "grades": trial_figures.grades_table,
+    "trunk": trial_figures.trunk_table,
     "index": index_figures.index_table,
     "steps": index_figures.steps_table,
     "updates": index_figures.updates_table,

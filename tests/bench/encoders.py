@@ -230,7 +230,7 @@ def measure(
         "whitened, with appearance": scans.with_appearance(whitened, APPEARANCE),
         "mirrored, whitened, with appearance": scans.with_appearance(both_whitened, APPEARANCE),
     }
-    told = {"way": name, "what": way.title, "report": report, "seconds": seconds}
+    told = {"way": name, "what": way.title, "report": report, "seed": trainer.seed, "seconds": seconds}
     return [{**told, "vectors": shape, **scans.figures(vectors, base)} for shape, vectors in shapes.items()]
 
 
