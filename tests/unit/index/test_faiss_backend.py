@@ -159,9 +159,10 @@ def test_an_nprobe_above_the_number_of_cells_searches_all_of_them(made, kind):
 
 @pytest.mark.parametrize("kind", TRAINED)
 def test_training_is_determined_by_the_seed(kind):
-    again, other = (written(faiss_backend.train(SHAPES[kind], VECTORS, seed)) for seed in (1, 6))
-    assert again == written(trained(kind))
-    assert again != other
+    # Sums over threads differ in their last bits, and another test may have set the number.
+    faiss_backend.use_threads(1)
+    first, again, other = (written(faiss_backend.train(SHAPES[kind], VECTORS, seed)) for seed in (1, 1, 6))
+    assert first == again != other
 
 
 @every_kind
