@@ -14,8 +14,8 @@ A block lies between ``<!-- figures: NAME -->`` and ``<!-- /figures -->``. Its t
 - reproduction: docs/bench/reproduction.json, the output of ``mrcg reproduce --json``;
 - learning, ingest, appearance: docs/bench, the output of ``python -m tests.bench.learning``, ``… .ingest`` and
   ``… .appearance`` with ``--out``;
-- edges, encoders, vectors, grades, trunk: the output of ``… .edges``, ``… .encoders``, ``… .grades`` and ``… .trunk``
-  (docs/trial_figures.py);
+- edges, encoders, vectors, grades, trunk: the output of ``… .edges``, ``… .encoders``, ``… .combined``, ``… .grades``
+  and ``… .trunk`` (docs/trial_figures.py);
 - serving, engines: docs/bench/serve.json, the output of ``python -m tests.bench.serve`` (docs/serve_figures.py);
 - gpu, gpu_run, gpu_orders, gpu_reproduction: measurements on a card (docs/gpu_figures.py);
 - index, steps, updates: the output of ``… .index`` and ``… .updates`` (docs/index_figures.py).

@@ -32,7 +32,7 @@ def edges_table() -> str:
 
 
 #: Forms of the vectors of a training whose figures stand in the table of trainings.
-SHORT, WHOLE = "as trained", "mirrored, whitened, with appearance"
+SHORT, WHOLE = "as trained", "mirrored, whitened, appearance 0.5"
 
 
 def encoders_table() -> str:
@@ -53,10 +53,11 @@ def encoders_table() -> str:
 
 
 def vectors_table() -> str:
-    """Return a table with one row per form of the recipe's vectors and seed."""
+    """Return a table with one row per form of the recipe's vectors and seed, then vectors of two encoders."""
     header = ["vectors", "numbers", "seed", "validation gain", "MAP", "gain", "P@10", "changed first"]
-    rows = [row for row in _read("encoders") if row["way"] == "recipe"]
-    return _table(header, [[row["vectors"], str(row["numbers"]), str(row["seed"]), *_figures(row)] for row in rows])
+    rows = [{**row, "what": row["vectors"]} for row in _read("encoders") if row["way"] == "recipe"]
+    rows += _read("combined")
+    return _table(header, [[row["what"], str(row["numbers"]), str(row["seed"]), *_figures(row)] for row in rows])
 
 
 def grades_table() -> str:

@@ -36,7 +36,8 @@ from mrcg.training.state import LossSum
 from tests.bench.vector_figures import Scans
 
 COMPONENTS, BATCH = 64, 64
-APPEARANCE = AppearanceSettings(weight=0.5)
+#: Weights of the appearance part that are tried beside whitened vectors.
+WEIGHTS = (0.25, 0.5, 1.0)
 
 
 class Instance(EncoderTrainer):
@@ -227,9 +228,11 @@ def measure(
         "mirrored": both,
         "whitened": whitened,
         "mirrored, whitened": both_whitened,
-        "whitened, with appearance": scans.with_appearance(whitened, APPEARANCE),
-        "mirrored, whitened, with appearance": scans.with_appearance(both_whitened, APPEARANCE),
     }
+    for form in ("whitened", "mirrored, whitened"):
+        for weight in WEIGHTS:
+            settings = AppearanceSettings(weight=weight)
+            shapes[f"{form}, appearance {weight:g}"] = scans.with_appearance(shapes[form], settings)
     told = {"way": name, "what": way.title, "report": report, "seed": trainer.seed, "seconds": seconds}
     return [{**told, "vectors": shape, **scans.figures(vectors, base)} for shape, vectors in shapes.items()]
 
@@ -252,7 +255,7 @@ def main() -> None:
         for name in sorted(names, key=lambda name: name != "recipe"):
             rows += measure(store, report, name, chosen, base)
             chosen.out.write_text(json.dumps(rows, indent=1) + "\n")
-            for row in rows[-6:]:
+            for row in rows[-4 - 2 * len(WEIGHTS) :]:
                 told = {key: round(value, 4) for key, value in row.items() if isinstance(value, float)}
                 print(name, row["vectors"], told, flush=True)
 
