@@ -26,6 +26,8 @@ Vectors = npt.NDArray[np.float32]
 #: Makes (n, d) vectors of (n, s, s) grey levels.
 Embed = Callable[[Grey], Vectors]
 KNOWN, DEPTH, RESAMPLES = 300, 50, 1000
+#: AP below which a query finds next to nothing of its class.
+HOPELESS = 0.05
 #: Parts of the corpus that are embedded: the gallery, test queries, and gallery scans in changed forms.
 PARTS = ("gallery", "test", "known")
 
@@ -112,6 +114,8 @@ class Scans:
                 f"{part}_map": float(ap.mean()),
                 f"{part}_precision_at_10": float(precision_at(relevant, 10).mean()),
                 f"{part}_gain": gain.model_dump(),
+                # Queries whose list is of another class: mislabelled, or of a kind that the gallery lacks.
+                f"{part}_hopeless": float((ap < HOPELESS).mean()),
             }
         own = self.hashes[self.known].repeat(len(FORMS))
         first = self.hashes[rows][exact_search(vectors["known"], gallery, 1)[:, 0]] == own
