@@ -412,7 +412,9 @@ class Config(Settings):
     compute: ComputeSettings = ComputeSettings()
 
     @model_validator(mode="after")
-    def _held_out_needs_scans(self) -> Self:
+    def _reject_what_does_not_fit(self) -> Self:
         if self.reranker.graphs == "held_out" and not self.split.held_out_fraction:
             raise ValueError("reranker.graphs=held_out needs held-out scans: set split.held_out_fraction above 0")
+        if self.reranker.graphs == "cross_fit" and self.encoder.whiten:
+            raise ValueError("reranker.graphs=cross_fit cannot align whitened encoders: set encoder.whiten=0")
         return self

@@ -52,6 +52,7 @@ class Encoder(nn.Module):
         self.trunk = trunk.to(memory_format=torch.channels_last) if spec.channels_last else trunk
         self.pool = nn.AdaptiveAvgPool2d(7 if spec.head == "paper" else 1)
         self.branches = Branches(spec, _channels(self.trunk))
+        self._trunk_learns = True
 
     def forward(self, x_b3hw: Tensor) -> tuple[Tensor, Tensor]:
         """(b, 3, h, w) normalised images -> (b, d) embeddings, (b, classes) logits."""
@@ -61,12 +62,13 @@ class Encoder(nn.Module):
     def features(self, x_b3hw: Tensor) -> Tensor:
         """(b, 3, h, w) normalised images -> (b, f) trunk features, always fp32, even if the trunk computes in bf16.
 
-        With ``spec.mirror``, they are the mean of those of the image and its mirror image, except in training.
+        With ``spec.mirror``, they are the mean of those of the image and its mirror image, except while the trunk is
+        trained.
         """
         if self.spec.channels_last:
             x_b3hw = x_b3hw.contiguous(memory_format=torch.channels_last)
         features = self._features_of_view(x_b3hw)
-        if self.spec.mirror and not self.training:
+        if self.spec.mirror and not (self.training and self._trunk_learns):
             features = (features + self._features_of_view(x_b3hw.flip(-1))) / 2
         return features
 
@@ -89,7 +91,7 @@ class Encoder(nn.Module):
                 f"encoder.freeze = {extent}: the trunk of {self.spec.backbone} has {len(modules)} modules; "
                 "lower it to at most that number"
             )
-        self._frozen = modules[:count]
+        self._frozen, self._trunk_learns = modules[:count], count < len(modules)
         for module in self._frozen:
             module.requires_grad_(False)
 

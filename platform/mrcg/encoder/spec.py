@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 
+from pydantic import ValidationError
+
 from mrcg.config.settings import EncoderSettings
+from mrcg.errors import WeightsError
 from mrcg.frozen import Frozen
 from mrcg.storage.store import Artefact
 
@@ -54,12 +57,24 @@ def fingerprint(spec: EncoderSpec, weights: bytes) -> str:
 
 def spec_bytes(spec: EncoderSpec, encoder_fingerprint: str) -> bytes:
     """Return the content of ``encoder.json``: the architecture and the encoder's fingerprint."""
-    return json.dumps(
-        {"fingerprint": encoder_fingerprint, "spec": spec.model_dump()}, indent=1, sort_keys=True
-    ).encode()
+    # Without what is at its default, so that earlier versions of MRCG read encoders that need nothing new.
+    facts = {"fingerprint": encoder_fingerprint, "spec": spec.model_dump(exclude_defaults=True)}
+    return json.dumps(facts, indent=1, sort_keys=True).encode()
 
 
 def read_spec(artefact: Artefact) -> tuple[EncoderSpec, str]:
-    """Return the architecture and the fingerprint of a version of kind ``encoders``."""
+    """Return the architecture and the fingerprint of a version of kind ``encoders``.
+
+    Raises:
+        IntegrityError: the file differs from the published one.
+        WeightsError: it was written by an incompatible version of MRCG.
+    """
     facts = json.loads(artefact.read_bytes(SPEC))
-    return EncoderSpec.model_validate(facts["spec"]), str(facts["fingerprint"])
+    try:
+        return EncoderSpec.model_validate(facts["spec"]), str(facts["fingerprint"])
+    except ValidationError as error:
+        key = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise WeightsError(
+            f"encoder {artefact.manifest.version}: {key} in {SPEC} is not valid in this version of MRCG: "
+            "train the encoder again, or use the version of MRCG that trained it"
+        ) from error

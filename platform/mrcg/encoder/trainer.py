@@ -24,7 +24,7 @@ from mrcg.encoder.losses import (
 from mrcg.encoder.model import Encoder, load_pretrained, to_input
 from mrcg.encoder.samplers import class_balanced_batches, learning_rate, triplet_batches
 from mrcg.encoder.spec import EncoderSpec
-from mrcg.encoder.whitening import fit_whitening, fold
+from mrcg.encoder.whitening import fit_whitening, folded
 from mrcg.errors import TrainingError
 from mrcg.hashing import draw, seed_of
 from mrcg.metrics.ranking import mean_average_precision
@@ -85,6 +85,9 @@ class EncoderTrainer:
         validation: images that the best epoch is chosen on; if empty, the last epoch is kept.
         worker: this process among the data-parallel workers.
         wrap: wraps a model for data-parallel training.
+
+    Raises:
+        TrainingError: there are too few training images to whiten embeddings with.
     """
 
     def __init__(
@@ -97,6 +100,11 @@ class EncoderTrainer:
         worker: Worker = Worker(),
         wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
     ) -> None:
+        if settings.whiten and len(train.labels) <= settings.whiten:
+            raise TrainingError(
+                f"encoder.whiten = {settings.whiten} needs more than {settings.whiten} training scans, and there are "
+                f"{len(train.labels)}: lower it or add labelled scans"
+            )
         self.encoder = encoder
         self.settings = settings
         self.seed = seed
@@ -250,17 +258,18 @@ class EncoderTrainer:
     def result(self) -> tuple[EncoderSpec, bytes]:
         """Return the trained encoder: its architecture, and its best weights as safetensors bytes.
 
-        With ``encoder.whiten``, the best weights are loaded into the encoder and whitened: nothing is trained after it.
+        With ``encoder.whiten`` they are whitened, and the encoder of this trainer is left with the best weights.
         """
-        weights = self.state.best_weights()
-        if not self.settings.whiten or not len(self.train.labels):
-            return self.encoder.spec, weights
-        self.encoder.load_state_dict(safetensors.torch.load(weights))
-        fold(self.encoder, fit_whitening(self._fit_vectors(), self.settings.whiten))
-        return self.encoder.spec, safetensors.torch.save(self.state.tensors())
+        weights, spec = self.state.best_weights(), self.encoder.spec
+        if not self.settings.whiten:
+            return spec, weights
+        tensors = safetensors.torch.load(weights)
+        self.encoder.load_state_dict(tensors)
+        spec, tensors = folded(spec, tensors, fit_whitening(self._fit_vectors(), self.settings.whiten))
+        return spec, safetensors.torch.save(tensors)
 
     def _fit_vectors(self) -> Fp32Vectors:
-        """Return the embeddings of training images, without augmentation where their pixels are at hand."""
+        """Return the embeddings of training images as they are, without augmentation."""
         ids, size, device = self.train.ids, self.settings.batch_size, self.worker.device
         drawn = sorted(range(len(ids)), key=lambda row: draw(self.seed, "whitening", ids[row]))[:MAX_FIT_IMAGES]
         rows = np.array(sorted(drawn))

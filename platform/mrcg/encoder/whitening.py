@@ -6,17 +6,20 @@ with a narrower last layer, and nothing that reads it has to know.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor
 
-from mrcg.encoder.model import Encoder
+from mrcg.encoder.spec import EncoderSpec
 from mrcg.encoder.vector_statistics import principal_components, spread_of
 
-#: Share of the mean variance that is added to each variance, so that components of hardly any do not become noise.
+#: The last layer of the similarity branch.
+LAYER = "branches.similarity"
+#: Share of the mean variance of the components that is added to that of each, so that faint ones do not become noise.
 SMOOTHING = 0.1
 
 
@@ -37,9 +40,10 @@ def fit_whitening(vectors_nd: npt.NDArray[np.floating], components: int) -> Whit
     """Return the whitening of some embeddings, which leaves their spread as it is.
 
     Args:
-        vectors_nd: (n, d) embeddings; at least one.
+        vectors_nd: (n, d) embeddings; more of them than components, or the last axis would be arbitrary.
         components: principal components that are kept, at most d.
     """
+    assert len(vectors_nd) > components <= vectors_nd.shape[1], (vectors_nd.shape, components)
     mean, variances, axes = principal_components(vectors_nd, components)
     smoothed = variances + SMOOTHING * variances.mean()
     # Without any variance, all embeddings are equal, and stay so.
@@ -48,13 +52,13 @@ def fit_whitening(vectors_nd: npt.NDArray[np.floating], components: int) -> Whit
     return Whitening(mean, axes * (before / after if after > 0 else 1.0))
 
 
-def fold(encoder: Encoder, whitening: Whitening) -> None:
-    """Change an encoder in place so that its embeddings are the whitened ones."""
-    layer = encoder.branches.similarity
-    weight, bias = (x.detach().cpu().double().numpy() for x in (layer.weight, layer.bias))
-    narrow = nn.Linear(layer.in_features, whitening.axes_dc.shape[1], device=layer.weight.device)
-    with torch.no_grad():
-        narrow.weight.copy_(torch.from_numpy(whitening.axes_dc.T @ weight))
-        narrow.bias.copy_(torch.from_numpy(whitening(bias[None])[0]))
-    encoder.branches.similarity = narrow
-    encoder.spec = encoder.spec.model_copy(update={"embedding_dim": narrow.out_features})
+def folded(
+    spec: EncoderSpec, weights: Mapping[str, Tensor], whitening: Whitening
+) -> tuple[EncoderSpec, dict[str, Tensor]]:
+    """Return an encoder whose embeddings are the whitened ones: its architecture and its weights, on the CPU."""
+    weight, bias = (weights[f"{LAYER}.{part}"].double().numpy() for part in ("weight", "bias"))
+    changed = {
+        f"{LAYER}.weight": torch.from_numpy(whitening.axes_dc.T @ weight).float(),
+        f"{LAYER}.bias": torch.from_numpy(whitening(bias[None])[0]).float(),
+    }
+    return spec.model_copy(update={"embedding_dim": len(changed[f"{LAYER}.bias"])}), {**weights, **changed}

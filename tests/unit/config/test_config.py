@@ -45,6 +45,7 @@ def test_value_out_of_range_names_key_and_value():
         (["encoder.patience=3", "encoder.keep=last"], "set encoder.keep=best"),
         (["encoder.patience=3", "encoder.keep=best", "encoder.snapshots=2"], "set one of them to 0"),
         (["encoder.whiten=65", "encoder.embedding_dim=64"], r"at most encoder.embedding_dim \(64\)"),
+        (["encoder.whiten=64", "reranker.graphs=cross_fit"], "set encoder.whiten=0"),
         (["encoder.whiten=64", "encoder.snapshots=2"], "set encoder.whiten or encoder.snapshots to 0"),
         (["encoder.mining=explicit", "encoder.gather=true"], "set encoder.mining=batch_all"),
         (["encoder.freeze=convolutions", "encoder.augment=true"], "set encoder.cached_views above 1"),

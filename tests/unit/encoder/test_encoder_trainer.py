@@ -232,12 +232,19 @@ def test_the_result_of_a_whitened_training_is_a_narrower_encoder(cached):
     training.run_epoch(ignore)
     unwhitened = embed_pixels(training.encoder, images(24).pixels, 8, "cpu")
     spec, weights = training.result()
+    assert training.result() == (spec, weights)
     assert (spec.embedding_dim, training.settings.embedding_dim) == (3, unwhitened.shape[1])
     encoder = Encoder(spec)
     encoder.load_state_dict(safetensors.torch.load(weights))
     whitened = embed_pixels(encoder, images(24).pixels, 8, "cpu")
     assert spread_of(whitened) == pytest.approx(spread_of(unwhitened), rel=1e-3)
     assert whitened == pytest.approx(fit_whitening(unwhitened, 3)(unwhitened), abs=1e-3 * spread_of(unwhitened))
+
+
+def test_whitening_needs_more_images_than_numbers():
+    trainer("encoder.embedding_dim=32", "encoder.whiten=23")
+    with pytest.raises(TrainingError, match="needs more than 24 training scans, and there are 24: lower it or add"):
+        trainer("encoder.embedding_dim=32", "encoder.whiten=24")
 
 
 def test_without_whitening_the_result_is_what_was_trained():

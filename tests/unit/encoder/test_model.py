@@ -1,4 +1,6 @@
 import hashlib
+import json
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -8,7 +10,7 @@ import torchvision
 from mrcg.config.loading import load_config
 from mrcg.encoder.model import Encoder, load_pretrained, to_input
 from mrcg.encoder.pretrained import resolve_weights
-from mrcg.encoder.spec import EncoderSpec, fingerprint
+from mrcg.encoder.spec import EncoderSpec, fingerprint, read_spec, spec_bytes
 from mrcg.encoder.trainer import new_encoder
 from mrcg.errors import SettingsError, WeightsError
 
@@ -153,11 +155,30 @@ def test_a_mirrored_encoder_embeds_an_image_like_its_mirror_image():
         assert torch.equal(mirrored(images)[0], mirrored(images.flip(-1))[0])
 
 
-def test_training_sees_one_view_of_a_mirrored_encoder():
+@pytest.mark.parametrize("freeze", ["none", 3, "convolutions"])
+def test_a_trunk_that_is_trained_sees_one_view(freeze):
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    plain, mirrored = (Encoder(SPEC.model_copy(update={"mirror": mirror})).train() for mirror in (False, True))
+    plain, mirrored = (Encoder(SPEC.model_copy(update={"mirror": mirror})) for mirror in (False, True))
     mirrored.load_state_dict(plain.state_dict())
-    assert torch.equal(plain.features(images), mirrored.features(images))
+    for encoder in (plain, mirrored):
+        encoder.freeze(freeze)
+        encoder.train()
+    # The branches on a frozen trunk are trained on what they get later, whether its features are stored or not.
+    assert torch.equal(plain.features(images), mirrored.features(images)) == (freeze != "convolutions")
+
+
+def test_an_encoder_of_a_later_version_of_mrcg_is_refused_in_a_line():
+    facts = {"fingerprint": "ab", "spec": {**SPEC.model_dump(), "rotation": 4}}
+    artefact = SimpleNamespace(
+        manifest=SimpleNamespace(version="v1"), read_bytes=lambda name: json.dumps(facts).encode()
+    )
+    with pytest.raises(WeightsError, match=r"^encoder v1: rotation in encoder.json is not valid in this version"):
+        read_spec(artefact)
+
+
+def test_an_encoder_that_needs_nothing_new_is_described_as_before():
+    assert "mirror" not in json.loads(spec_bytes(SPEC, "ab"))["spec"]
+    assert json.loads(spec_bytes(SPEC.model_copy(update={"mirror": True}), "ab"))["spec"]["mirror"]
 
 
 def test_an_encoder_of_before_mirrored_views_keeps_its_fingerprint():
