@@ -14,8 +14,8 @@ A block lies between ``<!-- figures: NAME -->`` and ``<!-- /figures -->``. Its t
 - reproduction: docs/bench/reproduction.json, the output of ``mrcg reproduce --json``;
 - learning, ingest, appearance: docs/bench, the output of ``python -m tests.bench.learning``, ``… .ingest`` and
   ``… .appearance`` with ``--out``;
-- edges, encoders, vectors, grades, trunk: the output of ``… .edges``, ``… .encoders``, ``… .combined``, ``… .grades``
-  and ``… .trunk`` (docs/trial_figures.py);
+- edges, encoders, vectors, combined, grades, trunk: the output of ``… .edges``, ``… .encoders``, ``… .combined``,
+  ``… .grades`` and ``… .trunk`` (docs/trial_figures.py);
 - serving, engines: docs/bench/serve.json, the output of ``python -m tests.bench.serve`` (docs/serve_figures.py);
 - gpu, gpu_run, gpu_orders, gpu_reproduction: measurements on a card (docs/gpu_figures.py);
 - index, steps, updates: the output of ``… .index`` and ``… .updates`` (docs/index_figures.py).
@@ -34,6 +34,7 @@ import gpu_figures
 import index_figures
 import serve_figures
 import trial_figures
+from trial_figures import gain_text
 
 from mrcg.config.loading import load_config
 from mrcg.evaluation.paper_systems import Reproduction
@@ -70,7 +71,7 @@ def reports_table(scans: str) -> str:
             f"`{report.protocol}`", str(seed), str(report.queries), str(report.leaking_queries),
             _with_interval(report.ann.map, report.ann.intervals.map),
             _with_interval(report.reranked.map, report.reranked.intervals.map),
-            _with_interval(served.map, served.intervals.map), _gain(gain.map),
+            _with_interval(served.map, served.intervals.map), gain_text(gain.map),
             f"{100 * report.ann.precision_at_1:.1f}", f"{100 * served.precision_at_1:.1f}",
             _with_interval(served.precision_at_10, served.intervals.precision_at_10),
         ]  # fmt: skip
@@ -107,7 +108,7 @@ def summary_table(scans: str) -> str:
         cells = [f"`{protocol}`", str(len(reports)), *(f"{count:.0f}" for count in counts)]
         cells += [f"{100 * statistics.fmean(figure(r) for r in reports):.2f}" for figure in percentages]
         cells[7:7] = [
-            _gain(Gain.model_validate(gains[f"{scans}-{protocol}"][order])) for order in ("reranked", "served")
+            gain_text(Gain.model_validate(gains[f"{scans}-{protocol}"][order])) for order in ("reranked", "served")
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -124,7 +125,7 @@ def likeness_table() -> str:
         assert likeness is not None, "phantoms of a manifest have lesions"
         orders = (likeness.ann, likeness.score, likeness.served, likeness.chance)
         cells = [str(seed), str(likeness.queries), *(_with_interval(order.mean, order.interval) for order in orders)]
-        lines.append(f"| {' | '.join([*cells, _gain(likeness.served_gain)])} |")
+        lines.append(f"| {' | '.join([*cells, gain_text(likeness.served_gain)])} |")
     return "\n".join(lines)
 
 
@@ -179,7 +180,7 @@ def tried_table() -> str:
             f"{100 * report.ann.map:.2f}",
             f"{100 * report.reranked.map:.2f}",
         ]
-        lines.append(f"| {' | '.join([*cells, _gain(report.gain.map)])} |")
+        lines.append(f"| {' | '.join([*cells, gain_text(report.gain.map)])} |")
     return "\n".join(lines)
 
 
@@ -249,6 +250,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "edges": trial_figures.edges_table,
     "encoders": trial_figures.encoders_table,
     "vectors": trial_figures.vectors_table,
+    "combined": trial_figures.combined_table,
     "grades": trial_figures.grades_table,
     "trunk": trial_figures.trunk_table,
     "index": index_figures.index_table,
@@ -265,10 +267,6 @@ TABLES: dict[str, Callable[[], str]] = {
 
 def _with_interval(mean: float, bounds: Interval) -> str:
     return f"{100 * mean:.1f} [{100 * bounds.low:.1f}, {100 * bounds.high:.1f}]"
-
-
-def _gain(gain: Gain) -> str:
-    return f"{100 * gain.mean:+.2f} [{100 * gain.low:+.2f}, {100 * gain.high:+.2f}]"
 
 
 def main() -> None:

@@ -23,10 +23,10 @@ def edges_table() -> str:
     lines = []
     for row in _read("edges")["rows"]:
         cells = [row["what"], str(row["seed"]), _percent(row["validation_score_edges"])]
-        cells.append(_gain(row["validation_score_gain"]))
+        cells.append(_gain(row, "validation_score_gain"))
         for order in ("score", "fused"):
             cells += [_percent(row[f"test_{order}_{name}"]) for name in ("edges", "without", "shuffled", "permuted")]
-            cells.append(_gain(row[f"test_{order}_gain"]))
+            cells.append(_gain(row, f"test_{order}_gain"))
         lines.append([*cells, _percent(row["test_fused_precision_at_10"])])
     return _table(header, lines)
 
@@ -36,46 +36,49 @@ SHORT, WHOLE = "as trained", "mirrored, whitened, appearance 0.5"
 
 
 def encoders_table() -> str:
-    """Return a table with one row per way of training an encoder and seed."""
+    """Return a table with one row per way of training an encoder and seed; gains are over the recipe in this form."""
     header = ["training", "seed", "minutes"]
-    header += [
-        f"{form}: {name}"
-        for form in (SHORT, WHOLE)
-        for name in ("validation gain", "MAP", "gain", "P@10", "changed first")
-    ]
+    header += [f"{form}: {name}" for form in (SHORT, WHOLE) for name in FIGURES]
     rows, lines = _read("encoders"), []
     for row in rows:
         if row["vectors"] == SHORT:
             whole = next(r for r in rows if (r["way"], r["report"], r["vectors"]) == (row["way"], row["report"], WHOLE))
             cells = [row["what"], str(row["seed"]), f"{row['seconds'] / 60:.0f}"]
-            lines.append([*cells, *_figures(row), *_figures(whole)])
+            lines.append([*cells, *_figures(row, "gain"), *_figures(whole, "gain")])
     return _table(header, lines)
 
 
 def vectors_table() -> str:
-    """Return a table with one row per form of the recipe's vectors and seed, then vectors of two encoders."""
-    header = ["vectors", "numbers", "seed", "validation gain", "MAP", "gain", "P@10", "changed first"]
-    rows = [{**row, "what": row["vectors"]} for row in _read("encoders") if row["way"] == "recipe"]
-    rows += _read("combined")
-    return _table(header, [[row["what"], str(row["numbers"]), str(row["seed"]), *_figures(row)] for row in rows])
+    """Return a table with one row per form of the recipe's vectors and seed; gains are over the recipe's own form."""
+    rows = [row for row in _read("encoders") if row["way"] == "recipe"]
+    lines = [[row["vectors"], str(row["numbers"]), str(row["seed"]), *_figures(row, "gain_of_form")] for row in rows]
+    return _table(["vectors", "numbers", "seed", *FIGURES], lines)
+
+
+def combined_table() -> str:
+    """Return a table with one row per encoder or pair of encoders and seed; gains are over the first encoder."""
+    lines = [[row["what"], str(row["numbers"]), str(row["seed"]), *_figures(row, "gain")] for row in _read("combined")]
+    return _table(["encoders, whitened", "numbers", "seed", *FIGURES], lines)
 
 
 def grades_table() -> str:
     """Return a table with one row per way of training a reranker and seed."""
     orders = {"score": "by score", "fused": "fused"}
-    header = ["reranker", "seed", "changed first, by distance"]
-    header += [
-        f"{name}: {what}"
-        for name in orders.values()
-        for what in ("validation gain", "MAP", "gain", "P@10", "changed first")
-    ]
+    header = ["reranker", "seed", "changed scans first, by distance"]
+    header += [f"{name}: {what}" for name in orders.values() for what in FIGURES]
     lines = []
     for row in _read("grades"):
         cells = [row["what"], str(row["seed"]), _percent(row["known_distance"])]
         for order in orders:
-            cells += [_gain(row[f"validation_{order}_gain"]), _percent(row[f"test_{order}_map"])]
-            cells += [_gain(row[f"test_{order}_gain"]), _percent(row[f"test_{order}_precision_at_10"])]
-            cells.append(_percent(row[f"known_{order}"]))
+            cells += [
+                _gain(row, f"validation_{order}_gain"),
+                _percent(row[f"test_{order}_map"]),
+            ]
+            cells += [
+                _gain(row, f"test_{order}_gain"),
+                _percent(row[f"test_{order}_precision_at_10"]),
+            ]
+            cells += [_percent(row[f"known_{order}"]), _gain(row, f"known_{order}_gain")]
         lines.append(cells)
     return _table(header, lines)
 
@@ -99,13 +102,18 @@ def _read(name: str) -> Any:
     return json.loads((BENCH / f"{name}.json").read_text())
 
 
-def _figures(row: Row) -> list[str]:
+#: What the cells of ``_figures`` are.
+FIGURES = ("validation: gain", "test: MAP", "gain", "P@10", "changed scans first", "gain")
+
+
+def _figures(row: Row, gain: str) -> list[str]:
     return [
-        _gain(row["validation_gain"]),
+        _gain(row, f"validation_{gain}"),
         _percent(row["test_map"]),
-        _gain(row["test_gain"]),
+        _gain(row, f"test_{gain}"),
         _percent(row["test_precision_at_10"]),
         _percent(row["changed_first"]),
+        _gain(row, f"changed_{gain}"),
     ]
 
 
@@ -118,6 +126,10 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def _gain(figures: Row) -> str:
-    gain = Gain.model_validate(figures)
+def gain_text(gain: Gain) -> str:
+    """Return a gain in points with its interval."""
     return f"{100 * gain.mean:+.2f} [{100 * gain.low:+.2f}, {100 * gain.high:+.2f}]"
+
+
+def _gain(row: Row, name: str) -> str:
+    return gain_text(Gain.model_validate(row[name]))

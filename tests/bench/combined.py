@@ -5,7 +5,7 @@
     python -m tests.bench.combined --store store --reports VERSION,VERSION --with ENCODER,ENCODER --out combined.json
 
 The vectors of each report's encoder are searched alone, those of the other encoder alone, and both side by side, each
-whitened; gains are over the report's own. Both encoders were trained on the same split (``tests.bench.vector_figures``).
+whitened and of the same spread, with half of the numbers from each; gains are over the report's own. Both encoders were trained on the same split (``tests.bench.vector_figures``).
 """
 
 from __future__ import annotations
@@ -18,18 +18,25 @@ from typing import Any
 import numpy as np
 
 from mrcg.encoder.embedder import Embedder
+from mrcg.encoder.vector_statistics import spread_of
 from mrcg.storage.store import Store
-from tests.bench.vector_figures import Scans, Vectors
+from tests.bench.vector_figures import Base, Scans, Vectors
 
 BATCH, COMPONENTS = 64, 64
 
 
-def whitened(store: Store, report: str, encoder: str) -> tuple[Scans, dict[str, Vectors], str]:
-    """The scans of a report at the size that an encoder takes, their whitened vectors, and the backbone."""
+def embedded(store: Store, report: str, encoder: str) -> tuple[Scans, dict[str, Vectors], str]:
+    """The scans of a report at the size that an encoder takes, their vectors, and the backbone."""
     embedder = Embedder.open(store.artefact("encoders", encoder))
     scans = Scans.of(store, report, embedder.input_size)
-    vectors = scans.embedded(lambda grey: embedder.embed(grey, BATCH))
-    return scans, scans.whitened(vectors, COMPONENTS), embedder.encoder.spec.backbone
+    return scans, scans.embedded(lambda grey: embedder.embed(grey, BATCH)), embedder.encoder.spec.backbone
+
+
+def whitened(scans: Scans, vectors: dict[str, Vectors], components: int) -> dict[str, Vectors]:
+    """Whitened vectors of spread 1."""
+    found = scans.whitened(vectors, components)
+    spread = spread_of(found["gallery"][~scans.validation])
+    return {part: each / np.float32(spread) for part, each in found.items()}
 
 
 def measure(store: Store, report: str, other: str) -> list[dict[str, Any]]:
@@ -39,12 +46,16 @@ def measure(store: Store, report: str, other: str) -> list[dict[str, Any]]:
     own = store.manifest("embeddings", inputs["embeddings"]).inputs["encoders"]
     split = inputs["splits"]
     assert store.manifest("encoders", other).inputs["splits"] == split, "the encoders were trained on other scans"
-    scans, first, name = whitened(store, report, own)
-    _, second, other_name = whitened(store, report, other)
-    both = {part: np.concatenate([first[part], second[part]], axis=1) for part in first}
-    base: dict[str, Any] = {}
-    ways = {name: first, other_name: second, f"{name} and {other_name}": both}
-    return [{"what": what, "seed": seed, **scans.figures(vectors, base)} for what, vectors in ways.items()]
+    scans, first, name = embedded(store, report, own)
+    _, second, other_name = embedded(store, report, other)
+    halves = [whitened(scans, each, COMPONENTS // 2) for each in (first, second)]
+    ways = [
+        (name, whitened(scans, first, COMPONENTS)),
+        (other_name, whitened(scans, second, COMPONENTS)),
+        (f"{name} and {other_name}", {part: np.concatenate([half[part] for half in halves], axis=1) for part in first}),
+    ]
+    base: Base = {}
+    return [{"what": what, "seed": seed, **scans.figures(vectors, {"gain": base})} for what, vectors in ways]
 
 
 def main() -> None:

@@ -5,8 +5,9 @@
     python -m tests.bench.encoders --store store --reports VERSION,VERSION --again instance,224 --weights FILE --out FILE
 
 Each way is the training of the report's encoder with one thing changed, from the same seed, in this process. It is
-measured as trained, with mirrored views, whitened, and with both; whitened also with the appearance part. Gains are over
-the report's own way as trained. All ways are tried on the first report, those of ``--again`` on the others.
+measured as trained, with mirrored views, whitened, and with both, with and without an appearance part. Gains of a way are
+over the recipe's training with vectors of the same form; gains of a form are over the vectors that the report's recipe
+has. All ways are tried on the first report, those of ``--again`` on the others.
 """
 
 from __future__ import annotations
@@ -30,14 +31,17 @@ from mrcg.config.settings import AppearanceSettings, EncoderSettings
 from mrcg.encoder.embedder import embed_pixels
 from mrcg.encoder.losses import active_terms, squared_distances
 from mrcg.encoder.trainer import EncoderTrainer, LabelledImages, new_encoder
+from mrcg.hashing import sha256
 from mrcg.storage.store import Store
 from mrcg.training.batches import Indices
 from mrcg.training.state import LossSum
-from tests.bench.vector_figures import Scans
+from tests.bench.vector_figures import Base, Scans, Vectors
 
 COMPONENTS, BATCH = 64, 64
-#: Weights of the appearance part that are tried beside whitened vectors.
+#: Weights of the appearance part that are tried; the last one is that of the recipe `mobilenet`.
 WEIGHTS = (0.25, 0.5, 1.0)
+#: The form of the recipe's vectors.
+OWN_FORM = f"as trained, appearance {WEIGHTS[-1]:g}"
 
 
 class Instance(EncoderTrainer):
@@ -45,6 +49,10 @@ class Instance(EncoderTrainer):
 
     #: Margin among scans of a class relative to that among classes, and weight of the term.
     margin, weight = 0.2, 0.5
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        assert self.settings.augment, "two views of a scan would be equal"
 
     def _batches(self, epoch: int) -> list[Indices]:
         # Augmentation draws each row anew, so the two halves are two views of the same scans.
@@ -59,6 +67,12 @@ class Instance(EncoderTrainer):
         violations = (to_itself[:, None] - distances + self.margin * self.settings.margin)[others]
         both = super()._metric_loss(embeddings, labels).mean() + self.weight * active_terms(violations).mean()
         return LossSum(both, torch.ones(()))
+
+
+class TwoViews(Instance):
+    """Two views of each scan in a batch, and no term for it: what the instance term is compared with."""
+
+    weight = 0.0
 
 
 class SmallMarginInside(EncoderTrainer):
@@ -101,12 +115,13 @@ class Averaged(EncoderTrainer):
 
 
 class Proxies(EncoderTrainer):
-    """A learned place for each class instead of triplets: cross-entropy of the distances to the places."""
+    """A learned place for each class instead of triplets: cross-entropy of the distances between directions."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         spec = self.encoder.spec
-        self.places = nn.Parameter(torch.randn(len(spec.classes), spec.embedding_dim))
+        # Only directions count, so small numbers move fast at the same learning rate.
+        self.places = nn.Parameter(0.01 * torch.randn(len(spec.classes), spec.embedding_dim))
         self.optimizer.add_param_group({"params": [self.places], "lr": 0.0})
 
     def _metric_loss(self, embeddings: Tensor, labels: Tensor) -> LossSum:
@@ -157,25 +172,36 @@ class LabelNoise(EncoderTrainer):
 
 @dataclass(frozen=True)
 class Way:
-    """A training: its title, what does it, and settings that differ from the report's."""
+    """A training.
+
+    Attributes:
+        title: in words.
+        trainer: what does it.
+        settings: that differ from the report's.
+        longer: factor of the epochs.
+        directions: whether the lengths of its vectors mean nothing.
+    """
 
     title: str
     trainer: type[EncoderTrainer] = EncoderTrainer
     settings: Mapping[str, Any] | None = None
+    longer: int = 1
+    directions: bool = False
 
 
 WAYS: Mapping[str, Way] = {
     "recipe": Way("as in the recipe"),
     "instance": Way("the scan itself under changes, beside the class", Instance),
+    "views": Way("two views of each scan in a batch", TwoViews),
     "inside": Way("a small margin inside a class, by thumbnails", SmallMarginInside),
     "averaged": Way("mean weights of the last five epochs", Averaged),
-    "proxies": Way("a learned place for each class, no triplets", Proxies),
+    "proxies": Way("a learned place for each class, no triplets", Proxies, directions=True),
     "pooled": Way("generalised-mean pooling", Pooled),
     "noise": Way("without the most doubted labels, from half the epochs on", LabelNoise),
     "balanced": Way("balanced sampling", settings={"sampler": "class_balanced"}),
     "hard": Way("hard triplets", settings={"mining": "hard"}),
     "224": Way("224 pixels", settings={"input_size": 224}),
-    "longer": Way("twice the epochs", settings={"epochs": 40}),
+    "longer": Way("twice the epochs", longer=2),
 }  # fmt: skip
 
 
@@ -194,47 +220,62 @@ def trained(store: Store, report: str, way: Way, chosen: argparse.Namespace) -> 
     """Train an encoder in a way, and return its trainer, the scans, and the seconds."""
     inputs = store.manifest("reports", report).inputs
     manifest = store.manifest("encoders", store.manifest("embeddings", inputs["embeddings"]).inputs["encoders"])
-    epochs = {"epochs": chosen.epochs} if chosen.epochs else {}
-    recorded = {**manifest.settings["encoder"], **epochs, **(way.settings or {}), "whiten": 0, "mirror": False}
-    settings, seed = EncoderSettings.model_validate(recorded), manifest.settings["seed"]
+    seed, recorded = manifest.settings["seed"], manifest.settings["encoder"]
+    digest = sha256(chosen.weights.read_bytes()) if chosen.weights else "none"
+    assert recorded["weights"] == digest, "the report's encoder began with other weights: see --weights"
+    recorded = {**recorded, **(way.settings or {}), "whiten": 0, "mirror": False}
+    recorded["epochs"] = way.longer * (chosen.epochs or recorded["epochs"])
+    settings = EncoderSettings.model_validate(recorded)
+    # The mean of two embeddings is that of the mean features of a linear head; the last epoch is what is measured.
+    assert (settings.head, settings.keep) == ("pooled", "last") or chosen.epochs, settings
     scans = Scans.of(store, report, settings.input_size)
     classes = sorted({label for label in scans.labels.tolist() if label is not None})
     ids = [str(row) for row in range(len(scans.labels))]
     weights = safetensors.torch.load_file(chosen.weights) if chosen.weights else None
     encoder = new_encoder(settings, tuple(classes), seed, weights)
-    parts = [labelled(scans, chosen, classes, ids) for chosen in (~scans.validation, scans.validation)]
+    parts = [labelled(scans, part, classes, ids) for part in (~scans.validation, scans.validation)]
     trainer, started = way.trainer(encoder, settings, seed, *parts), time.monotonic()
     while not trainer.finished:
         trainer.run_epoch(lambda done, total: None)
     return trainer, scans, time.monotonic() - started
 
 
+def forms_of_vectors(scans: Scans, plain: Mapping[str, Vectors], both: Mapping[str, Vectors]) -> dict[str, Any]:
+    """The vectors in each form, first in that of the recipe."""
+    bare = {
+        "as trained": plain,
+        "mirrored": both,
+        "whitened": scans.whitened(plain, COMPONENTS),
+        "mirrored, whitened": scans.whitened(both, COMPONENTS),
+    }
+    extended = {
+        f"{form}, appearance {weight:g}": scans.with_appearance(vectors, AppearanceSettings(weight=weight))
+        for form, vectors in bare.items()
+        for weight in WEIGHTS
+    }
+    return {OWN_FORM: extended[OWN_FORM], **bare, **extended}
+
+
 def measure(
-    store: Store, report: str, name: str, chosen: argparse.Namespace, base: dict[str, Any]
+    store: Store, report: str, name: str, chosen: argparse.Namespace, bases: dict[str, Base]
 ) -> list[dict[str, Any]]:
-    """Train in a way and measure its vectors."""
+    """Train in a way and measure its vectors; ``bases`` are the recipe's in each form."""
     way = WAYS[name]
     trainer, scans, seconds = trained(store, report, way, chosen)
     encoder = trainer.encoder.eval()
 
-    def embed(pixels: Any) -> Any:
-        return embed_pixels(encoder, pixels, BATCH, "cpu")
+    def embed(pixels: Any) -> Vectors:
+        vectors = embed_pixels(encoder, pixels, BATCH, "cpu")
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if way.directions else vectors
 
     plain, mirrored = scans.embedded(embed), scans.mirrored(embed)
     both = {part: (plain[part] + mirrored[part]) / 2 for part in plain}
-    whitened, both_whitened = (scans.whitened(each, COMPONENTS) for each in (plain, both))
-    shapes = {
-        "as trained": plain,
-        "mirrored": both,
-        "whitened": whitened,
-        "mirrored, whitened": both_whitened,
-    }
-    for form in ("whitened", "mirrored, whitened"):
-        for weight in WEIGHTS:
-            settings = AppearanceSettings(weight=weight)
-            shapes[f"{form}, appearance {weight:g}"] = scans.with_appearance(shapes[form], settings)
     told = {"way": name, "what": way.title, "report": report, "seed": trainer.seed, "seconds": seconds}
-    return [{**told, "vectors": shape, **scans.figures(vectors, base)} for shape, vectors in shapes.items()]
+    rows = []
+    for form, vectors in forms_of_vectors(scans, plain, both).items():
+        over = {"gain": bases.setdefault(form, {}), "gain_of_form": bases[OWN_FORM]}
+        rows.append({**told, "vectors": form, **scans.figures(vectors, over)})
+    return rows
 
 
 def main() -> None:
@@ -244,20 +285,20 @@ def main() -> None:
     parser.add_argument("--reports", required=True, help="versions; on the first, all ways of --ways are tried")
     parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("--again", default="", help="ways that are tried on the other reports, too")
-    parser.add_argument("--weights", type=Path, help="initial weights, a .safetensors file; without it they are drawn")
-    parser.add_argument("--epochs", type=int, help="instead of the epochs of the report's encoder")
+    parser.add_argument("--weights", type=Path, help="initial weights of the reports' encoders; none if drawn")
+    parser.add_argument("--epochs", type=int, help="instead of those of the report's encoder, to try this file")
     parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args()
     store, rows = Store(chosen.store), list[dict[str, Any]]()
     for number, report in enumerate(chosen.reports.split(",")):
-        names = chosen.ways.split(",") if number == 0 else ["recipe", *filter(None, chosen.again.split(","))]
-        base: dict[str, Any] = {}
-        for name in sorted(names, key=lambda name: name != "recipe"):
-            rows += measure(store, report, name, chosen, base)
+        names = (chosen.ways if number == 0 else chosen.again).split(",")
+        bases: dict[str, Base] = {}
+        for name in dict.fromkeys(["recipe", *filter(None, names)]):
+            rows += measure(store, report, name, chosen, bases)
             chosen.out.write_text(json.dumps(rows, indent=1) + "\n")
-            for row in rows[-4 - 2 * len(WEIGHTS) :]:
-                told = {key: round(value, 4) for key, value in row.items() if isinstance(value, float)}
-                print(name, row["vectors"], told, flush=True)
+            # Ways are chosen on the validation part, so that alone is shown.
+            for row in (row for row in rows if (row["way"], row["report"]) == (name, report)):
+                print(name, row["vectors"], row["validation_gain"], f"{row['validation_map']:.4f}", flush=True)
 
 
 if __name__ == "__main__":

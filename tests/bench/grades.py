@@ -5,7 +5,8 @@
     python -m tests.bench.grades --store store --reports VERSION,VERSION --out grades.json
 
 Each way is trained on the stored embeddings of a report, from the seed of its reranker. Beside the training graphs of the
-report, some ways learn from changed gallery scans, whose own scan is in the list. Known items are other scans than those.
+report, some ways learn from changed gallery scans, whose own scan is in the list. Known items are scans of other groups,
+changed in other ways.
 Gains are over the recipe's own way. The order by score, and s - λ d with the λ of the best validation MAP.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from mrcg.corpus.reader import Corpus
 from mrcg.corpus.splits import Split
 from mrcg.encoder.appearance import facts_in, read_appearance
 from mrcg.encoder.embedder import Embedder
-from mrcg.evaluation.known_items import FORMS, forms_of
+from mrcg.evaluation.known_items import forms_of
 from mrcg.evaluation.order_choice import GRID, order_of
 from mrcg.hashing import draw, seed_of
 from mrcg.imaging.slices import resize
@@ -46,6 +47,8 @@ from mrcg.storage.store import Store
 from tests.bench.vector_figures import RESAMPLES
 
 KNOWN, BATCH = 300, 64
+#: Places in ``FORMS`` of the changes that rerankers learn from, and of those that known items are searched with.
+LEARNED, MEASURED = (1, 2, 3), (4, 5, 6)
 #: Grades of a node: its own scan, its group, its class.
 OWN, GROUP, CLASS = 3, 2, 1
 Grades = npt.NDArray[np.int64]
@@ -80,6 +83,7 @@ class Run:
     validation: Graded
     test: Graded
     known: Graded
+    known_groups: list[str]
     groups: list[str]
 
     @classmethod
@@ -96,25 +100,28 @@ class Run:
         ids = corpus.scans["image_id"].to_pylist()
         drawn = np.array(sorted(gallery.tolist(), key=lambda row: draw(0, "bench", ids[row])))
         known, others = drawn[:KNOWN], drawn[KNOWN:]
-        others = others[~split.validation[others]]
+        groups = np.array(corpus.groups, dtype=object)
+        others = others[~split.validation[others] & ~np.isin(groups[others], groups[known])]
 
-        def embedded(rows: npt.NDArray[np.int64], each: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float16]]:
-            """Rows and vectors of scans in all changed forms, or one of them in turn."""
+        def embedded(
+            rows: npt.NDArray[np.int64], places: Sequence[int], each: bool
+        ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float16]]:
+            """Rows and vectors of scans in each of some forms, or in one of them in turn."""
             names, images = list[int](), list[Any]()
             for place, grey in corpus.images(rows.tolist()):
-                forms = list(forms_of(grey, seed_of(0, "bench", ids[rows[place]])))[1:]
-                chosen = forms if each > 1 else [forms[place % len(forms)]]
+                forms = list(forms_of(grey, seed_of(0, "bench", ids[rows[place]])))
+                chosen = [forms[number] for number in (places if each else [places[place % len(places)]])]
                 names += [int(rows[place])] * len(chosen)
                 images += [resize(form, embedder.input_size) for form in chosen]
             return np.array(names), embedder.embed(np.stack(images), BATCH).astype(np.float16)
 
-        known_rows, known_vectors = embedded(known, len(FORMS) - 1)
-        other_rows, other_vectors = embedded(others, 1)
+        known_rows, known_vectors = embedded(known, MEASURED, each=True)
+        other_rows, other_vectors = embedded(others, LEARNED, each=False)
         stored = np.asarray(embeddings_of(embeddings))
         facts = facts_in(embeddings.manifest)
         scans = _Scans(
             np.array(corpus.labels, dtype=object),
-            np.array(corpus.groups, dtype=object),
+            groups,
             np.array(corpus.scans["pixel_hash"].to_pylist(), dtype=object),
         )
         vectors = np.concatenate([stored, known_vectors, other_vectors])
@@ -144,6 +151,7 @@ class Run:
             validation=of_part("validation"),
             test=of_part("test"),
             known=searched(known_rows, len(stored)),
+            known_groups=groups[known].tolist(),
             groups=corpus.groups,
         )
 
@@ -192,19 +200,22 @@ class Way:
 
 
 DISTANCE = {"features": ("difference", "distance", "rank")}
+LISTWISE = {**DISTANCE, "loss": "listwise"}
 SCALED = {"features": ("magnitude", "distance", "rank"), "scale": True}
 WAYS: Mapping[str, Way] = {
     "recipe": Way("as in the recipe"),
     "distance": Way("with the distance as an input", settings=DISTANCE),
     "whole": Way("whole vectors, with the distance as an input", whole=True, settings=DISTANCE),
-    "changed": Way("changed scans, too, by class", whole=True, changed=True, settings=DISTANCE),
-    "graded": Way("changed scans, too, by grade", GradedTrainer, whole=True, changed=True, settings=DISTANCE),
+    "listwise": Way("the same, with the listwise loss", whole=True, settings=LISTWISE),
+    "changed": Way("changed scans, too, listwise by class", whole=True, changed=True, settings=LISTWISE),
+    "graded": Way("changed scans, too, listwise by grade", GradedTrainer, whole=True, changed=True, settings=DISTANCE),
     "scaled": Way("by grade, on scaled magnitudes", GradedTrainer, whole=True, changed=True, settings=SCALED),
 }
 
 
 def measured(run: Run, way: Way, base: dict[str, Any]) -> dict[str, Any]:
     """Train a reranker in a way and return its figures."""
+    assert run.settings.graphs == "train", "the graphs of folds or of held-out scans are not read here"
     settings = RerankerSettings.model_validate({**run.settings.model_dump(), **(way.settings or {}), "snapshots": 0})
     dim = run.vectors.shape[1] if way.whole else run.trained_dim
     vectors = run.vectors[:, :dim]
@@ -240,7 +251,11 @@ def measured(run: Run, way: Way, base: dict[str, Any]) -> dict[str, Any]:
             gain = paired(base.setdefault(f"{part} {name}", ap), ap, groups, RESAMPLES, seed_of(0, "bootstrap"))
             row |= {f"{part}_{name}_map": float(ap.mean()), f"{part}_{name}_gain": gain.model_dump()}
             row[f"{part}_{name}_precision_at_10"] = float(precision_at(relevant, 10).mean())
-        row[f"known_{name}"] = float((ranked("known", order, run.known.grades_qn)[:, 0] == OWN).mean())
+        first = (ranked("known", order, run.known.grades_qn)[:, 0] == OWN).reshape(KNOWN, -1).mean(axis=1)
+        gain = paired(
+            base.setdefault(f"known {name}", first), first, run.known_groups, RESAMPLES, seed_of(0, "bootstrap")
+        )
+        row |= {f"known_{name}": float(first.mean()), f"known_{name}_gain": gain.model_dump()}
     return row
 
 

@@ -25,6 +25,9 @@ from mrcg.storage.store import Store
 Vectors = npt.NDArray[np.float32]
 #: Makes (n, d) vectors of (n, s, s) grey levels.
 Embed = Callable[[Grey], Vectors]
+Values = npt.NDArray[np.float64]
+#: AP of each query, and share of forms of each known item, by part.
+Base = dict[str, Values]
 KNOWN, DEPTH, RESAMPLES = 300, 50, 1000
 #: AP below which a query finds next to nothing of its class.
 HOPELESS = 0.05
@@ -88,14 +91,14 @@ class Scans:
         appearance = fit_appearance(thumbnails(self.pixels["gallery"]), vectors["gallery"], settings)
         return {part: extended(each, self.pixels[part], appearance) for part, each in vectors.items()}
 
-    def figures(self, vectors: Mapping[str, Vectors], base: dict[str, Any]) -> dict[str, Any]:
-        """MAP@50, P@10 and known items by exact distances.
+    def figures(self, vectors: Mapping[str, Vectors], over: Mapping[str, Base]) -> dict[str, Any]:
+        """MAP@50, P@10 and known items by exact distances, and gains.
 
         Validation scans are searched among the rest of the training part, test scans and changed gallery scans in it.
 
         Args:
             vectors: of all parts.
-            base: AP of each query of the first call, which the gains are over; filled by it.
+            over: what the gains are over, by their name; one that is empty is filled, and its gain is 0.
         """
         gallery, rows, held = vectors["gallery"], self.rows["gallery"], self.validation
         parts = {
@@ -103,22 +106,23 @@ class Scans:
             "test": (vectors["test"], gallery, self.rows["test"], rows),
         }
         found: dict[str, Any] = {"numbers": gallery.shape[1]}
+        values, groups = dict[str, Values](), dict[str, list[str]]()
         for part, (queries, among, query_rows, among_rows) in parts.items():
             hits = among_rows[exact_search(queries, among, DEPTH)]
             relevant = self.labels[hits] == self.labels[query_rows][:, None]
-            ap = average_precision(relevant)
-            gain = paired(
-                base.setdefault(part, ap), ap, self.groups[query_rows].tolist(), RESAMPLES, seed_of(0, "bootstrap")
-            )
-            found |= {
-                f"{part}_map": float(ap.mean()),
-                f"{part}_precision_at_10": float(precision_at(relevant, 10).mean()),
-                f"{part}_gain": gain.model_dump(),
-                # Queries whose list is of another class: mislabelled, or of a kind that the gallery lacks.
-                f"{part}_hopeless": float((ap < HOPELESS).mean()),
-            }
+            values[part], groups[part] = average_precision(relevant), self.groups[query_rows].tolist()
+            found[f"{part}_map"] = float(values[part].mean())
+            found[f"{part}_precision_at_10"] = float(precision_at(relevant, 10).mean())
+            # Queries whose list is of another class: mislabelled, or of a kind that the gallery lacks.
+            found[f"{part}_hopeless"] = float((values[part] < HOPELESS).mean())
         own = self.hashes[self.known].repeat(len(FORMS))
         first = self.hashes[rows][exact_search(vectors["known"], gallery, 1)[:, 0]] == own
         # The first form is the unchanged scan.
-        found["changed_first"] = float(first.reshape(len(self.known), -1)[:, 1:].mean())
+        values["changed"] = first.reshape(len(self.known), -1)[:, 1:].mean(axis=1)
+        groups["changed"] = self.groups[self.known].tolist()
+        found["changed_first"] = float(values["changed"].mean())
+        for name, base in over.items():
+            for part, each in values.items():
+                gain = paired(base.setdefault(part, each), each, groups[part], RESAMPLES, seed_of(0, "bootstrap"))
+                found[f"{part}_{name}"] = gain.model_dump()
         return found
