@@ -11,7 +11,7 @@ from ray.serve.config import BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
 from mrcg.config.loading import load_config
-from mrcg.config.settings import Autoscale
+from mrcg.config.service import Autoscale
 from mrcg.execution import ray_environment
 from mrcg.frozen import Frozen
 from mrcg.releases.release import read_release

@@ -20,7 +20,7 @@ from ray.serve.handle import DeploymentHandle
 from mrcg.api.requests import EmbeddingQuery, ImageIdQuery, SearchParams
 from mrcg.api.responses import Answer, BatchLine, ImageFacts, QuarantinedFile
 from mrcg.arrays import Mask
-from mrcg.config.settings import ServeSettings
+from mrcg.config.service import ServeSettings
 from mrcg.corpus.assembly import bad_rows
 from mrcg.corpus.reader import Corpus, read_quarantine
 from mrcg.errors import MrcgError, NotFoundError, ReleaseNotLoadedError, StageUnavailableError

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from mrcg.config.settings import ServeSettings
+from mrcg.config.service import ServeSettings
 from mrcg.corpus.reader import Corpus
 from mrcg.errors import MrcgError, ReleaseNotLoadedError
 from mrcg.metrics.drift import ScoreDrift

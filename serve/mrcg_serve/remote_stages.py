@@ -19,7 +19,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from mrcg.config.settings import Autoscale, ServeSettings
+from mrcg.config.service import Autoscale, ServeSettings
 from mrcg.errors import NotFoundError, ReleaseNotLoadedError, StageUnavailableError
 from mrcg.imaging.slices import Grey
 from mrcg.reranker.leave_one_out import LeaveOneOut

@@ -17,7 +17,7 @@ import numpy as np
 from ray import serve
 
 from mrcg.arrays import Fp16Vectors
-from mrcg.config.settings import Autoscale, ServeSettings
+from mrcg.config.service import Autoscale, ServeSettings
 from mrcg.errors import MrcgError, NotFoundError, ReleaseNotLoadedError, require
 from mrcg.frozen import Frozen
 from mrcg.imaging.slices import Grey

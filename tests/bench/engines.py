@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mrcg.config.settings import EngineName
+from mrcg.config.service import EngineName
 from mrcg.corpus.reader import Corpus
 from mrcg.corpus.splits import Split
 from mrcg.imaging.slices import Grey

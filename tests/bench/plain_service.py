@@ -20,7 +20,7 @@ import uvicorn
 from fastapi import FastAPI, File
 
 from mrcg.config.loading import load_config
-from mrcg.config.settings import ServeSettings
+from mrcg.config.service import ServeSettings
 from mrcg.releases.release import read_release
 from mrcg.retrieval.loaders import EmbedderLoader, RerankerLoader, SearcherLoader, load_and_check
 from mrcg.retrieval.preprocessing import QueryRules

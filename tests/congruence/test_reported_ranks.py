@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mrcg.api.requests import SearchParams
-from mrcg.config.settings import ServeSettings
+from mrcg.config.service import ServeSettings
 from mrcg.corpus.reader import Corpus
 from mrcg.corpus.splits import Split
 from mrcg.evaluation.known_items import FORMS, forms_of

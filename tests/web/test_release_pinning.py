@@ -6,7 +6,7 @@ import shutil
 import pytest
 from tests.unit.releases.test_release import another
 
-from mrcg.config.settings import ServeSettings
+from mrcg.config.service import ServeSettings
 from mrcg.errors import MrcgError, ReleaseNotLoadedError, StoreError
 from mrcg.releases.release import promote, read_release
 from mrcg.storage.store import Store

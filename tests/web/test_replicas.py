@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from mrcg.config.settings import ServeSettings
+from mrcg.config.service import ServeSettings
 from mrcg.errors import NotFoundError, ReleaseNotLoadedError, StageUnavailableError
 from mrcg.retrieval.merge import HitDetails, ShardHits
 from mrcg.retrieval.query import Scope

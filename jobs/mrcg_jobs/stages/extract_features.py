@@ -5,7 +5,9 @@ Modules that import torch are imported by the actors only.
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -20,7 +22,9 @@ from mrcg_jobs import initial_weights
 from mrcg_jobs.job import Job, Outcome, entries
 
 if TYPE_CHECKING:
+    from mrcg.arrays import Fp32Vectors
     from mrcg.encoder.model import Encoder
+    from mrcg.imaging.slices import Grey
 
 
 @dataclass(frozen=True)
@@ -50,10 +54,17 @@ class _ExtractFile:
         self._store = Store(work.store)
 
     @cached_property
-    def _device(self) -> str:
-        return "cuda" if self._work.config.compute.use_gpu else "cpu"
+    def _features_of(self) -> Callable[[Grey], Fp32Vectors]:
+        config, device = self._work.config, "cuda" if self._work.config.compute.use_gpu else "cpu"
+        size = config.encoder.batch_size
+        if config.encoder.trunk_engine == "openvino":
+            from mrcg.encoder.openvino_embedder import OpenVinoTrunk
 
-    @cached_property
+            return functools.partial(OpenVinoTrunk(self._encoder(), self._work.threads).features, batch_size=size)
+        from mrcg.encoder.embedder import trunk_features
+
+        return functools.partial(trunk_features, self._encoder().to(device), batch_size=size, device=device)
+
     def _encoder(self) -> Encoder:
         # Opened on first use: Ray loses the type of an error that an actor's constructor raises.
         import torch
@@ -66,7 +77,7 @@ class _ExtractFile:
         encoder = new_encoder(config.encoder, self._corpus.classes, config.seed, weights)
         # They take more memory than the trunk.
         encoder.branches = nn.Identity()  # type: ignore[assignment]
-        return encoder.to(self._device)
+        return encoder
 
     @cached_property
     def _corpus(self) -> Corpus:
@@ -81,9 +92,9 @@ class _ExtractFile:
     def _extract(self, images: str) -> dict[str, Any]:
         from mrcg.encoder.embedder import write_features
 
-        name, size = feature_file(images), self._work.config.encoder.batch_size
+        name, side = feature_file(images), self._work.config.encoder.input_size
         with self._store.writer(f"{self._work.attempt}/output/{name}") as sink:
-            count, width = write_features(sink, self._encoder, self._corpus.images_of(images), size, self._device)
+            count, width = write_features(sink, self._features_of, side, self._corpus.images_of(images))
         row = {**sink.entry(name).model_dump(), "images": count, "width": width}
         self._store.write_bytes(_done(self._work.attempt, images), json.dumps(row).encode())
         return row

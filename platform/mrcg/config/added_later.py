@@ -8,7 +8,7 @@ from typing import Any
 #: reports, which have more in them now).
 ADDED_LATER: Mapping[str, Mapping[str, Any]] = {
     "ingest": {"include": [], "exclude": [], "unknown_patients": []},
-    "encoder": {"mirror": False, "whiten": 0},
+    "encoder": {"mirror": False, "whiten": 0, "trunk_engine": "torch"},
     "embed": {"appearance": {"components": 0}},
     "evaluate": {"order": "score", "known_items": 0},
 }

@@ -10,19 +10,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from mrcg.config.base import Count, Fraction, Positive, Settings
 from mrcg.config.not_scans import NOT_SCANS, PLACEHOLDERS
-from mrcg.frozen import Frozen
+from mrcg.config.service import ServeSettings
 from mrcg.text import normalised, normalised_or_none
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-Count = Annotated[int, Field(ge=1)]
 #: Plane of a slice; slices of a volume are stacked along x, y and z respectively.
 Plane = Literal["sagittal", "coronal", "axial"]
-
-
-class Settings(Frozen):
-    """Base of every group of settings: frozen, and unknown keys are rejected."""
 
 
 class ReadSettings(Settings):
@@ -124,6 +118,9 @@ class EncoderSettings(Settings):
     cache_trunk: bool = Field(
         True, description="run a frozen trunk once, and train and embed on the stored features: 100 KB a scan for VGG16"
     )
+    trunk_engine: Literal["torch", "openvino"] = Field(
+        "torch", description="runtime of a frozen trunk that is run once; OpenVINO runs on CPUs"
+    )
     cached_views: Count = Field(1, description="augmented views stored per image when a frozen trunk is cached")
     loss: Literal["triplet", "contrastive"] = "triplet"
     mining: Literal["explicit", "batch_all", "semi_hard", "hard"] = "explicit"
@@ -175,6 +172,11 @@ class EncoderSettings(Settings):
         if self.patience and self.snapshots:
             raise ValueError(
                 "encoder.snapshots needs the last epochs, which encoder.patience may skip: set one of them to 0"
+            )
+        if self.trunk_engine != "torch" and not (self.stores_features and self.precision == "fp32"):
+            raise ValueError(
+                "encoder.trunk_engine runs a frozen trunk once, in fp32: set encoder.freeze=convolutions, "
+                "encoder.cache_trunk=true and encoder.precision=fp32, or encoder.trunk_engine=torch"
             )
         if self.whiten > self.embedding_dim:
             raise ValueError(f"encoder.whiten: set it to at most encoder.embedding_dim ({self.embedding_dim})")
@@ -297,65 +299,6 @@ class ReleaseSettings(Settings):
     )
 
 
-class Autoscale(Settings):
-    """One Ray Serve deployment: replicas, batching and resources."""
-
-    min_replicas: int = Field(1, ge=0)
-    max_replicas: Count = 2
-    target_ongoing_requests: Positive = Field(
-        1.0, description="target of ongoing calls per replica; one call carries all waiting requests"
-    )
-    upscale_delay_s: Positive = Field(30.0, description="seconds of higher load before a replica is added")
-    downscale_delay_s: Positive = Field(600.0, description="seconds of lower load before a replica is removed")
-    max_ongoing_requests: Count = 32
-    max_queued_requests: int = Field(256, ge=-1)
-    cpus: float = Field(0.2, ge=0.0, description="CPUs reserved per replica")
-    gpus: float = Field(0.0, ge=0.0)
-    threads: Count = Field(2, description="compute threads per replica")
-    max_batch_size: Count = 16
-    batch_wait_s: float = Field(
-        0.0, ge=0.0, description="seconds a batch waits to fill up; 0 gives the lowest latency without load"
-    )
-
-
-class GatewayScale(Autoscale):
-    """The gateway, which mostly waits for uploads and for the other stages."""
-
-    max_replicas: Count = 1
-    target_ongoing_requests: Positive = 32.0
-    max_ongoing_requests: Count = 64
-
-
-class LightScale(Autoscale):
-    """A stage whose batches are too small to use several threads."""
-
-    threads: Count = Field(1, description="compute threads per replica")
-
-
-EngineName = Literal["torch", "openvino", "openvino-int8"]
-
-
-class ServeSettings(Settings):
-    """The online service (docs/serving.md)."""
-
-    gateway: GatewayScale = GatewayScale()
-    embedder: Autoscale = Autoscale()
-    engine: EngineName = Field("torch", description="runtime of the encoder; OpenVINO runs on CPUs")
-    searcher: LightScale = LightScale()
-    searcher_parts: Count = Field(1, description="number of searcher deployments; each holds some of the shards")
-    part_ms: Count = Field(
-        2_000, description="milliseconds that one of several searchers may take; after that the answer omits it"
-    )
-    reranker: LightScale = LightScale()
-    max_upload_bytes: Count = 50 * 2**20
-    deadline_ms: Count = Field(30_000, description="milliseconds a request may take before it is cancelled")
-    rerank_reserve_ms: int = Field(50, ge=0, description="with fewer milliseconds left than this, return the ANN order")
-    follow_s: Positive = Field(2.0, description="seconds between checks for a new release")
-    grace_s: Positive = Field(
-        60.0, description="seconds an old release stays loaded after its last use; longer than deadline_ms"
-    )
-
-
 class CheckSettings(Settings):
     """Limits at which a job fails. They are not part of any version."""
 
@@ -415,6 +358,8 @@ class Config(Settings):
     def _reject_what_does_not_fit(self) -> Self:
         if self.reranker.graphs == "held_out" and not self.split.held_out_fraction:
             raise ValueError("reranker.graphs=held_out needs held-out scans: set split.held_out_fraction above 0")
+        if self.encoder.trunk_engine == "openvino" and self.compute.use_gpu:
+            raise ValueError("encoder.trunk_engine=openvino runs on CPUs: set it to torch or compute.use_gpu=false")
         if self.reranker.graphs == "cross_fit" and self.encoder.whiten:
             raise ValueError("reranker.graphs=cross_fit cannot align whitened encoders: set encoder.whiten=0")
         return self

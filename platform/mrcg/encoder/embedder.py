@@ -136,23 +136,22 @@ def trunk_features(
 
 
 def write_features(
-    sink: HashingFile, encoder: Encoder, images: Iterable[tuple[str, Grey]], batch_size: int, device: str
+    sink: HashingFile, features_of: Callable[[Grey], Fp32Vectors], side: int, images: Iterable[tuple[str, Grey]]
 ) -> tuple[int, int]:
-    """Run the trunk over the images of a pixel file and write its feature file, some hundred images at a time.
+    """Run a trunk over the images of a pixel file and write its feature file, some hundred images at a time.
 
     Args:
         sink: of the feature file.
-        encoder: whose trunk is run.
+        features_of: the trunk: (n, side, side) grey levels -> (n, f) features.
+        side: of its input images, in pixels.
         images: (id, grey levels) pairs of any image size; at least one.
-        batch_size: images that the trunk takes at a time.
-        device: torch device that it runs on.
 
     Returns:
         Number of images, and features of each.
     """
     writer, count, width = None, 0, 0
-    for names, pixels in _chunks(images, encoder.spec.input_size):
-        features = trunk_features(encoder, pixels, batch_size, device)
+    for names, pixels in _chunks(images, side):
+        features = features_of(pixels)
         width = features.shape[1]
         column = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), width)
         table = pa.table({"image_id": names, "features": column}, schemas.features(width))

@@ -1,14 +1,15 @@
-"""Embed scans on CPUs with OpenVINO, in fp32 or in int8 calibrated on a sample of scans."""
+"""Embed scans on CPUs with OpenVINO, in fp32 or in int8 calibrated on a sample of scans, and run a frozen trunk."""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from mrcg.arrays import Fp32Vectors
 from mrcg.encoder.appearance import extended
 from mrcg.encoder.embedder import Embedder
 from mrcg.encoder.model import Encoder, to_input
@@ -17,6 +18,15 @@ from mrcg.imaging.slices import Grey
 
 #: Scans that calibrate int8; NNCF's default.
 CALIBRATION_SCANS = 300
+
+
+class _GreyToFeatures(nn.Module):
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, grey_bss: Tensor) -> Tensor:
+        return self.encoder.features(to_input(grey_bss))
 
 
 class _GreyToEmbedding(nn.Module):
@@ -41,25 +51,61 @@ class OpenVinoEmbedder:
     def __init__(self, embedder: Embedder, threads: int, sample_nss: Grey | None = None) -> None:
         self.fingerprint, self.input_size = embedder.fingerprint, embedder.input_size
         self._dim, self._appearance = embedder.encoder.spec.embedding_dim, embedder.appearance
-        openvino, side = require("openvino"), self.input_size
-        model = openvino.convert_model(
-            _GreyToEmbedding(embedder.encoder).eval(),
+        model = _converted(_GreyToEmbedding(embedder.encoder), self.input_size)
+        if sample_nss is not None:
+            model = _quantised(model, sample_nss)
+        self._compiled = _compiled(model, threads)
+
+    def embed(self, pixels_nss: Grey, batch_size: int = 32) -> Fp32Vectors:
+        """(n, s, s) grey levels -> (n, d) embeddings, not normalised: the trained part, then the appearance part."""
+        assert pixels_nss.shape[1:] == (self.input_size, self.input_size), pixels_nss.shape
+        return extended(_in_batches(self._compiled, pixels_nss, batch_size, self._dim), pixels_nss, self._appearance)
+
+
+class OpenVinoTrunk:
+    """Runs an encoder's trunk on grey images like ``trunk_features``. Not thread-safe.
+
+    Args:
+        encoder: whose trunk is converted; its branches are not needed.
+        threads: CPU threads of one inference.
+    """
+
+    def __init__(self, encoder: Encoder, threads: int) -> None:
+        self._side = encoder.spec.input_size
+        self._compiled = _compiled(_converted(_GreyToFeatures(encoder), self._side), threads)
+        self._width = int(self._compiled.output(0).get_partial_shape()[1].get_length())
+
+    def features(self, pixels_nss: Grey, batch_size: int = 32) -> Fp32Vectors:
+        """(n, s, s) grey levels -> (n, f) trunk features."""
+        assert pixels_nss.shape[1:] == (self._side, self._side), pixels_nss.shape
+        return _in_batches(self._compiled, pixels_nss, batch_size, self._width)
+
+
+def _converted(module: nn.Module, side: int) -> Any:
+    openvino = require("openvino")
+    with warnings.catch_warnings():
+        # It traces with torch.jit, which torch calls deprecated, and our checks of shapes are constants in a trace.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        return openvino.convert_model(
+            module.eval(),
             example_input=torch.zeros(1, side, side, dtype=torch.uint8),
             input=[([-1, side, side], np.uint8)],
         )
-        if sample_nss is not None:
-            model = _quantised(model, sample_nss)
-        settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-        self._compiled = openvino.Core().compile_model(model, "CPU", settings)
 
-    def embed(self, pixels_nss: Grey, batch_size: int = 32) -> npt.NDArray[np.float32]:
-        """(n, s, s) grey levels -> (n, d) embeddings, not normalised: the trained part, then the appearance part."""
-        assert pixels_nss.shape[1:] == (self.input_size, self.input_size), pixels_nss.shape
-        out = np.empty((len(pixels_nss), self._dim), dtype=np.float32)
-        for start in range(0, len(pixels_nss), batch_size):
-            batch = np.ascontiguousarray(pixels_nss[start : start + batch_size])
-            out[start : start + batch_size] = self._compiled([batch])[0]
-        return extended(out, pixels_nss, self._appearance)
+
+def _compiled(model: Any, threads: int) -> Any:
+    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    return require("openvino").Core().compile_model(model, "CPU", settings)
+
+
+def _in_batches(compiled: Any, pixels_nss: Grey, batch_size: int, width: int) -> Fp32Vectors:
+    out = np.empty((len(pixels_nss), width), dtype=np.float32)
+    for start in range(0, len(pixels_nss), batch_size):
+        batch = np.ascontiguousarray(pixels_nss[start : start + batch_size])
+        out[start : start + batch_size] = compiled([batch])[0]
+    return out
 
 
 def _quantised(model: Any, sample_nss: Grey) -> Any:

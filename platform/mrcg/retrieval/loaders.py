@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from mrcg.config.settings import EngineName
+from mrcg.config.service import EngineName
 from mrcg.corpus.reader import Corpus
 from mrcg.encoder.appearance import TENSORS, read_appearance
 from mrcg.encoder.spec import read_spec

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from mrcg.api.requests import EmbeddingQuery, ImageIdQuery, SearchParams
 from mrcg.api.responses import Answer
-from mrcg.config.settings import ServeSettings
+from mrcg.config.service import ServeSettings
 from mrcg.imaging.slices import Grey
 from mrcg.releases.release import Release, read_release
 from mrcg.reranker.leave_one_out import LeaveOneOut

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from mrcg.api.requests import EmbeddingQuery
-from mrcg.config.settings import IngestSettings, ReadSettings, ServeSettings
+from mrcg.config.service import ServeSettings
+from mrcg.config.settings import IngestSettings, ReadSettings
 from mrcg.encoder.appearance import read_facts
 from mrcg.encoder.spec import read_spec
 from mrcg.errors import FingerprintError, UsageError

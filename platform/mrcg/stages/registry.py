@@ -251,6 +251,7 @@ def trunk_settings(config: Config, weights_digest: str) -> dict[str, Any]:
             "weights": weights_digest,
             "batch_size": config.encoder.batch_size,
             **({"mirror": True} if config.encoder.mirror else {}),
+            **({"engine": config.encoder.trunk_engine} if config.encoder.trunk_engine != "torch" else {}),
             # Initial weights that are drawn depend on the seed.
             **({"seed": config.seed} if config.encoder.weights == "none" else {}),
         }

@@ -7,6 +7,8 @@ from mrcg.config.loading import known_keys, load_config, recipe_names
 from mrcg.config.settings import Config
 from mrcg.errors import SettingsError
 
+FROZEN = ("encoder.freeze=convolutions", "encoder.augment=false")
+
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_shipped_recipes_load(name):
@@ -45,6 +47,8 @@ def test_value_out_of_range_names_key_and_value():
         (["encoder.patience=3", "encoder.keep=last"], "set encoder.keep=best"),
         (["encoder.patience=3", "encoder.keep=best", "encoder.snapshots=2"], "set one of them to 0"),
         (["encoder.whiten=65", "encoder.embedding_dim=64"], r"at most encoder.embedding_dim \(64\)"),
+        (["encoder.trunk_engine=openvino", "encoder.freeze=none"], "or encoder.trunk_engine=torch"),
+        ([*FROZEN, "encoder.trunk_engine=openvino", "compute.use_gpu=true"], "compute.use_gpu=false"),
         (["encoder.whiten=64", "reranker.graphs=cross_fit"], "set encoder.whiten=0"),
         (["encoder.whiten=64", "encoder.snapshots=2"], "set encoder.whiten or encoder.snapshots to 0"),
         (["encoder.mining=explicit", "encoder.gather=true"], "set encoder.mining=batch_all"),

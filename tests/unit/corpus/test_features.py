@@ -1,3 +1,5 @@
+import functools
+
 import numpy as np
 import pytest
 from tests.factories import publish, publish_corpus, tiny_config
@@ -26,12 +28,12 @@ def made(scans, tmp_path_factory):
     publish_corpus(store, steps["corpus"], scans, config)
     corpus = Corpus(store.artefact("corpus", steps["corpus"].version))
     encoder = new_encoder(config.encoder, corpus.classes, config.seed, None).eval()
-    files = {}
+    files, trunk = {}, functools.partial(trunk_features, encoder, batch_size=BATCH, device="cpu")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "CHUNK", 16)  # some hundred images in life
         for name in corpus.artefact.names(IMAGES):
             with store.writer(f"scratch/{feature_file(name)}") as sink:
-                written = write_features(sink, encoder, corpus.images_of(name), BATCH, "cpu")
+                written = write_features(sink, trunk, encoder.spec.input_size, corpus.images_of(name))
             assert written == (len(list(corpus.images_of(name))), 512)
             files[feature_file(name)] = store.read_bytes(f"scratch/{feature_file(name)}")
     publish(store, steps["features"], files, {"images": len(corpus), "width": 512})
@@ -108,4 +110,4 @@ def test_a_damaged_file_is_refused(made, tmp_path):
 
 def test_a_file_without_images_is_an_error_of_ours(made, tmp_path):
     with (tmp_path / "file").open("wb") as file, pytest.raises(AssertionError, match="holds an image"):
-        write_features(HashingFile(file), made[1], [], BATCH, "cpu")
+        write_features(HashingFile(file), lambda pixels: pixels, 32, [])

@@ -26,7 +26,6 @@ def torch_embedder():
     return Embedder(encoder, "ab", appearance=fit_appearance(thumbnails(pixels), trained, AppearanceSettings())), pixels
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("quantised", [False, True])
 def test_an_engine_gives_the_same_appearance_part_and_finds_exact_copies(torch_embedder, quantised):
     embedder, pixels = torch_embedder

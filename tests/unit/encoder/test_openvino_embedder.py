@@ -4,18 +4,15 @@ import numpy as np
 import pytest
 
 from mrcg.config.loading import load_config
-from mrcg.encoder.embedder import Embedder
-from mrcg.encoder.openvino_embedder import OpenVinoEmbedder
+from mrcg.encoder.embedder import Embedder, trunk_features
+from mrcg.encoder.openvino_embedder import OpenVinoEmbedder, OpenVinoTrunk
 from mrcg.encoder.trainer import new_encoder
 from mrcg.imaging.phantom import CLASSES, draw_slice
 from mrcg.imaging.slices import resize
 
 SIDE, DIM, SCANS = 64, 16, 24
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning"),
-]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +51,16 @@ def test_mirrored_views_are_converted(pixels):
     expected = embedder.embed(pixels)
     found = OpenVinoEmbedder(embedder, 1).embed(pixels[:, :, ::-1])
     assert np.allclose(found, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("mirror", ["false", "true"])
+def test_a_trunk_gives_the_features_of_torch_in_any_batches(pixels, mirror):
+    settings = load_config("demo", [f"encoder.input_size={SIDE}", f"encoder.mirror={mirror}"]).encoder
+    encoder = new_encoder(settings, ("a", "b"), 1, None).eval()
+    expected = trunk_features(encoder, pixels, SCANS, "cpu")
+    found = OpenVinoTrunk(encoder, 1).features(pixels, 7)
+    assert found.dtype == np.float32
+    assert np.allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
 
 
 def test_a_vector_does_not_depend_on_the_rest_of_the_batch(fp32, pixels):

@@ -60,7 +60,6 @@ def test_another_version_is_another_key(store, release):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
 def test_every_engine_embeds_alike(store, release):
     pixels = np.random.default_rng(0).integers(0, 256, (6, SIDE, SIDE), dtype=np.uint8)
     embedder = load_and_check(EmbedderLoader(store), release)

@@ -3,7 +3,7 @@ import pytest
 from tests.factories import make_release
 
 from mrcg.api.requests import SearchParams
-from mrcg.config.settings import ServeSettings
+from mrcg.config.service import ServeSettings
 from mrcg.corpus.reader import Corpus
 from mrcg.errors import ImageError, IntegrityError, NotFoundError, UsageError
 from mrcg.metrics.order import HitOrder

@@ -60,9 +60,13 @@ def run(store, config, source, step):
     return result
 
 
-def test_it_stores_what_the_trunk_makes_of_the_initial_weights(job):
+@pytest.mark.parametrize("engine", ["torch", pytest.param("openvino", marks=pytest.mark.slow)])
+def test_it_stores_what_the_trunk_makes_of_the_initial_weights(job, engine):
     store, config, source, step, weights = job
-    result = run(store, config, source, step)
+    config = config.model_copy(update={"encoder": config.encoder.model_copy(update={"trunk_engine": engine})})
+    planned = {each.stage.kind: each for each in plan(config, source, step.settings["trunk"]["weights"])}["features"]
+    assert (planned.version == step.version) == (engine == "torch")
+    result = run(store, config, source, planned)
     corpus = Corpus(store.artefact("corpus", step.inputs["corpus"]))
     assert (result.counts.images, result.counts.width) == (96, 512)
     stored = StoredFeatures(store.artefact("features", result.version)).of_corpus(corpus)
