@@ -87,7 +87,7 @@ def _converted(module: nn.Module, side: int) -> Any:
         # It traces with torch.jit, which torch calls deprecated, and our checks of shapes are constants in a trace.
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         return openvino.convert_model(
             module.eval(),
             example_input=torch.zeros(1, side, side, dtype=torch.uint8),
