@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mrcg.imaging.slices import Grey
 
-TILE, GAP, CAPTION, FRAME = 112, 8, 34, 3
+TILE, GAP, CAPTION, FRAME = 112, 8, 46, 3
 EMPTY = "#eef2f5"
 TEXT, BACKGROUND, MUTED = "#1b2733", "#ffffff", "#66757f"
 RIGHT, WRONG, NEUTRAL = "#009e73", "#d55e00", "#8aa0b2"  # Okabe-Ito palette: safe for colour-blind readers
@@ -23,7 +23,7 @@ class Panel:
     Attributes:
         pixels: grey pixels, scaled down to fit the tile; None draws an empty tile.
         caption: first line below the tile.
-        note: second, smaller line.
+        note: smaller text below it, on one line or two.
         relevant: colour of the frame, ``RIGHT`` or ``WRONG``; None draws a neutral frame.
     """
 
@@ -78,7 +78,16 @@ def _draw_panel(canvas: Image.Image, draw: ImageDraw.ImageDraw, left: int, top: 
 
 def _draw_caption(draw: ImageDraw.ImageDraw, left: int, top: int, panel: Panel) -> None:
     draw.text((left, top + TILE + FRAME + 1), _fit(draw, panel.caption, 12), TEXT, font=ImageFont.load_default(12))
-    draw.text((left, top + TILE + FRAME + 16), _fit(draw, panel.note, 10), MUTED, font=ImageFont.load_default(10))
+    for number, line in enumerate(_two_lines(draw, panel.note, 10)):
+        draw.text((left, top + TILE + FRAME + 16 + 12 * number), line, MUTED, font=ImageFont.load_default(10))
+
+
+def _two_lines(draw: ImageDraw.ImageDraw, text: str, size: int) -> list[str]:
+    """Break a text between words into at most two lines of a tile's width, each shortened where it must be."""
+    words, first = text.split(), ""
+    while words and (not first or _fit(draw, f"{first} {words[0]}", size) == f"{first} {words[0]}"):
+        first = f"{first} {words.pop(0)}".lstrip()
+    return [_fit(draw, line, size) for line in (first, " ".join(words)) if line]
 
 
 def _fit(draw: ImageDraw.ImageDraw, text: str, size: int) -> str:

@@ -138,3 +138,13 @@ def test_wrong_hits_are_framed_red():
     count = sum(count for count, colour in image.getcolors(1 << 20) if colour == red)
     side = TILE + 2 * FRAME
     assert count == 2 * (side * side - TILE * TILE)
+
+
+def test_what_a_picture_says_below_a_hit_is_not_cut():
+    def drawn(note):
+        grey = np.zeros((8, 8), dtype=np.uint8)
+        return retrieval_picture([PanelRow(Panel(grey, "query"), [Panel(grey, "glioma", note)])], "title")
+
+    assert drawn("similarity 0.98, probability 0.97") != drawn("similarity 0.98, probability 0.12")
+    # What no two lines hold ends with an ellipsis.
+    assert drawn("similarity " * 9 + "a") == drawn("similarity " * 9 + "b")
