@@ -83,11 +83,12 @@ def _draw_caption(draw: ImageDraw.ImageDraw, left: int, top: int, panel: Panel) 
 
 
 def _two_lines(draw: ImageDraw.ImageDraw, text: str, size: int) -> list[str]:
-    """Break a text between words into at most two lines of a tile's width, each shortened where it must be."""
-    words, first = text.split(), ""
-    while words and (not first or _fit(draw, f"{first} {words[0]}", size) == f"{first} {words[0]}"):
-        first = f"{first} {words.pop(0)}".lstrip()
-    return [_fit(draw, line, size) for line in (first, " ".join(words)) if line]
+    """Break a text after a comma into at most two lines of a tile's width, each shortened where it must be."""
+    parts = text.split(", ")
+    first = parts.pop(0)
+    while parts and _fit(draw, f"{first}, {parts[0]}", size) == f"{first}, {parts[0]}":
+        first = f"{first}, {parts.pop(0)}"
+    return [_fit(draw, line, size) for line in (f"{first}," if parts else first, ", ".join(parts)) if line]
 
 
 def _fit(draw: ImageDraw.ImageDraw, text: str, size: int) -> str:
