@@ -11,11 +11,13 @@ A block lies between ``<!-- figures: NAME -->`` and ``<!-- /figures -->``. Its t
   recipe has, named ``<weight>-seed-<n>``, beside those of docs/reports;
 - labels: docs/bench/labels.json, which docs/count_labels.py writes;
 - tried: docs/reports/tried, reports of runs with another reranker, named by the settings that differ;
-- reproduction: docs/bench/reproduction.json, the output of ``mrcg reproduce --json``;
+- reproduction, reproduction_paper: docs/bench/reproduction.json and reproduction-paper.json, the output of
+  ``mrcg reproduce --json``;
 - learning, ingest, appearance: docs/bench, the output of ``python -m tests.bench.learning``, ``… .ingest`` and
   ``… .appearance`` with ``--out``;
 - edges, encoders, vectors, combined, grades, trunk: the output of ``… .edges``, ``… .encoders``, ``… .combined``,
   ``… .grades`` and ``… .trunk`` (docs/trial_figures.py);
+- stages: stages-before.json and stages-after.json, the output of ``… .stages`` on two commits (docs/trial_figures.py);
 - serving, engines: docs/bench/serve.json, the output of ``python -m tests.bench.serve`` (docs/serve_figures.py);
 - gpu, gpu_run, gpu_orders, gpu_reproduction: measurements on a card (docs/gpu_figures.py);
 - index, steps, updates: the output of ``… .index`` and ``… .updates`` (docs/index_figures.py).
@@ -184,11 +186,9 @@ def tried_table() -> str:
     return "\n".join(lines)
 
 
-def reproduction_table() -> str:
+def reproduction_table(name: str) -> str:
     """Return the systems of the paper with the measured figures and the published ones."""
-    return reproduction_markdown(
-        Reproduction.model_validate_json((DOCS / "bench" / "reproduction.json").read_bytes())
-    ).rstrip()
+    return reproduction_markdown(Reproduction.model_validate_json((DOCS / "bench" / name).read_bytes())).rstrip()
 
 
 def learning_table() -> str:
@@ -243,7 +243,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "weights": weights_table,
     "labels": labels_table,
     "tried": tried_table,
-    "reproduction": reproduction_table,
+    "reproduction": lambda: reproduction_table("reproduction.json"),
+    "reproduction_paper": lambda: reproduction_table("reproduction-paper.json"),
     "learning": learning_table,
     "ingest": ingest_table,
     "appearance": appearance_table,
@@ -253,6 +254,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "combined": trial_figures.combined_table,
     "grades": trial_figures.grades_table,
     "trunk": trial_figures.trunk_table,
+    "stages": trial_figures.stages_table,
     "index": index_figures.index_table,
     "steps": index_figures.steps_table,
     "updates": index_figures.updates_table,
@@ -261,7 +263,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gpu": gpu_figures.rates_table,
     "gpu_run": gpu_figures.run_table,
     "gpu_orders": gpu_figures.orders_table,
-    "gpu_reproduction": gpu_figures.reproduction_table,
+    "gpu_reproduction": lambda: reproduction_table("gpu-reproduction.json"),
 }
 
 

@@ -13,8 +13,6 @@ import json
 import sys
 from pathlib import Path
 
-from mrcg.evaluation.paper_systems import Reproduction
-from mrcg.evaluation.paper_tables import reproduction_markdown
 from mrcg.metrics.report import REPORT, Report
 from mrcg.stages.registry import pipeline_stages
 from mrcg.storage.store import Store
@@ -80,13 +78,6 @@ def orders_table() -> str:
         figures = [run[what][order] for what in ("map", "unchanged", "changed")]
         lines.append(f"| {order} | {' | '.join(f'{100 * figure:.1f} %' for figure in figures)} |")
     return "\n".join(lines)
-
-
-def reproduction_table() -> str:
-    """Return the paper's table for the systems that were measured on the card."""
-    return reproduction_markdown(
-        Reproduction.model_validate_json((BENCH / "gpu-reproduction.json").read_bytes())
-    ).rstrip()
 
 
 if __name__ == "__main__":

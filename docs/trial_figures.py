@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mrcg.metrics.bootstrap import Gain
+from mrcg.stages.registry import STAGES
 
 BENCH = Path(__file__).parent / "bench"
 Row = Mapping[str, Any]
@@ -96,6 +97,31 @@ def trunk_table() -> str:
         for row in rows
     ]
     return _table(["trunk of VGG16", "images/s", "ratio", "largest error, of the largest feature"], lines)
+
+
+def stages_table() -> str:
+    """Return a table with one row per stage: its cost before and after features and checkpoints were changed."""
+    before, after = (_read(f"stages-{when}")["kinds"] for when in ("before", "after"))
+    header = ["stage", *(f"{what}, {when}" for what in COSTS for when in ("before", "after"))]
+    lines = []
+    for stage in STAGES:
+        pair = [kinds.get(stage.kind) for kinds in (before, after)]
+        if any(pair):
+            cells = [
+                "–" if one is None else f"{one[name] / unit:{form}}"
+                for name, unit, form in COSTS.values()
+                for one in pair
+            ]
+            lines.append([stage.name, *cells])
+    return _table(header, lines)
+
+
+#: Columns of ``stages_table``: name in the file, unit, form.
+COSTS = {
+    "seconds": ("seconds", 1, ".0f"),
+    "peak memory, GB": ("memory", 1e9, ".1f"),
+    "checkpoints, GB": ("checkpoints", 1e9, ".2f"),
+}
 
 
 def _read(name: str) -> Any:
